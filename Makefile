@@ -1,0 +1,35 @@
+# `make help` lists the targets. Every target installs what it needs first; PYTHON=... names the interpreter.
+# Works from any folder (make -C, make -f), and nothing of another active environment reaches the commands.
+ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
+BIN := $(ROOT).venv/bin
+export PYTHON
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-slow lint demo bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' "$(ROOT)Makefile"
+
+install: ## make .venv with the pinned environment and this project (5 GB; nothing to do when it is up to date)
+	@bash "$(ROOT)extra_scripts/install.sh"
+
+test: install ## run the fast tests
+	cd "$(ROOT)" && .venv/bin/python -m pytest -m "not slow"
+
+# pytest exits with 5 when it finds no test: a failure above, and nothing to complain about here.
+test-slow: install ## run the slow tests
+	cd "$(ROOT)" && .venv/bin/python -m pytest -m slow || [ $$? -eq 5 ]
+
+lint: install ## check style and formatting with ruff
+	cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+demo: install ## train and show PIRL on a CPU: make demo [DATA=folder] [BUDGET_MINUTES=n]
+	"$(BIN)/pirl-demo" $(if $(DATA),--data "$(DATA)") $(if $(BUDGET_MINUTES),--budget-minutes "$(BUDGET_MINUTES)")
+
+bench: install ## measure side by side with VISSL
+	"$(BIN)/python" "$(ROOT)benchmarks/run.py"
+
+clean: ## remove the environment, builds and caches; outputs of runs stay
+	cd "$(ROOT)" && rm -rf .venv .venv.lock build dist *.egg-info .pytest_cache .ruff_cache
+	cd "$(ROOT)" && find . -name __pycache__ -type d -prune -exec rm -rf {} +

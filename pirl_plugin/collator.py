@@ -1,0 +1,39 @@
+"""From samples to a batch: only images that were really read, and their indices in the data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vissl.data.collators import register_collator
+
+IGNORED = -1  # the index of an image that must not be trained on
+
+
+@register_collator("pirl_collator")
+def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
+    """Stack the views of a batch.
+
+    Samples whose image could not be read are left out. Where none could be read, all stay (a distributed
+    step needs some input), with the index IGNORED, for which the loss and the bank do nothing.
+
+    Args:
+        batch: B samples with `images` [3, S, S], `pretext` [V, 3, h, w], `data_idx` [i], `data_valid` [1 or -1].
+
+    Returns (each a list of one tensor, as VISSL wants):
+        images [B', 3, S, S]; pretext [B' * V, 3, h, w], an image's views one after the other;
+        image_index int64 [B'], the image's place in the data set, whatever LABEL_SOURCES says, or IGNORED;
+        data_idx int64 [B] and data_valid bool [B], of the whole batch, for those who count.
+    """
+    data_index = torch.tensor([sample["data_idx"][0] for sample in batch])
+    valid = torch.tensor([sample["data_valid"][0] == 1 for sample in batch])
+    kept = [sample for sample, keep in zip(batch, valid.tolist(), strict=True) if keep] or batch
+    image_index = data_index[valid] if bool(valid.any()) else torch.full_like(data_index, IGNORED)
+    return {
+        "images": [torch.stack([sample["images"] for sample in kept])],
+        "pretext": [torch.cat([sample["pretext"] for sample in kept])],
+        "image_index": [image_index],
+        "data_idx": [data_index],
+        "data_valid": [valid],
+    }

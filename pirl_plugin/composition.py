@@ -1,0 +1,134 @@
+"""From command-line overrides to a checked VISSL config, or to a sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from vissl.config import AttrDict
+from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+
+from hydra_plugins.pirl_plugin_path import PirlPluginPath
+from pirl_plugin.config_check import check_config, complete
+from pirl_plugin.validation import ConfigError, nearest
+
+# In a default editable install Hydra does not find search-path plugins outside the checkout.
+Plugins.instance().register(PirlPluginPath)
+
+
+def compose(overrides: list[str], write_config: bool = False) -> AttrDict:
+    """The whole VISSL config of a run: node_id, engine_name and `config`, checked and completed.
+
+    Args:
+        overrides: as on the command line, e.g. ["config=pretrain/pirl/jigsaw_8node", "config.SEED_VALUE=1"].
+        write_config: write train_config.yaml into the checkpoint folder, as VISSL's launcher does.
+
+    Raises:
+        ConfigError: in one sentence, for an override, a name or a value that cannot be right.
+    """
+    composed = _compose(overrides)
+    before = copy.deepcopy(composed)
+    complete(composed.config)
+    check_config(AttrDict(OmegaConf.to_container(before)).config)
+    whole, _ = convert_to_attrdict(composed, dump_config=write_config)
+    return whole
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        return compose_hydra_configuration(overrides)
+    except OverrideParseException as error:
+        raise ConfigError(f"Override {error.override!r} cannot be read; write key=value.") from error
+    except MissingConfigException as error:
+        raise ConfigError(_explain_missing(error, overrides)) from error
+    except ConfigCompositionException as error:
+        raise ConfigError(_explain_override(error, overrides)) from error
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _is_group(override: Override) -> bool:
+    # Config groups are written config=a/b and +config/a/b=c; values are config.A.B=c.
+    return "." not in override.key_or_group
+
+
+def _explain_missing(error: MissingConfigException, overrides: list[str]) -> str:
+    wanted = error.missing_cfg_file or " ".join(str(error).split())
+    name = wanted.removeprefix("config/")
+    return (
+        f"There is no config named {name!r}{nearest(name, error.options or config_names())}; "
+        f"the plugin's are listed in its README and lie in configs/config, VISSL's in its configs package."
+    )
+
+
+def config_names() -> list[str]:
+    """Names of the plugin's own configs, as `config=<name>` takes them."""
+    from hydra_plugins.pirl_plugin_path import config_folder
+
+    folder = config_folder() / "config"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _explain_override(error: ConfigCompositionException, overrides: list[str]) -> str:
+    if not any(o.startswith(("config=", "+config=")) for o in overrides):
+        return "No config is chosen; give one, such as config=pretrain/pirl/jigsaw_8node."
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    try:
+        base = compose_hydra_configuration([o.input_line for o in parsed if _is_group(o)])
+    except HydraException:
+        base = None
+    for override in parsed:
+        if base is None or _is_group(override) or override.is_add() or override.is_force_add():
+            continue
+        node, path = base, []
+        for part in override.key_or_group.split("."):
+            if not OmegaConf.is_dict(node) or part not in node:
+                known = list(node) if OmegaConf.is_dict(node) else []
+                return (
+                    f"There is no key {override.key_or_group!r}: {'.'.join(path) or 'the config'} has no "
+                    f"{part!r}{nearest(part, known)}; a key that is really new is written "
+                    f"+{override.input_line}."
+                )
+            node, path = node[part], [*path, part]
+    return " ".join(re.sub(r"\s+", " ", str(error)).split())
+
+
+def expand_sweep(overrides: list[str]) -> list[list[str]]:
+    """The runs of a sweep: `key=a,b` stands for one run with each value, several such keys for all combinations.
+
+    Each run of more than one gets a checkpoint folder of its own below config.CHECKPOINT.DIR, named for the
+    swept keys and values. `-m` and `--multirun` are accepted and change nothing.
+
+    Raises:
+        ConfigError: for an override that cannot be read.
+    """
+    overrides = [override for override in overrides if override not in ("-m", "--multirun")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise ConfigError(f"Override {error.override!r} cannot be read; write key=value.") from error
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if not swept:
+        return [fixed]
+    folder = next((o.value() for o in parsed if o.key_or_group == "config.CHECKPOINT.DIR"), ".")
+    choices = [[(o, value) for value in o.sweep_string_iterator()] for o in swept]
+    runs = []
+    for combination in itertools.product(*choices):
+        values = [f"{o.key_or_group}={value}" for o, value in combination]
+        name = "_".join(f"{o.key_or_group.split('.')[-1]}={value}" for o, value in combination)
+        name = name.replace("/", "-")
+        kept = [o for o in fixed if not o.startswith("config.CHECKPOINT.DIR=")]
+        runs.append([*kept, *values, f"config.CHECKPOINT.DIR={folder}/{name}"])
+    return runs

@@ -1,0 +1,135 @@
+"""What must agree in a config before anything is loaded, and what the launcher fills in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from pirl_plugin.image_files import EXTENSIONS, walk_images
+from pirl_plugin.trunks import LAYOUTS, feature_channels
+from pirl_plugin.validation import ConfigError
+
+
+def complete(config: DictConfig) -> None:
+    """Fill in what the plugin's parts take from elsewhere in the config.
+
+    `pirl_loss` gets the seed and the most images a rank has in a step; each `pirl_heads` without in_channels
+    gets the features of the trunk, where that is one of the ResNets.
+    """
+    channels = _trunk_channels(config)
+    for _, head in _heads(config):
+        if head.get("in_channels") is None and channels is not None:
+            with open_dict(head):
+                head["in_channels"] = channels
+    if config.LOSS.name != "pirl_loss":
+        return
+    loss = config.LOSS.pirl_loss
+    loss.seed = config.SEED_VALUE
+    loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+
+
+def _trunk_channels(config: Any) -> int | None:
+    """Channels of res5, where the trunk is one of the ResNets."""
+    trunk = config.MODEL.TRUNK
+    if trunk.NAME == "resnet":
+        return round(2048 * trunk.RESNETS.WIDTH_MULTIPLIER)
+    if trunk.NAME == "pirl_resnet" and trunk.RESNETS.DEPTH in LAYOUTS:
+        return feature_channels(trunk.RESNETS.DEPTH, trunk.RESNETS.WIDTH_MULTIPLIER)["res5"]
+    return None
+
+
+def check_config(config: Any) -> None:
+    """Refuse a config that cannot train as it says.
+
+    Args:
+        config: the `config` node (VISSL's AttrDict), before VISSL infers anything from it.
+
+    Raises:
+        ConfigError: one sentence with key, value and what would be right.
+    """
+    _check_data(config)
+    if config.LOSS.name == "pirl_loss":
+        _check_pirl(config)
+
+
+def _check_data(config: Any) -> None:
+    for split in ("TRAIN", "TEST"):
+        data = config.DATA[split]
+        sources, paths = data.DATA_SOURCES, data.DATA_PATHS
+        if paths and len(paths) != len(sources):
+            raise ConfigError(
+                f"DATA.{split}.DATA_PATHS has {len(paths)} entries and DATA_SOURCES {len(sources)}; "
+                f"they must be as many."
+            )
+        for source, path in zip(sources, paths, strict=False):
+            if source in ("image_files", "disk_folder"):
+                _check_folder(f"DATA.{split}.DATA_PATHS", str(path), source)
+
+
+def _check_folder(key: str, path: str, source: str) -> None:
+    if source == "image_files" and os.path.isfile(path) and path.endswith((".txt", ".npy")):
+        return
+    if not os.path.isdir(path):
+        raise ConfigError(f"{key} is {path!r}; there is no such folder (or .txt or .npy list) of images.")
+    if next(walk_images(path), None) is None:
+        raise ConfigError(
+            f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}."
+        )
+
+
+def _heads(config: Any) -> Iterator[tuple[str, dict]]:
+    """(input key, arguments) of every pirl_heads in the model."""
+    for (key, _), head in zip(config.MODEL.MULTI_INPUT_HEAD_MAPPING, config.MODEL.HEAD.PARAMS, strict=False):
+        modules = [head] if isinstance(head[0], str) else head
+        for name, arguments in modules:
+            if name == "pirl_heads":
+                yield key, arguments
+
+
+def _check_pirl(config: Any) -> None:
+    from pirl_plugin.pretext import PRETEXT_TRANSFORMS
+
+    loss, train = config.LOSS.pirl_loss, config.DATA.TRAIN
+    if config.TEST_MODEL:
+        raise ConfigError(
+            "TEST_MODEL is true, but pirl_loss knows the training images only (its bank has no row for a test "
+            "image); set TEST_MODEL to false and evaluate the checkpoint with a benchmark config."
+        )
+    for key, value in (("COLLATE_FUNCTION", "pirl_collator"), ("TARGET_KEY_NAMES", ["image_index"])):
+        if train[key] != value:
+            raise ConfigError(f"DATA.TRAIN.{key} is {train[key]!r}; pirl_loss needs {value!r}.")
+    names = [transform.get("name") for transform in train.TRANSFORMS]
+    tasks = [name for name in names if name in PRETEXT_TRANSFORMS]
+    if len(names) != 1 or not tasks:
+        raise ConfigError(
+            f"DATA.TRAIN.TRANSFORMS is {names}; pirl_loss needs exactly one pretext transform, which yields all "
+            f"views ready for the network: one of {', '.join(sorted(PRETEXT_TRANSFORMS))}."
+        )
+    task = PRETEXT_TRANSFORMS[tasks[0]].from_config(train.TRANSFORMS[0])
+    keys = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
+    if keys not in (["images", "pretext"], ["images"]):
+        raise ConfigError(
+            f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {keys}; pirl_loss needs ['images', 'pretext'], in that order."
+        )
+    if loss.lambda_ > 0 and "pretext" not in keys:
+        raise ConfigError(f"pirl_loss.lambda_ is {loss.lambda_}, which needs a head for the input `pretext`.")
+    for key, head in _heads(config):
+        branch, dim = head.get("branch"), head.get("embedding_dim", 128)
+        wanted = "image" if key == "images" else task.branch
+        if branch != wanted:
+            raise ConfigError(
+                f"The head of `{key}` is pirl_heads with branch {branch!r}; {task.name} needs branch {wanted!r}."
+            )
+        if dim != loss.embedding_dim:
+            raise ConfigError(
+                f"pirl_heads.embedding_dim ({branch}) is {dim}, but pirl_loss.embedding_dim is "
+                f"{loss.embedding_dim}; they must be equal."
+            )
+        if branch == "jigsaw" and head.get("num_patches", 9) != task.num_views:
+            raise ConfigError(
+                f"pirl_heads.num_patches is {head.get('num_patches', 9)}, but {task.name} yields "
+                f"{task.num_views} patches (grid_size squared); they must be equal."
+            )

@@ -1,0 +1,50 @@
+"""RandomResizedCrop of a PIL image to a tensor, with its box drawn apart from its application."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+ASPECT_RATIO = (3 / 4, 4 / 3)
+
+
+def draw_crop_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = ASPECT_RATIO,
+    generator: torch.Generator | None = None,
+) -> tuple[int, int, int, int]:
+    """A random box as torchvision's RandomResizedCrop draws it.
+
+    The area is uniform in `scale` (shares of the image's), the aspect ratio log-uniform in `ratio`, the place
+    uniform; after ten boxes that do not fit, the largest central box with an allowed ratio.
+
+    Returns:
+        (left, top, right, bottom) in whole pixels, inside the image, at least one pixel wide and high.
+    """
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(10):
+        share, turn = torch.rand(2, generator=generator).tolist()
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * share)
+        aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * turn)
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(torch.randint(width - crop_width + 1, (), generator=generator))
+            top = int(torch.randint(height - crop_height + 1, (), generator=generator))
+            return left, top, left + crop_width, top + crop_height
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The part of an RGB image inside `box`, resized (bilinear, antialiased): uint8 [3, size, size]."""
+    # Not resize(box=...): that lets pixels from outside the box into the filter.
+    resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()

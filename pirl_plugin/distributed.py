@@ -1,0 +1,49 @@
+"""The few collective operations that the loss and the bank need; with one process they do nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks, a new tensor, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gather_padded(tensor: Tensor, capacity: int, fill: float) -> Tensor:
+    """Concatenate [b_r, ...] of all ranks after padding each to [capacity, ...] with `fill`.
+
+    Ranks may hold different b_r <= capacity. Returns [W * capacity, ...], ranks in order, without gradient.
+    """
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    padded = tensor.new_full((capacity, *tensor.shape[1:]), fill)
+    padded[: len(tensor)] = tensor
+    gathered = tensor.new_empty((world_size() * capacity, *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, padded)
+    return gathered
+
+
+def largest_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers; waits for the device."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)

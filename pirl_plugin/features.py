@@ -1,0 +1,108 @@
+"""From a checkpoint and images to features, without the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from vissl.config import AttrDict
+from vissl.models.trunks import get_model_trunk
+
+from pirl_plugin.image_files import load_rgb
+from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.validation import ConfigError
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A VISSL checkpoint on the CPU, read without running code from it.
+
+    Raises:
+        ConfigError: where the file is missing, cut short or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"There is no checkpoint file at {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "classy_state_dict" not in checkpoint:
+        raise ConfigError(f"{path} is not a checkpoint of VISSL: it has no classy_state_dict.")
+    return checkpoint
+
+
+def build_trunk(config: AttrDict, checkpoint: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
+    """The trunk that `config.MODEL` describes, in eval mode: with a checkpoint's weights, or untrained.
+
+    Raises:
+        ConfigError: where the checkpoint is of another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk = get_model_trunk(config.MODEL.TRUNK.NAME)(config.MODEL, config.MODEL.TRUNK.NAME)
+    if checkpoint is not None:
+        try:
+            trunk.load_state_dict(checkpoint["classy_state_dict"]["base_model"]["model"]["trunk"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"The checkpoint does not fit the trunk {config.MODEL.TRUNK.NAME} of depth "
+                f"{config.MODEL.TRUNK.RESNETS.DEPTH}: {str(error).splitlines()[1].strip()}"
+            ) from error
+    return trunk.eval()
+
+
+def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+    """PIL image -> float32 [3, size, size]: the shorter side to size * 256 / 224, centre crop, normalised.
+
+    Images of at most `size` + 2 pixels are only resized to `size`, whole.
+    """
+    larger = round(size * 256 / 224) if size > 64 else size
+    return v2.Compose(
+        [
+            v2.Resize(larger, antialias=True),
+            v2.CenterCrop(size),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+
+
+@torch.inference_mode()
+def embed(
+    trunk: nn.Module,
+    images: Sequence[Image.Image | str | Path],
+    view: Callable[[Image.Image], Tensor],
+    layer: str = "flatten",
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Features float32 [N, D] of images or image files, in their order.
+
+    Args:
+        trunk: a VISSL trunk in eval mode, on any device.
+        view: image -> float tensor [3, H, W], the same size for all.
+        layer: which features (conv1, res2 ... res5, flatten); maps are flattened.
+        progress: called with (done, total) after every batch.
+    """
+    device = next(trunk.parameters()).device
+    features = []
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
+        batch = torch.stack(
+            [view(image if isinstance(image, Image.Image) else load_rgb(image)) for image in chunk]
+        )
+        (output,) = trunk(batch.to(device), [layer])
+        features.append(output.flatten(1).float().cpu().numpy())
+        if progress is not None:
+            progress(min(start + batch_size, len(images)), len(images))
+    return np.concatenate(features)

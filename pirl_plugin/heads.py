@@ -1,0 +1,88 @@
+"""The heads f and g (Section 2.3) that turn trunk features into embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vissl.models.heads import register_model_head
+
+from pirl_plugin.validation import check_choice, check_integer
+
+BRANCHES = ("image", "jigsaw", "rotation")
+
+
+def projection(in_channels: int, embedding_dim: int, use_mlp: bool) -> nn.Module:
+    """Linear(in, d), or Linear(in, in) - ReLU - Linear(in, d)."""
+    if not use_mlp:
+        return nn.Linear(in_channels, embedding_dim)
+    return nn.Sequential(
+        nn.Linear(in_channels, in_channels), nn.ReLU(inplace=True), nn.Linear(in_channels, embedding_dim)
+    )
+
+
+@register_model_head("pirl_heads")
+class PIRLHead(nn.Module):
+    """One branch of PIRL's heads. The branches share nothing but the trunk.
+
+    - image, f(v_I): one projection of the image's features.
+    - jigsaw, g(v_It): a projection of each patch's features; an image's patch vectors, concatenated in the
+      order in which they come (the random order of the permutation), go through a second Linear.
+    - rotation, g(v_It): one projection of the transformed image's features.
+
+    The output is not normalised: the loss uses cosine similarity.
+
+    Args:
+        model_config: config.MODEL (VISSL's).
+        branch: image, jigsaw or rotation.
+        in_channels: C, features of the trunk (2048 for ResNet-50).
+        embedding_dim: d of all projections.
+        num_patches: n, patches an image (jigsaw only).
+        use_mlp: a hidden layer of C units with ReLU in the projection (not in the paper; VISSL's MLP head).
+
+    Raises:
+        ConfigError: for an unknown branch or a value out of range.
+    """
+
+    def __init__(
+        self,
+        model_config: Any,
+        branch: str,
+        in_channels: int = 2048,
+        embedding_dim: int = 128,
+        num_patches: int = 9,
+        use_mlp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.branch = check_choice(branch, BRANCHES, "pirl_heads.branch")
+        self.in_channels = check_integer(in_channels, "pirl_heads.in_channels", 1)
+        self.embedding_dim = check_integer(embedding_dim, "pirl_heads.embedding_dim", 1)
+        self.num_patches = check_integer(num_patches, "pirl_heads.num_patches", 1) if branch == "jigsaw" else 1
+        self.projection = projection(in_channels, embedding_dim, use_mlp)
+        if branch == "jigsaw":
+            self.combine = nn.Linear(num_patches * embedding_dim, embedding_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [B * n, C] or [B * n, C, 1, 1] (n = 1 but for jigsaw) -> embeddings [B, d].
+
+        Raises:
+            ValueError: where the features do not fit the head.
+        """
+        if isinstance(features, list):
+            (features,) = features
+        features = torch.flatten(features, start_dim=1)
+        if features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"The trunk gives {features.shape[1]} features a view, but pirl_heads.in_channels "
+                f"({self.branch} branch) is {self.in_channels}."
+            )
+        if len(features) % self.num_patches:
+            raise ValueError(
+                f"pirl_heads.num_patches is {self.num_patches}, but the batch holds {len(features)} patches: "
+                f"the pretext transform yields another number of patches an image."
+            )
+        embeddings = self.projection(features)
+        if self.branch != "jigsaw":
+            return embeddings
+        return self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))

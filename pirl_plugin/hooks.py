@@ -1,0 +1,84 @@
+"""What to watch while training, beside VISSL's own hooks."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from classy_vision.generic.distributed_util import is_primary
+from classy_vision.hooks import ClassyHook
+from vissl.config import AttrDict
+from vissl.hooks import default_hook_generator
+
+from pirl_plugin.distributed import sum_over_ranks
+
+
+class Hook(ClassyHook):
+    """A hook that does nothing where a subclass says nothing."""
+
+    on_start = ClassyHook._noop
+    on_phase_start = ClassyHook._noop
+    on_forward = ClassyHook._noop
+    on_loss_and_meter = ClassyHook._noop
+    on_backward = ClassyHook._noop
+    on_update = ClassyHook._noop
+    on_step = ClassyHook._noop
+    on_phase_end = ClassyHook._noop
+    on_end = ClassyHook._noop
+    on_exception = ClassyHook._noop
+
+
+class UnreadableImagesHook(Hook):
+    """Counts the images of each epoch that could not be read, and names the first of them.
+
+    Args:
+        num_named: how many files each rank names in the log.
+    """
+
+    def __init__(self, num_named: int = 20) -> None:
+        super().__init__()
+        self.num_named = num_named
+
+    def on_phase_start(self, task) -> None:
+        self.unreadable: set[int] = set()
+        self.seen = 0
+
+    def on_step(self, task) -> None:
+        sample = task.last_batch.sample
+        if "image_index" not in task.data_and_label_keys["target"]:
+            return
+        (valid,), (indices,) = sample["data_valid"], sample["data_idx"]
+        self.seen += len(valid)
+        self.unreadable.update(indices[~valid].tolist())
+
+    def on_phase_end(self, task) -> None:
+        counts = torch.tensor([len(self.unreadable), self.seen], device=task.device)
+        total, seen = sum_over_ranks(counts).tolist()
+        if not total:
+            return
+        if is_primary():
+            logging.warning(
+                f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not "
+                f"enter the memory bank."
+            )
+        paths = task.datasets["train"].get_image_paths()[0]
+        for index in sorted(self.unreadable)[: self.num_named]:
+            logging.warning(f"Not read: {paths[index]}")
+
+
+class LossReportHook(Hook):
+    """Logs what pirl_loss reports, every LOG_FREQUENCY iterations of the primary rank."""
+
+    def on_update(self, task) -> None:
+        report = getattr(task.base_loss, "report", None)
+        if not report or not is_primary() or task.iteration % task.config["LOG_FREQUENCY"]:
+            return
+        logging.info("; ".join(f"{key}: {float(value):.4f}" for key, value in report.items()))
+
+
+def hook_generator(config: AttrDict) -> list[ClassyHook]:
+    """VISSL's hooks and, where the loss is pirl_loss, the plugin's."""
+    hooks = default_hook_generator(config)
+    if config.LOSS.name == "pirl_loss":
+        hooks += [UnreadableImagesHook(), LossReportHook()]
+    return hooks

@@ -1,0 +1,117 @@
+"""A data source for photos as they lie on disk: a folder of any depth, or a list of files.
+
+Register name `image_files`. VISSL's own `disk_folder` wants one sub-folder a class and reads a broken file
+as a grey square; this source wants nothing of the folder, and says which files it could not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from vissl import data as vissl_data
+
+from pirl_plugin.validation import ConfigError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def walk_images(folder: str | os.PathLike) -> Iterator[str]:
+    """Paths of the image files below `folder`, known by their extension, in sorted order."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def list_images(path: str | os.PathLike) -> np.ndarray:
+    """All images of a data set, in an order that depends on their names only.
+
+    Args:
+        path: a folder (searched at any depth), a .txt file (one path a line) or a .npy array of paths.
+            Relative paths of a list start at the list's folder.
+
+    Returns:
+        array of str [images].
+
+    Raises:
+        ConfigError: where there is no such path, or no image in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = list(walk_images(path))
+        if not files:
+            raise ConfigError(
+                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth."
+            )
+    elif path.is_file() and path.suffix in (".txt", ".npy"):
+        if path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").splitlines()
+        else:
+            lines = [str(line) for line in np.load(path, allow_pickle=False)]
+        files = [os.path.join(path.parent, line.strip()) for line in lines if line.strip()]
+        if not files:
+            raise ConfigError(f"The file list {path} names no image; it needs one path a line.")
+    else:
+        raise ConfigError(
+            f"There is no data at {path}; DATA_PATHS must name a folder of images, or a .txt or .npy list of them."
+        )
+    return np.array(files)
+
+
+def load_rgb(path: str | os.PathLike) -> Image.Image:
+    """Decode a whole image as RGB: grey, palette, transparent (on white), CMYK and 16-bit files too.
+
+    Raises:
+        OSError and other errors of PIL: where the file cannot be read to its end.
+    """
+    with Image.open(path) as image:
+        image.load()
+        if image.mode.startswith("I"):  # 16- and 32-bit grey, which PIL would clip to 255
+            levels = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray((levels * (255 / max(levels.max(), 1))).astype(np.uint8))
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            background = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(background, image)
+        return image.convert("RGB")
+
+
+class ImageFiles:
+    """VISSL data source: item i is (RGB PIL image, True), or (a grey image, False) where file i is unreadable.
+
+    Args (VISSL's): cfg, data_source, path, split, dataset_name.
+
+    Raises:
+        ConfigError: where `path` holds no image.
+    """
+
+    def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        self.dataset_name = dataset_name
+        self.files = list_images(path)
+        logging.info(f"{split}: {len(self.files)} images in {path}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def num_samples(self) -> int:
+        return len(self.files)
+
+    def get_image_paths(self) -> list[str]:
+        return self.files.tolist()
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
+        try:
+            return load_rgb(self.files[index]), True
+        except Exception as error:  # whatever a broken file makes PIL raise
+            logging.warning(f"Unreadable image {self.files[index]}: {type(error).__name__}: {error}")
+            return Image.new("RGB", (64, 64), (128, 128, 128)), False
+
+
+vissl_data.DATASET_SOURCE_MAP["image_files"] = ImageFiles
+vissl_data.DATA_SOURCES_WITH_SUBSET_SUPPORT.add("image_files")

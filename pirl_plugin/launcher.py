@@ -1,0 +1,131 @@
+"""`run_distributed_engines.py config=...`: VISSL's launcher with the plugin registered in every process.
+
+Takes all that VISSL's takes: overrides, +config/... , engine_name=extract_features, SLURM; and, beside it,
+sweeps (key=a,b,c). The import at top level is what registers the plugin in spawned ranks and workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import subprocess
+import sys
+from typing import Any
+
+from pirl_plugin import registration  # noqa: F401  (mends VISSL; must come before any import of it)
+
+from vissl.config import AttrDict  # noqa: E402
+from vissl.utils import distributed_launcher  # noqa: E402
+from vissl.utils.slurm import is_submitit_available  # noqa: E402
+
+from pirl_plugin import composition, host  # noqa: E402
+from pirl_plugin.hooks import hook_generator  # noqa: E402
+from pirl_plugin.validation import ConfigError  # noqa: E402
+
+_vissl_worker = distributed_launcher._distributed_worker
+
+
+def compose(overrides: list[str]) -> AttrDict:
+    """The `config` of a run, checked, with VISSL's inferences (LR scaling ...) applied; writes nothing."""
+    return composition.compose(overrides).config
+
+
+def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any) -> None:
+    """One rank. That a spawned process must import this function is what registers the plugin in it."""
+    # Workers of the data loader then start from a process that has the plugin imported: registered whatever
+    # __main__ is, and in a fraction of the time.
+    multiprocessing.set_forkserver_preload(["__main__", "pirl_plugin.registration"])
+    host.register_data_paths(cfg)
+    _vissl_worker(local_rank, cfg, *args, **kwargs)
+
+
+def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
+    """Run an engine of VISSL on this node with the plugin's hooks."""
+    host.register_data_paths(config)
+    distributed_launcher._distributed_worker = distributed_worker
+    distributed_launcher.launch_distributed(
+        cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
+    )
+
+
+class SlurmJob:
+    """What submitit runs on each node: VISSL's job, with the plugin's launcher in place of VISSL's.
+
+    submitit unpickles it by importing this module, which registers the plugin; the config travels as a plain
+    dict, so that nothing of VISSL is needed before that.
+    """
+
+    def __init__(self, engine_name: str, config: Any) -> None:
+        self.engine_name = engine_name
+        self.config = config.to_dict() if isinstance(config, AttrDict) else config
+
+    def __call__(self) -> None:
+        import submitit
+
+        # Children re-import __main__, which here is submitit's.
+        sys.modules["__main__"] = sys.modules[__name__]
+        config = AttrDict(self.config)
+        environment = submitit.JobEnvironment()
+        if config.DISTRIBUTED.NUM_NODES > 1 or config.DISTRIBUTED.INIT_METHOD == "tcp":
+            config.DISTRIBUTED.INIT_METHOD = "tcp"
+            config.DISTRIBUTED.RUN_ID = f"{environment.hostnames[0]}:{config.SLURM.PORT_ID}"
+        launch(config, environment.global_rank, self.engine_name)
+
+    def checkpoint(self):
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(SlurmJob(self.engine_name, self.config))
+
+
+def launch_on_slurm(config: AttrDict, engine_name: str):
+    """Submit a run as VISSL does (SLURM.* of the config); returns submitit's job.
+
+    Raises:
+        ConfigError: where submitit is missing or no partition is named.
+    """
+    if not is_submitit_available():
+        raise ConfigError("SLURM.USE_SLURM is true, which needs submitit; install it with: pip install submitit")
+    if not config.SLURM.PARTITION:
+        raise ConfigError("SLURM.PARTITION is empty; name the partition to submit to.")
+    distributed_launcher._ResumableSlurmJob = SlurmJob
+    return distributed_launcher.launch_distributed_on_slurm(cfg=config, engine_name=engine_name)
+
+
+def run(overrides: list[str]) -> None:
+    """Run what the overrides say: one run, a job on SLURM, or the runs of a sweep one after the other.
+
+    Raises:
+        ConfigError: for what the user can put right.
+        SystemExit: where a run of a sweep fails.
+    """
+    runs = composition.expand_sweep(overrides)
+    if len(runs) > 1:
+        for number, one in enumerate(runs, start=1):
+            print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
+            code = subprocess.run([sys.executable, "-m", "pirl_plugin.launcher", *one]).returncode
+            if code:
+                raise SystemExit(code)
+        return
+    whole = composition.compose(runs[0], write_config=True)
+    if whole.config.SLURM.USE_SLURM:
+        launch_on_slurm(whole.config, whole.engine_name)
+    else:
+        launch(whole.config, whole.node_id, whole.engine_name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `run_distributed_engines.py`."""
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:
+        # A rank's own ConfigError arrives as the text of its traceback.
+        found = re.findall(r"^pirl_plugin\.validation\.ConfigError: (.*)$", str(error), flags=re.MULTILINE)
+        if not found:
+            raise
+        sys.exit(f"Error: {found[-1]}")
+
+
+if __name__ == "__main__":
+    main()

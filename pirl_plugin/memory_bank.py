@@ -1,0 +1,138 @@
+"""The memory bank M (Section 2.2): one unit vector m_I an image, a moving average of f(v_I).
+
+Banks are registered by name in MEMORY_BANKS; `pirl_loss.memory_bank.name` chooses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pirl_plugin.distributed import gather_padded, largest_over_ranks
+from pirl_plugin.validation import ConfigError, check_integer, check_number
+
+MEMORY_BANKS = Registry("memory_bank")
+
+_BLOCK = 65536  # rows initialised from one seed
+
+
+def register_memory_bank(name: str) -> Callable[[type], type]:
+    """Register a bank class under `name`."""
+
+    def register(cls: type) -> type:
+        MEMORY_BANKS._do_register(name, cls)
+        return cls
+
+    return register
+
+
+def initial_rows(start: int, stop: int, dim: int, seed: int) -> Tensor:
+    """Rows start..stop-1 of a new bank: uniformly random unit vectors float32 [stop - start, dim].
+
+    A row depends on its number, dim and seed only: every rank of any world size makes the same.
+    """
+    rows = []
+    for block in range(start // _BLOCK, (stop - 1) // _BLOCK + 1):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+        first = block * _BLOCK
+        values = torch.randn(min(_BLOCK, stop - first), dim, generator=generator)
+        rows.append(normalize(values[max(start - first, 0) :], dim=1))
+    return torch.cat(rows) if rows else torch.empty(0, dim)
+
+
+def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What each row of a batch is to be averaged with when some rows occur more than once.
+
+    Args:
+        indices: int64 [B], negative ones ignored.
+        embeddings: float [B, d].
+
+    Returns:
+        targets int64 [B]: the row each entry writes to; ignored entries repeat another entry's row, so that
+        no write conflicts (row 0 where all are ignored);
+        means float [B, d]: the mean of the embeddings of the same row, the same for all of its entries;
+        known bool [B]: whether the row has any entry that is not ignored.
+    """
+    valid = indices >= 0
+    first_valid = indices.clamp(min=0).gather(0, valid.int().argmax().unsqueeze(0))
+    targets = torch.where(valid, indices, first_valid)
+    same = (targets.unsqueeze(0) == targets.unsqueeze(1)) & valid.unsqueeze(0)
+    counts = same.sum(dim=1, keepdim=True)
+    embeddings = embeddings.masked_fill(~valid.unsqueeze(1), 0)
+    means = same.to(embeddings.dtype) @ embeddings / counts.clamp(min=1)
+    first = same.int().argmax(dim=1)  # so that all entries of a row get the same bits
+    return targets, means[first], counts.squeeze(1) > 0
+
+
+@register_memory_bank("memory_bank")
+class MemoryBank(nn.Module):
+    """The whole bank on every rank, kept the same on all of them.
+
+    m_I <- normalise(momentum m_I + (1 - momentum) f(v_I)), with f(v_I) of unit norm. An image that occurs
+    more than once in a (global) batch is averaged with the mean of its embeddings, once.
+
+    Args:
+        num_rows: |D|, one row an image.
+        dim: d.
+        momentum: weight of the old row, in [0, 1); 0.5 in the paper.
+        seed: of the initial rows.
+        batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
+            of waiting for the device.
+
+    Attributes:
+        rows: float32 [|D|, d], unit norm.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int = 128,
+        momentum: float = 0.5,
+        seed: int = 0,
+        batch_capacity: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_rows = check_integer(num_rows, "the number of rows of the memory bank", 2)
+        self.dim = check_integer(dim, "pirl_loss.embedding_dim", 1)
+        self.momentum = check_number(momentum, "pirl_loss.memory_bank.momentum", 0, 1)
+        if self.momentum == 1:
+            raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
+        self.batch_capacity = batch_capacity
+        self.register_buffer("rows", initial_rows(0, num_rows, dim, seed))
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Rows m_I of `indices` int64 [...]: float32 [..., d], a copy."""
+        return self.rows[indices]
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, embeddings: Tensor) -> None:
+        """Average the rows of a batch with its embeddings, on all ranks alike.
+
+        Args:
+            indices: int64 [b], images of this rank, each below |D|; negative ones are passed over.
+            embeddings: [b, d], f(v_I) of unit norm.
+        """
+        capacity = self.batch_capacity or largest_over_ranks(len(indices), indices.device)
+        if len(indices) > capacity:
+            raise ValueError(f"A rank has {len(indices)} images in a step; the bank was told at most {capacity}.")
+        indices = gather_padded(indices, capacity, -1)
+        embeddings = gather_padded(embeddings.to(self.rows.dtype), capacity, 0)
+        targets, means, known = combine_duplicates(indices, embeddings)
+        old = self.rows[targets]
+        new = normalize(self.momentum * old + (1 - self.momentum) * means, dim=1)
+        self.rows[targets] = torch.where(known.unsqueeze(1), new, old)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "rows")
+        if saved is not None and saved.shape != self.rows.shape:
+            raise ConfigError(
+                f"The checkpoint's memory bank has {saved.shape[0]} rows of {saved.shape[1]} numbers, but this run "
+                f"has {self.num_rows} images and embedding_dim {self.dim}: resume with the data and the dimension "
+                f"that the checkpoint was made with."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,248 @@
+"""Photometric augmentation of many views at once, each with parameters of its own.
+
+The functions take float views [V, 3, H, W] in [0, 1] and one parameter a view [V], and return new views of
+the same shape in [0, 1]; they work on any device. `draw` draws the parameters, `apply` applies them.
+
+The operations are those of torchvision's ColorJitter and RandomGrayscale and of PIL's ImageOps and
+ImageEnhance; the paper names colour jitter and "sharpness, equalize etc.", VISSL's PIRL uses colour jitter,
+then (posterize, sharpness, solarize, autocontrast) with probability 0.66, then grey with probability 0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from pirl_plugin.validation import ConfigError, check_integer, check_keys, check_number
+
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
+
+
+def luma(views: Tensor) -> Tensor:
+    """Grey level [V, 1, H, W] of views [V, 3, H, W]."""
+    red, green, blue = views.unbind(-3)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(-3)
+
+
+def _per_view(parameter: Tensor, views: Tensor) -> Tensor:
+    return parameter.to(views).view(-1, 1, 1, 1)
+
+
+def _blend(views: Tensor, other: Tensor, factors: Tensor) -> Tensor:
+    return torch.lerp(other.expand_as(views), views, _per_view(factors, views)).clamp_(0, 1)
+
+
+def adjust_brightness(views: Tensor, factors: Tensor) -> Tensor:
+    """Multiply by factors [V] >= 0; 1 changes nothing."""
+    return (views * _per_view(factors, views)).clamp_(0, 1)
+
+
+def adjust_contrast(views: Tensor, factors: Tensor) -> Tensor:
+    """Move away from (factor > 1) or towards (< 1) each view's mean grey; factors [V] >= 0."""
+    return _blend(views, luma(views).mean(dim=(-3, -2, -1), keepdim=True), factors)
+
+
+def adjust_saturation(views: Tensor, factors: Tensor) -> Tensor:
+    """Move away from (factor > 1) or towards (< 1) each pixel's grey; factors [V] >= 0."""
+    return _blend(views, luma(views), factors)
+
+
+def adjust_hue(views: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue by shifts [V] in [-0.5, 0.5] of the full circle, keeping HSV's value and saturation."""
+    red, green, blue = views.unbind(-3)
+    value, chroma = views.amax(-3), views.amax(-3) - views.amin(-3)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sector = sector + 6 * shifts.to(views).view(-1, 1, 1)
+    # A channel is value - chroma * clip(min(k, 4 - k), 0, 1) with k its distance from the hue, in sectors.
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + sector).remainder(6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, dim=-3).clamp_(0, 1)
+
+
+def to_grayscale(views: Tensor) -> Tensor:
+    """Grey views, still with three (equal) channels."""
+    return luma(views).expand_as(views).contiguous()
+
+
+def posterize(views: Tensor, bits: Tensor) -> Tensor:
+    """Keep the `bits` [V] (whole, 1 to 8) highest bits of each 8-bit level, as PIL.ImageOps.posterize."""
+    step = 2 ** (8 - _per_view(bits, views))
+    return (views * 255).round_().div_(step).floor_().mul_(step).div_(255)
+
+
+def solarize(views: Tensor, thresholds: Tensor) -> Tensor:
+    """Invert the 8-bit levels at or above thresholds [V] in [0, 256], as PIL.ImageOps.solarize."""
+    return torch.where(views * 255 >= _per_view(thresholds, views), 1 - views, views)
+
+
+def adjust_sharpness(views: Tensor, factors: Tensor) -> Tensor:
+    """Blend with a smoothed view (factor 0: smooth, 1: unchanged, 2: sharp); the border stays as it is."""
+    if min(views.shape[-2:]) < 3:
+        return views
+    kernel = torch.ones(3, 3, dtype=views.dtype, device=views.device)
+    kernel[1, 1] = 5
+    kernel = (kernel / kernel.sum()).expand(3, 1, 3, 3)
+    smooth = views.clone()
+    smooth[..., 1:-1, 1:-1] = conv2d(views, kernel, groups=3)
+    return _blend(views, smooth, factors)
+
+
+def autocontrast(views: Tensor) -> Tensor:
+    """Stretch each channel of each view to [0, 1]; a flat channel stays as it is."""
+    low, high = views.amin((-2, -1), keepdim=True), views.amax((-2, -1), keepdim=True)
+    flat = high <= low
+    scale = torch.where(flat, torch.ones_like(high), high - low)
+    return torch.where(flat, views, ((views - low) / scale).clamp_(0, 1))
+
+
+def horizontal_flip(views: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the views where flip [V] (bool) says so."""
+    return torch.where(flip.view(-1, 1, 1, 1).to(views.device), views.flip(-1), views)
+
+
+def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
+    """Blur each view with its own standard deviation `sigmas` [V] > 0, in pixels (reflected border)."""
+    from torchvision.transforms.v2.functional import gaussian_blur as blur_one
+
+    size = 2 * int(min(4 * float(sigmas.max()), (min(views.shape[-2:]) - 1) // 2)) + 1
+    return torch.stack(
+        [
+            blur_one(view, [size, size], [sigma, sigma])
+            for view, sigma in zip(views, sigmas.tolist(), strict=True)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class PhotometricSettings:
+    """How strongly and how often views are augmented; the defaults are those of VISSL's PIRL.
+
+    Attributes:
+        brightness, contrast, saturation: colour jitter, factors uniform in [max(0, 1 - x), 1 + x].
+        hue: colour jitter, shift uniform in [-hue, hue] of the circle; in [0, 0.5].
+        color_jitter_probability: probability that a view is jittered at all.
+        random_photometric: probability of (posterize, sharpness, solarize, autocontrast) for a view.
+        grayscale: probability of a grey view.
+        blur: probability of a Gaussian blur.
+        blur_sigma_low, blur_sigma_high: its standard deviation, as shares of the view's width.
+        horizontal_flip: probability of a mirrored view.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.2
+    color_jitter_probability: float = 1.0
+    random_photometric: float = 0.66
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma_low: float = 0.1 / 224
+    blur_sigma_high: float = 2.0 / 224
+    horizontal_flip: float = 0.5
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str) -> PhotometricSettings:
+        """Settings from a mapping of the attributes above, those left out at their defaults.
+
+        Raises:
+            ConfigError: for an unknown key or a value out of range.
+        """
+        check_keys(config, [field.name for field in fields(cls)], where)
+        highest = {"hue": 0.5, "brightness": float("inf"), "contrast": float("inf"), "saturation": float("inf")}
+        values = {
+            key: check_number(value, f"{where}.{key}", 0, highest.get(key, 1.0)) for key, value in config.items()
+        }
+        settings = cls(**values)
+        if settings.blur_sigma_low > settings.blur_sigma_high:
+            raise ConfigError(
+                f"{where}.blur_sigma_low is {settings.blur_sigma_low}; it must not exceed blur_sigma_high, "
+                f"{settings.blur_sigma_high}."
+            )
+        return settings
+
+
+@dataclass(frozen=True)
+class PhotometricParameters:
+    """What `draw` drew for V views: one row or entry a view, all on the CPU."""
+
+    order: Tensor  # int64 [V, 4]: in which order brightness (0), contrast (1), saturation (2), hue (3) come
+    factors: Tensor  # float [V, 4]: their factors; for hue the shift
+    jitter: Tensor  # bool [V]
+    photometric: Tensor  # bool [V]
+    bits: Tensor  # int64 [V], 4 to 8
+    sharpness: Tensor  # float [V], 0.1 to 1.9
+    thresholds: Tensor  # int64 [V], 0 to 256
+    grayscale: Tensor  # bool [V]
+    blur: Tensor  # bool [V]
+    sigma: Tensor  # float [V], share of the view's width
+    flip: Tensor  # bool [V]
+
+
+def draw(
+    num_views: int, settings: PhotometricSettings, generator: torch.Generator | None = None
+) -> PhotometricParameters:
+    """Draw the parameters of `num_views` views, independently of each other.
+
+    `generator` is a CPU generator; None draws from PyTorch's global one.
+    """
+    check_integer(num_views, "num_views", 0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation, settings.hue])
+    low = torch.tensor([1.0, 1.0, 1.0, 0.0]) - strength
+    low[:3].clamp_(min=0)
+    high = torch.tensor([1.0, 1.0, 1.0, 0.0]) + strength
+    return PhotometricParameters(
+        order=uniform(num_views, 4).argsort(dim=1),
+        factors=low + (high - low) * uniform(num_views, 4),
+        jitter=uniform(num_views) < settings.color_jitter_probability,
+        photometric=uniform(num_views) < settings.random_photometric,
+        bits=torch.randint(4, 9, (num_views,), generator=generator),
+        sharpness=0.1 + 1.8 * uniform(num_views),
+        thresholds=torch.randint(0, 257, (num_views,), generator=generator),
+        grayscale=uniform(num_views) < settings.grayscale,
+        blur=uniform(num_views) < settings.blur,
+        sigma=settings.blur_sigma_low
+        + (settings.blur_sigma_high - settings.blur_sigma_low) * uniform(num_views),
+        flip=uniform(num_views) < settings.horizontal_flip,
+    )
+
+
+_JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def apply(views: Tensor, parameters: PhotometricParameters) -> Tensor:
+    """Apply drawn parameters to views [V, 3, H, W] in [0, 1]; returns new views of the same shape."""
+    views = views.clone()
+    for step in range(4):
+        for number, adjust in enumerate(_JITTER):
+            chosen = ((parameters.order[:, step] == number) & parameters.jitter).nonzero().squeeze(1)
+            if len(chosen):
+                views[chosen] = adjust(views[chosen], parameters.factors[chosen, number])
+    chosen = parameters.photometric.nonzero().squeeze(1)
+    if len(chosen):
+        some = posterize(views[chosen], parameters.bits[chosen])
+        some = adjust_sharpness(some, parameters.sharpness[chosen])
+        some = solarize(some, parameters.thresholds[chosen])
+        views[chosen] = autocontrast(some)
+    chosen = parameters.grayscale.nonzero().squeeze(1)
+    if len(chosen):
+        views[chosen] = to_grayscale(views[chosen])
+    chosen = parameters.blur.nonzero().squeeze(1)
+    if len(chosen):
+        views[chosen] = gaussian_blur(views[chosen], parameters.sigma[chosen] * views.shape[-1])
+    return horizontal_flip(views, parameters.flip)

@@ -1,0 +1,88 @@
+"""Refusing what cannot be right: one sentence that names the key, the value and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting, file or data set that the user can put right; the message is one sentence."""
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """' (did you mean X?)' for the known word closest to `word`, or '' where none is close."""
+    close = difflib.get_close_matches(word, [str(item) for item in known], n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def check_keys(config: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse keys of `config` that `where` does not know.
+
+    Raises:
+        ConfigError: naming the first unknown key, the nearest known one and all known ones.
+    """
+    for key in config:
+        if key not in known:
+            raise ConfigError(
+                f"{where} has no key {key!r}{nearest(str(key), known)}; it knows {', '.join(sorted(known))}."
+            )
+
+
+def check_choice(value: Any, choices: Collection[Any], where: str) -> Any:
+    """`value`, which must be one of `choices`.
+
+    Raises:
+        ConfigError: naming the choices.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"{where} is {value!r}{nearest(str(value), choices)}; it must be one of {', '.join(str(c) for c in choices)}."
+        )
+    return value
+
+
+def check_integer(value: Any, where: str, minimum: int, maximum: int | None = None) -> int:
+    """`value`, which must be a whole number in [minimum, maximum].
+
+    Raises:
+        ConfigError: naming the range.
+    """
+    bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < minimum or (maximum is not None and value > maximum):
+        raise ConfigError(f"{where} is {value!r}; it must be a whole number {bounds}.")
+    return value
+
+
+def check_number(
+    value: Any, where: str, minimum: float, maximum: float = float("inf"), above: bool = False
+) -> float:
+    """`value`, which must be a number in [minimum, maximum], or in (minimum, maximum] where `above`.
+
+    Raises:
+        ConfigError: naming the range.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not minimum <= value <= maximum or (above and value == minimum):
+        low = f"above {minimum}" if above else f"at least {minimum}"
+        high = "" if maximum == float("inf") else f" and at most {maximum}"
+        raise ConfigError(f"{where} is {value!r}; it must be a number {low}{high}.")
+    return float(value)
+
+
+def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tuple[float, float]:
+    """`value`, which must be a pair (low, high) with minimum <= low <= high <= maximum.
+
+    Raises:
+        ConfigError: naming the range.
+    """
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    numbers = pair and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    if not numbers or not minimum <= value[0] <= value[1] <= maximum:
+        raise ConfigError(
+            f"{where} is {value!r}; it must be two numbers [low, high] with "
+            f"{minimum} <= low <= high <= {maximum}."
+        )
+    return float(value[0]), float(value[1])

@@ -1,0 +1,107 @@
+"""Packaging of pirl_plugin.
+
+`configs/` and `extra_scripts/` lie at the top of the checkout, as VISSL's do, but install under the plugin's
+own name: a second top-level `configs` would hide VISSL's, and uninstalling it would delete VISSL's files.
+
+VISSL itself is not among the requirements: its metadata pins numpy 1.19.5 and other packages of 2021, which
+no resolver can put beside a current torch. Nor is classy-vision: VISSL's wheel carries that folder already,
+without saying so, and pip would write over it unasked. requirements.txt and the README install both, without
+their dependencies.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version in pirl_plugin/__init__.py, found without importing torch."""
+    text = (ROOT / "pirl_plugin" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('pirl_plugin/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+class CleanBuildPy(build_py):
+    """Starts from an empty folder: a file deleted since the last build must not come back in a wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+# Loose bounds: installing must upgrade nothing that a cluster owns. The exact pins are in requirements.txt.
+# Hydra 1.4 drops the behaviour of 1.1 that VISSL's configs are written for.
+INSTALL_REQUIRES = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy",
+    "scipy",
+    "pillow",
+    "matplotlib",
+    "tensorboard",
+    "tqdm",
+    "pyyaml",
+    # What VISSL needs, as nobody reads its own list.
+    "fvcore",
+    "hydra-core>=1.1,<1.4",
+    "iopath",
+    "omegaconf",
+    "parameterized",
+    "scikit-learn",
+    "submitit",
+    "tabulate",
+]
+
+EXTRAS_REQUIRE = {
+    # What Detectron2 needs beyond the list above. Detectron2 itself has no release to name: see the README.
+    "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
+    # The photos that the demo trains on when it is given none.
+    "demo": ["scikit-image"],
+    "test": ["pytest>=7", "pytest-timeout", "ruff", "safetensors", "scikit-image", "timm"],
+}
+
+CONSOLE_SCRIPTS = {
+    # Named as VISSL's own tool, so that a VISSL command line works unchanged.
+    "run_distributed_engines.py": "pirl_plugin.launcher:main",
+    "pirl-extract-features": "pirl_plugin.tools:extract_features",
+    "pirl-train-svm": "pirl_plugin.tools:train_svm",
+    "pirl-train-svm-low-shot": "pirl_plugin.tools:train_svm_low_shot",
+    "pirl-nearest-neighbors": "pirl_plugin.tools:nearest_neighbors",
+    "pirl-demo": "pirl_plugin.demo:main",
+}
+
+setup(
+    name="pirl_plugin",
+    version=read_version(),
+    description="PIRL (self-supervised learning of pretext-invariant representations) as a plugin for VISSL",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[
+        "pirl_plugin",
+        "pirl_plugin.configs",
+        "pirl_plugin.extra_scripts",
+        "hydra_plugins.pirl_plugin_path",
+    ],
+    package_dir={"pirl_plugin.configs": "configs", "pirl_plugin.extra_scripts": "extra_scripts"},
+    package_data={"pirl_plugin": ["py.typed"], "pirl_plugin.configs": ["**/*.yaml"]},
+    include_package_data=False,
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": [f"{name} = {target}" for name, target in CONSOLE_SCRIPTS.items()]},
+    cmdclass={"build_py": CleanBuildPy},
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

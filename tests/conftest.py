@@ -1,0 +1,42 @@
+"""Shared by all tests: the plugin registered, and folders of small real image files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pirl_plugin import registration  # noqa: F401
+
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def smooth_photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """A colourful image with edges and gradients, different for every seed."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory) -> Path:
+    """48 JPEGs of 48 x 40 pixels in four class folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(48):
+        target = folder / f"class{number % 4}"
+        target.mkdir(exist_ok=True)
+        smooth_photo(number).save(target / f"{number:03d}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_photo():
+    """(seed, width, height) -> PIL image."""
+    return smooth_photo

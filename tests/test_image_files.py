@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pirl_plugin.collator import IGNORED, pirl_collator
+from pirl_plugin.image_files import ImageFiles, list_images, load_rgb
+from pirl_plugin.validation import ConfigError
+
+
+def test_a_folder_of_any_depth_is_listed_in_order_of_names(tmp_path, make_photo):
+    for name in ("b/z/2.png", "a.JPG", "b/1.jpeg", "notes.txt", ".hidden.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("x")
+        else:
+            make_photo(1).save(tmp_path / name, format="PNG")
+    names = [str(f).removeprefix(f"{tmp_path}/") for f in list_images(tmp_path)]
+    assert names == ["a.JPG", "b/1.jpeg", "b/z/2.png"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "npy"])
+def test_a_list_of_files_is_read_relative_to_itself(tmp_path, kind):
+    paths = ["x/1.jpg", "/absolute/2.jpg"]
+    if kind == "txt":
+        (tmp_path / "list.txt").write_text("\n".join(paths) + "\n\n")
+    else:
+        np.save(tmp_path / "list.npy", np.array(paths))
+    assert list_images(tmp_path / f"list.{kind}").tolist() == [f"{tmp_path}/x/1.jpg", "/absolute/2.jpg"]
+
+
+def test_no_images_and_no_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no image"):
+        list_images(tmp_path)
+    with pytest.raises(ConfigError, match="There is no data at"):
+        list_images(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("P", 0, None),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_every_kind_of_file_becomes_rgb(tmp_path, mode, color, expected):
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new(mode, (8, 8), color).save(path)
+    image = load_rgb(path)
+    assert image.mode == "RGB" and image.size == (8, 8)
+    if expected is not None:
+        assert image.getpixel((3, 3)) == expected
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    levels = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    image = np.asarray(load_rgb(tmp_path / "x.png"))
+    assert image[0, 0, 0] == 0 and image[-1, -1, 0] == 255 and 100 < image[4, 0, 0] < 160
+
+
+def test_unreadable_files_are_marked_and_named(tmp_path, make_photo, caplog):
+    make_photo(1).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.jpg").write_bytes(b"")
+    (tmp_path / "d.jpg").write_text("no image")
+    source = ImageFiles(None, "image_files", str(tmp_path), "TRAIN", "x")
+    assert [source[i][1] for i in range(4)] == [True, False, False, False]
+    assert all(name in caplog.text for name in ("b.jpg", "c.jpg", "d.jpg"))
+
+
+def sample(index, valid, value):
+    return {
+        "images": torch.full((3, 4, 4), float(value)),
+        "pretext": torch.full((9, 3, 2, 2), float(value)),
+        "data_idx": [index],
+        "data_valid": [1 if valid else -1],
+        "label": [77],
+    }
+
+
+def test_the_batch_holds_only_what_was_read_with_its_index_in_the_data_set():
+    batch = pirl_collator([sample(5, True, 0), sample(3, False, 1), sample(8, True, 2)])
+    (images,), (pretext,), (index,) = batch["images"], batch["pretext"], batch["image_index"]
+    assert index.tolist() == [5, 8]  # not the class label 77
+    assert images[:, 0, 0, 0].tolist() == [0, 2]
+    assert pretext[:, 0, 0, 0].tolist() == [0.0] * 9 + [2.0] * 9
+    assert batch["data_idx"][0].tolist() == [5, 3, 8]
+    assert batch["data_valid"][0].tolist() == [True, False, True]
+
+
+def test_a_batch_of_which_nothing_was_read_is_kept_but_ignored():
+    batch = pirl_collator([sample(5, False, 0), sample(3, False, 1)])
+    assert batch["image_index"][0].tolist() == [IGNORED, IGNORED]
+    assert len(batch["images"][0]) == 2
+
+
+def test_a_batch_of_one_keeps_its_dimensions():
+    batch = pirl_collator([sample(5, True, 0)])
+    assert batch["image_index"][0].shape == (1,) and batch["images"][0].shape == (1, 3, 4, 4)
