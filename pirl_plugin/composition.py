@@ -27,12 +27,13 @@ from pirl_plugin.validation import ConfigError, nearest
 Plugins.instance().register(PirlPluginPath)
 
 
-def compose(overrides: list[str], write_config: bool = False) -> AttrDict:
+def compose(overrides: list[str], write_config: bool = False, check: bool = True) -> AttrDict:
     """The whole VISSL config of a run: node_id, engine_name and `config`, checked and completed.
 
     Args:
         overrides: as on the command line, e.g. ["config=pretrain/pirl/jigsaw_8node", "config.SEED_VALUE=1"].
         write_config: write train_config.yaml into the checkpoint folder, as VISSL's launcher does.
+        check: refuse what cannot train as it says, the data included.
 
     Raises:
         ConfigError: in one sentence, for an override, a name or a value that cannot be right.
@@ -40,7 +41,8 @@ def compose(overrides: list[str], write_config: bool = False) -> AttrDict:
     composed = _compose(overrides)
     before = copy.deepcopy(composed)
     complete(composed.config)
-    check_config(AttrDict(OmegaConf.to_container(before)).config)
+    if check:
+        check_config(AttrDict(OmegaConf.to_container(before)).config)
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
     return whole
 
@@ -67,7 +69,7 @@ def _explain_missing(error: MissingConfigException, overrides: list[str]) -> str
     wanted = error.missing_cfg_file or " ".join(str(error).split())
     name = wanted.removeprefix("config/")
     return (
-        f"There is no config named {name!r}{nearest(name, error.options or config_names())}; "
+        f"There is no config named {name!r}{nearest(name, config_names())}; "
         f"the plugin's are listed in its README and lie in configs/config, VISSL's in its configs package."
     )
 
@@ -127,8 +129,8 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     runs = []
     for combination in itertools.product(*choices):
         values = [f"{o.key_or_group}={value}" for o, value in combination]
-        name = "_".join(f"{o.key_or_group.split('.')[-1]}={value}" for o, value in combination)
-        name = name.replace("/", "-")
+        name = "_".join(f"{o.key_or_group.split('.')[-1].rstrip('_')}-{value}" for o, value in combination)
+        name = re.sub(r"[^\w.-]+", "-", name)
         kept = [o for o in fixed if not o.startswith("config.CHECKPOINT.DIR=")]
         runs.append([*kept, *values, f"config.CHECKPOINT.DIR={folder}/{name}"])
     return runs

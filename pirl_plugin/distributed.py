@@ -40,10 +40,16 @@ def gather_padded(tensor: Tensor, capacity: int, fill: float) -> Tensor:
     return gathered
 
 
+def smallest_and_largest_over_ranks(value: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of the ranks' int64 scalars; waits for the device."""
+    if world_size() == 1:
+        return int(value), int(value)
+    both = torch.stack([-value, value])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    negated, largest = both.tolist()
+    return -negated, largest
+
+
 def largest_over_ranks(number: int, device: torch.device) -> int:
     """The largest of the ranks' numbers; waits for the device."""
-    if world_size() == 1:
-        return number
-    value = torch.tensor(number, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return int(value)
+    return smallest_and_largest_over_ranks(torch.tensor(number, device=device))[1]

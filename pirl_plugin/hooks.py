@@ -10,7 +10,7 @@ from classy_vision.hooks import ClassyHook
 from vissl.config import AttrDict
 from vissl.hooks import default_hook_generator
 
-from pirl_plugin.distributed import sum_over_ranks
+from pirl_plugin.distributed import smallest_and_largest_over_ranks, sum_over_ranks, world_size
 
 
 class Hook(ClassyHook):
@@ -66,6 +66,22 @@ class UnreadableImagesHook(Hook):
             logging.warning(f"Not read: {paths[index]}")
 
 
+class BankAgreementHook(Hook):
+    """Checks after every epoch that all ranks hold the same memory bank, bit by bit."""
+
+    def on_phase_end(self, task) -> None:
+        bank = task.base_loss.memory_bank
+        number = bank.checksum()
+        lowest, highest = smallest_and_largest_over_ranks(number)
+        if lowest != highest:
+            raise RuntimeError(
+                f"The ranks' memory banks differ after epoch {task.train_phase_idx} (checksums from {lowest} to "
+                f"{highest}): the run is not to be trusted; please report this."
+            )
+        if is_primary():
+            logging.info(f"Memory bank identical on {world_size()} rank(s), checksum {lowest}")
+
+
 class LossReportHook(Hook):
     """Logs what pirl_loss reports, every LOG_FREQUENCY iterations of the primary rank."""
 
@@ -80,5 +96,5 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     """VISSL's hooks and, where the loss is pirl_loss, the plugin's."""
     hooks = default_hook_generator(config)
     if config.LOSS.name == "pirl_loss":
-        hooks += [UnreadableImagesHook(), LossReportHook()]
+        hooks += [UnreadableImagesHook(), BankAgreementHook(), LossReportHook()]
     return hooks

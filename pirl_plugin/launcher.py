@@ -25,9 +25,9 @@ from pirl_plugin.validation import ConfigError  # noqa: E402
 _vissl_worker = distributed_launcher._distributed_worker
 
 
-def compose(overrides: list[str]) -> AttrDict:
+def compose(overrides: list[str], check: bool = True) -> AttrDict:
     """The `config` of a run, checked, with VISSL's inferences (LR scaling ...) applied; writes nothing."""
-    return composition.compose(overrides).config
+    return composition.compose(overrides, check=check).config
 
 
 def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any) -> None:

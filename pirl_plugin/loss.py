@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.nn.functional import normalize
 from pirl_plugin import contrast
 from pirl_plugin.distributed import rank, sum_over_ranks, world_size
 from pirl_plugin.memory_bank import MEMORY_BANKS
-from pirl_plugin.negatives import draw_negatives
+from pirl_plugin.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
 from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number
 
 _KEYS = (
     "contrast",
+    "negatives",
     "num_negatives",
     "temperature",
     "lambda_",
@@ -42,7 +44,10 @@ class PIRLLoss(ClassyLoss):
     Args:
         num_train_samples: |D|, rows of the bank (VISSL fills it in).
         contrast: `nce` (Eq. 3-4), `npid` or `infonce`; see pirl_plugin.contrast.
-        num_negatives: N, at most |D| - 1.
+        negatives: how D_N is drawn, uniformly and with replacement, the same for both terms: `per_image` (N for
+            each image, the paper's), `shared` (one draw of N for the batch, in which each image passes over its
+            own row) or `all` (no draw: every other image, the exact softmax over the bank).
+        num_negatives: N, at most |D| - 1; `all` passes over it.
         temperature: tau.
         lambda_: in [0, 1].
         embedding_dim: d.
@@ -62,6 +67,7 @@ class PIRLLoss(ClassyLoss):
         self,
         num_train_samples: int,
         contrast: str = "nce",
+        negatives: str = "per_image",
         num_negatives: int = 32000,
         temperature: float = 0.07,
         lambda_: float = 0.5,
@@ -76,7 +82,8 @@ class PIRLLoss(ClassyLoss):
         self.contrast = check_choice(contrast, forms, "pirl_loss.contrast")
         self.num_rows = check_integer(num_train_samples, "pirl_loss.num_train_samples (|D|)", 2)
         self.num_negatives = check_integer(num_negatives, "pirl_loss.num_negatives (N)", 1)
-        if self.num_negatives > self.num_rows - 1:
+        self.negatives = check_choice(negatives, NEGATIVES, "pirl_loss.negatives")
+        if self.negatives != "all" and self.num_negatives > self.num_rows - 1:
             raise ConfigError(
                 f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
                 f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
@@ -90,7 +97,7 @@ class PIRLLoss(ClassyLoss):
         name = check_choice(
             bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name"
         )
-        check_keys(bank, ("momentum",), "pirl_loss.memory_bank")
+        check_keys(bank, ("momentum", "fill_first"), "pirl_loss.memory_bank")
         self.memory_bank = MEMORY_BANKS.get(name)(
             self.num_rows, embedding_dim, seed=self.seed, batch_capacity=batch_size_per_replica, **bank
         )
@@ -125,12 +132,10 @@ class PIRLLoss(ClassyLoss):
                 f"pirl_loss.lambda_ is {self.lambda_}, but the model gives no embedding of the pretext views: "
                 f"MODEL.MULTI_INPUT_HEAD_MAPPING must list `images`, then `pretext` (or set lambda_ to 0)."
             )
-        valid = target >= 0
         rows = target.clamp(min=0)
-        generator = torch.Generator(device=target.device).manual_seed(self._draw_seed())
-        drawn = draw_negatives(target, self.num_rows, self.num_negatives, generator)
+        valid = (target >= 0) & self.memory_bank.is_filled(rows)
         positives = self.memory_bank.lookup(rows)
-        negatives = self.memory_bank.lookup(drawn)
+        negatives, keep = self._draw(target)
 
         terms = [(1 - self.lambda_, image, 0), (self.lambda_, pretext, 1)]
         total = torch.zeros((), device=target.device)
@@ -142,10 +147,11 @@ class PIRLLoss(ClassyLoss):
                 continue
             query = normalize(embedding.float(), dim=1)
             positive = (query * positives).sum(1) / self.temperature
-            negative = torch.einsum("bd,bnd->bn", query, negatives) / self.temperature
-            losses = self._contrast(positive, negative, valid, term)
+            form = "bd,bnd->bn" if negatives.dim() == 3 else "bd,nd->bn"
+            negative = torch.einsum(form, query, negatives) / self.temperature
+            losses = self._contrast(positive, negative, keep, valid, term)
             total = total + weight * losses.masked_fill(~valid, 0).sum()
-            self._report(("image", "pretext")[term], positive, negative, valid)
+            self._report(("image", "pretext")[term], positive, negative, keep, valid)
 
         count = sum_over_ranks(valid.sum())
         loss = total * (world_size() / count.clamp(min=1))
@@ -154,26 +160,34 @@ class PIRLLoss(ClassyLoss):
             self.steps += 1
         return loss
 
-    def _contrast(self, positive: Tensor, negative: Tensor, valid: Tensor, term: int) -> Tensor:
+    def _draw(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The negatives [B, N, d] or [N, d], and which of them count for which image, bool [B, N]."""
+        if self.negatives == "all":
+            drawn = torch.arange(self.num_rows, device=target.device)
+        else:
+            generator = torch.Generator(device=target.device).manual_seed(self._draw_seed())
+            draw = draw_negatives if self.negatives == "per_image" else draw_shared_negatives
+            drawn = draw(target, self.num_rows, self.num_negatives, generator)
+        return self.memory_bank.lookup(drawn), drawn != target.unsqueeze(1)
+
+    def _contrast(self, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor, term: int) -> Tensor:
         if self.contrast == "nce":
-            return contrast.nce(positive, negative)
+            return contrast.nce(positive, negative, keep)
         if self.contrast == "infonce":
-            return contrast.infonce(positive, negative)
-        log_z = self._follow_z(negative, valid, term, self._in_training())
-        return contrast.npid(positive, negative, log_z, self.num_rows)
+            return contrast.infonce(positive, negative, keep)
+        log_z = self._follow_z(negative, keep & valid.unsqueeze(1), term, self._in_training())
+        return contrast.npid(positive, negative, log_z, self.num_rows, keep)
 
     def _in_training(self) -> bool:
         # VISSL never calls eval() on a loss, but runs test phases without gradients.
         return self.training and torch.is_grad_enabled()
 
     @torch.no_grad()
-    def _follow_z(self, negative: Tensor, valid: Tensor, term: int, training: bool) -> Tensor:
+    def _follow_z(self, negative: Tensor, keep: Tensor, term: int, training: bool) -> Tensor:
         """log Z after this batch, the same on every rank; kept only in training, but for the first."""
-        keep = valid.unsqueeze(1).expand_as(negative)
-        count = keep.sum()
-        mean = (negative.double().exp() * keep).sum()
-        mean, count = sum_over_ranks(torch.stack([mean, count.double()])).unbind()
-        estimate = (mean / count.clamp(min=1)).log().float() + torch.tensor(float(self.num_rows)).log()
+        total = (negative.double().exp() * keep).sum()
+        total, count = sum_over_ranks(torch.stack([total, keep.sum().double()])).unbind()
+        estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
         before = self.log_z[term].clone()
         after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
         after = torch.where(count > 0, after, before)
@@ -184,13 +198,14 @@ class PIRLLoss(ClassyLoss):
         return ((self.seed * 1_000_003 + self.steps) * 65_537 + rank()) % 2**63
 
     @torch.no_grad()
-    def _report(self, name: str, positive: Tensor, negative: Tensor, valid: Tensor) -> None:
-        count = valid.sum().clamp(min=1)
-        above = (negative > positive.unsqueeze(1)).float().mean(1)
+    def _report(
+        self, name: str, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor
+    ) -> None:
+        count, kept = valid.sum().clamp(min=1), keep.sum(1).clamp(min=1)
         for key, value in (
             ("positive_similarity", positive * self.temperature),
-            ("negative_similarity", negative.mean(1) * self.temperature),
-            ("negatives_above_positive", above),
+            ("negative_similarity", (negative * keep).sum(1) / kept * self.temperature),
+            ("negatives_above_positive", ((negative > positive.unsqueeze(1)) & keep).sum(1) / kept),
         ):
             self.report[f"{name}/{key}"] = (value * valid).sum() / count
 

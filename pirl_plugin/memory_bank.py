@@ -80,12 +80,17 @@ class MemoryBank(nn.Module):
         num_rows: |D|, one row an image.
         dim: d.
         momentum: weight of the old row, in [0, 1); 0.5 in the paper.
+        fill_first: the first visit of an image only fills its row, with f(v_I), and counts in no loss. Else, as
+            in NPID and so in the paper, rows start as random vectors: in the first epoch every positive is noise,
+            and what there is to learn is to be unlike the embeddings of the last steps. Worth an epoch where
+            there are few.
         seed: of the initial rows.
         batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
             of waiting for the device.
 
     Attributes:
         rows: float32 [|D|, d], unit norm.
+        updated: bool [|D|], which rows were ever updated.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class MemoryBank(nn.Module):
         num_rows: int,
         dim: int = 128,
         momentum: float = 0.5,
+        fill_first: bool = False,
         seed: int = 0,
         batch_capacity: int | None = None,
     ) -> None:
@@ -102,12 +108,18 @@ class MemoryBank(nn.Module):
         self.momentum = check_number(momentum, "pirl_loss.memory_bank.momentum", 0, 1)
         if self.momentum == 1:
             raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
+        self.fill_first = bool(fill_first)
         self.batch_capacity = batch_capacity
         self.register_buffer("rows", initial_rows(0, num_rows, dim, seed))
+        self.register_buffer("updated", torch.zeros(num_rows, dtype=torch.bool))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Rows m_I of `indices` int64 [...]: float32 [..., d], a copy."""
         return self.rows[indices]
+
+    def is_filled(self, indices: Tensor) -> Tensor:
+        """Whether the rows of `indices` int64 [...] can be positives: bool [...]."""
+        return self.updated[indices] if self.fill_first else torch.ones_like(indices, dtype=torch.bool)
 
     @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
@@ -124,8 +136,19 @@ class MemoryBank(nn.Module):
         embeddings = gather_padded(embeddings.to(self.rows.dtype), capacity, 0)
         targets, means, known = combine_duplicates(indices, embeddings)
         old = self.rows[targets]
-        new = normalize(self.momentum * old + (1 - self.momentum) * means, dim=1)
+        weight = torch.full_like(means[:, :1], self.momentum)
+        if self.fill_first:
+            weight = weight * self.updated[targets].unsqueeze(1)
+        new = normalize(weight * old + (1 - weight) * means, dim=1)
         self.rows[targets] = torch.where(known.unsqueeze(1), new, old)
+        self.updated[targets] = known | self.updated[targets]
+
+    def checksum(self) -> Tensor:
+        """A number that differs between banks that differ in any bit, almost surely: int64 scalar."""
+        bits = self.rows.view(torch.int32)
+        columns = torch.arange(1, self.dim + 1, device=bits.device)
+        per_row = (bits * columns).sum(dim=1)
+        return (per_row * torch.arange(1, self.num_rows + 1, device=bits.device)).sum()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "rows")

@@ -97,6 +97,17 @@ def test_a_batch_of_which_nothing_was_read_gives_zero_and_changes_nothing():
     assert image.grad.abs().sum() == 0 and loss.log_z.isnan().all()
 
 
+def test_with_fill_first_an_image_counts_from_its_second_visit():
+    loss = make_loss(memory_bank={"fill_first": True})
+    image, pretext, target = batch()
+    first = loss([image, pretext], target[[0, 1, 2, 0, 1, 2]])
+    assert first == 0
+    second = loss([image, pretext], target)
+    second.backward()
+    assert (image.grad[:3].abs().sum(1) > 0).all() and image.grad[3:].abs().sum() == 0
+    assert int(loss.memory_bank.updated.sum()) == 6
+
+
 def test_a_batch_of_one_works():
     image, pretext, target = batch(size=1)
     assert torch.isfinite(make_loss()([image, pretext], target))

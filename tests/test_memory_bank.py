@@ -36,6 +36,16 @@ def test_updates_equal_a_plain_loop(momentum, indices):
     torch.testing.assert_close(bank.rows, expected)
 
 
+def test_the_first_update_can_fill_the_row_instead_of_averaging_it():
+    bank = MemoryBank(10, dim=6, fill_first=True)
+    first, second = normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    bank.update(torch.tensor([4, -1]), torch.stack([first, second]))
+    torch.testing.assert_close(bank.rows[4], first)
+    bank.update(torch.tensor([4]), second[None])
+    torch.testing.assert_close(bank.rows[4], normalize((first + second) / 2, dim=0))
+    assert bank.updated.nonzero().squeeze(1).tolist() == [4]
+
+
 def test_rows_stay_of_unit_norm():
     bank = MemoryBank(20, dim=8)
     for step in range(30):

@@ -1,0 +1,297 @@
+"""`pirl-demo`: pre-train on real photos within a time budget, measure what was learned, draw it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pirl_plugin import registration  # noqa: F401
+
+from pirl_plugin import figures  # noqa: E402
+from pirl_plugin.crops import draw_crop_box, resized_crop  # noqa: E402
+from pirl_plugin.demo_data import DemoData, make_bundled_data, make_own_data  # noqa: E402
+from pirl_plugin.evaluation import (  # noqa: E402
+    instance_retrieval,
+    linear_probe,
+    nearest_neighbors,
+    weighted_knn,
+)
+from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint  # noqa: E402
+from pirl_plugin.image_files import load_rgb  # noqa: E402
+from pirl_plugin.launcher import compose  # noqa: E402
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS  # noqa: E402
+from pirl_plugin.validation import ConfigError  # noqa: E402
+
+CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
+SIZE = 32  # pixels, of the views that are evaluated
+FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
+LINE = re.compile(r"\[ep: (\d+)\] iter: (\d+);.*? loss: ([\d.einfa+-]+);.*? eta: (.+?);")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: see `pirl-demo --help`."""
+    parser = argparse.ArgumentParser(prog="pirl-demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="a folder of photos of your own; class = sub-folder")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="default: ./demo_output")
+    parser.add_argument("--budget-minutes", type=float, default=7.0, help="for pre-training; default 7")
+    parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        run(options.output, options.data, options.budget_minutes, options.images, options.seed)
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
+
+
+def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
+    """The whole demo; returns the figures that it also writes to `output`/results.json.
+
+    Raises:
+        ConfigError: for data that cannot be used or a budget too small for anything.
+    """
+    started = time.monotonic()
+    if budget_minutes < 0.25:
+        raise ConfigError(f"--budget-minutes is {budget_minutes}; less than a quarter of a minute trains nothing.")
+    output = output.resolve()
+    for stale in ("data", "run"):
+        shutil.rmtree(output / stale, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+
+    _say(1, "measuring this machine")
+    processes = max(1, min(2, os.cpu_count() or 1))
+    seconds = seconds_per_image(processes)
+    affordable = int(budget_minutes * 60 / seconds)
+    num_train = max(64, min(num_images, affordable // FEWEST_EPOCHS))
+    print(f"      {1 / seconds:.0f} images/s expected with {processes} process(es)")
+
+    _say(2, f"preparing images from {source or 'the photos of scikit-image and scikit-learn'}")
+    if source is None:
+        data = make_bundled_data(output / "data", num_train, num_train // 4, seed)
+    else:
+        data = make_own_data(source, output / "data", num_train, num_train // 4, seed, _progress("copied"))
+        for name in data.unreadable[:10]:
+            print(f"      not readable, left out: {name}")
+        if data.unreadable:
+            print(f"      {len(data.unreadable)} files could not be read and were left out")
+    epochs = int(np.clip(affordable // len(data.train_files), 2, MOST_EPOCHS))
+    print(f"      {len(data.train_files)} to train on, {len(data.test_files)} held out")
+
+    _say(3, f"pre-training for {epochs} epochs, at most {1.5 * budget_minutes:.0f} minutes")
+    overrides = [
+        f"config={CONFIG}",
+        f"config.DATA.TRAIN.DATA_PATHS=[{data.train_folder}]",
+        f"config.OPTIMIZER.num_epochs={epochs}",
+        f"config.SEED_VALUE={seed}",
+        f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={64 // processes}",
+        f"config.LOSS.pirl_loss.num_negatives={min(1024, len(data.train_files) - 1)}",
+        f"config.CHECKPOINT.DIR={output / 'run'}",
+    ]
+    losses = pretrain(overrides, output, processes, budget_minutes * 90)
+
+    _say(4, "evaluating against the same network untrained")
+    config = compose(overrides)
+    checkpoint = load_checkpoint(newest_checkpoint(output / "run"))
+    results, features = evaluate(config, checkpoint, data)
+    results |= {"epochs": epochs, "train_images": len(data.train_files), "seed": seed}
+    results["minutes"] = round((time.monotonic() - started) / 60, 1)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+    _say(5, "drawing")
+    picture = draw(output / "demo.png", config, data, losses, results, features)
+    print(f"\n{table(results)}\n\nPicture: {picture}\nNumbers: {output / 'results.json'}")
+    print(f"Network: {newest_checkpoint(output / 'run')}")
+    print(f"Took {results['minutes']} minutes.")
+    return results
+
+
+def _say(step: int, text: str) -> None:
+    print(f"[{step}/5] {text}", flush=True)
+
+
+def _progress(verb: str):
+    """A callback (done, total) that prints one live line with the time left."""
+    started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        left = (time.monotonic() - started) / done * (total - done)
+        end = "\n" if done == total else ""
+        if done == total or sys.stdout.isatty():
+            print(f"\r      {verb} {done} of {total}, {left:.0f} s left   ", end=end, flush=True)
+
+    return show
+
+
+def seconds_per_image(processes: int) -> float:
+    """Seconds that one training image costs here with that many single-threaded processes, measured on a batch."""
+    config = compose([f"config={CONFIG}", "config.DATA.TRAIN.DATA_PATHS=[.]"], check=False)
+    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(config.DATA.TRAIN.TRANSFORMS[0])
+    trunk = build_trunk(config).train()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(3):
+            start = time.monotonic()
+            views = [transform.views(photo) for _ in range(32)]
+            for batch in (torch.stack([v[0] for v in views]), torch.cat([v[1] for v in views])):
+                trunk(batch, ["flatten"])[0].square().mean().backward()
+            times.append(time.monotonic() - start)
+    finally:
+        torch.set_num_threads(threads)
+    # A fifth more for the loss, the optimiser and what the processes wait for each other.
+    return 1.2 * min(times) / 32 / processes
+
+
+def pretrain(overrides: list[str], output: Path, processes: int, deadline: float) -> list[tuple[int, float]]:
+    """Run VISSL's trainer in a process of its own, showing its progress; stop it after `deadline` seconds.
+
+    Returns:
+        (iteration, loss) as logged.
+
+    Raises:
+        ConfigError: where the run failed, or reached no checkpoint before the deadline.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
+    command = [sys.executable, "-u", "-m", "pirl_plugin.launcher", *overrides]
+    losses: list[tuple[int, float]] = []
+    started, log_path, late = time.monotonic(), output / "pretrain.log", False
+    with (
+        open(log_path, "w") as log,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        ) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            found = LINE.search(line)
+            if found:
+                epoch, iteration, loss, left = found.groups()
+                losses.append((int(iteration), float(loss)))
+                if sys.stdout.isatty() or len(losses) % 10 == 1:
+                    end = "" if sys.stdout.isatty() else "\n"
+                    text = f"epoch {int(epoch) + 1}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
+                    print(f"\r      {text}    ", end=end, flush=True)
+            if time.monotonic() - started > deadline:
+                late = True
+                os.killpg(process.pid, 15)
+                break
+    print()
+    if late:
+        print("      out of time: going on with the last whole epoch")
+    elif process.returncode:
+        tail = "".join(open(log_path).readlines()[-5:])
+        raise ConfigError(f"Pre-training failed; the end of {log_path}:\n{tail}")
+    return losses
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that VISSL's `checkpoint.torch` points to.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    path = folder / "checkpoint.torch"
+    if not path.exists():
+        raise ConfigError(f"There is no checkpoint in {folder}: the time budget was too small for one epoch.")
+    return path.resolve()
+
+
+def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
+    generator, crops = torch.Generator().manual_seed(seed), []
+    for path in files:
+        image = load_rgb(path)
+        pixels = resized_crop(image, draw_crop_box(*image.size, (0.3, 0.7), generator=generator), SIZE)
+        crops.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    return crops
+
+
+def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """Accuracies of the trained and the untrained network; the trained one's train and test features."""
+    transform = config.DATA.TRAIN.TRANSFORMS[0]
+    view = center_view(SIZE, transform["mean"], transform["std"])
+    results: dict = {}
+    for name, weights in (("untrained", None), ("PIRL", checkpoint)):
+        trunk = build_trunk(config, weights)
+        train = embed(trunk, data.train_files, view, progress=_progress(f"{name}: embedded"))
+        test = embed(trunk, data.test_files, view)
+        if data.train_labels is not None:
+            k = max(1, min(200, len(train) // (2 * len(data.class_names))))
+            results[name] = {
+                f"kNN (k = {k})": weighted_knn(train, data.train_labels, test, data.test_labels, k=k),
+                "linear": linear_probe(train, data.train_labels, test, data.test_labels),
+            }
+        else:
+            first, second = (embed(trunk, _random_crops(data.test_files, seed), view) for seed in (1, 2))
+            results[name] = {"instance retrieval": instance_retrieval(first, second)}
+    return results, (train, test)
+
+
+def table(results: dict) -> str:
+    """The results as an aligned text table, in per cent."""
+    measures = list(results["PIRL"])
+    lines = [f"{'held-out accuracy, %':24}" + "".join(f"{m:>20}" for m in measures)]
+    for name in ("untrained", "PIRL"):
+        lines.append(f"{name:24}" + "".join(f"{100 * results[name][m]:20.1f}" for m in measures))
+    difference = [100 * (results["PIRL"][m] - results["untrained"][m]) for m in measures]
+    lines.append(f"{'difference':24}" + "".join(f"{d:+20.1f}" for d in difference))
+    return "\n".join(lines)
+
+
+def draw(
+    path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple
+) -> Path:
+    """One PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, the accuracies."""
+    settings = config.DATA.TRAIN.TRANSFORMS[0]
+    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(settings)
+    levels = settings["mean"], settings["std"]
+    figure = figures.new_figure(11, 7.2)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    axes = top.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))
+    photo = load_rgb(data.train_files[len(data.train_files) // 3])
+    image, patches = transform.views(photo, torch.Generator().manual_seed(3))
+    figures.show_image(axes[0], np.asarray(photo), "A training image I")
+    figures.show_image(axes[1], figures.to_pixels(image, *levels), "Its view")
+    sheet = [figures.to_pixels(patch, *levels) for patch in patches]
+    figures.show_image(axes[2], figures.contact_sheet(sheet, transform.grid_size, gap=1), "t(I): patches, shuffled")
+    if losses:
+        iterations, values = zip(*losses, strict=True)
+        axes[3].plot(iterations, values, color=figures.BLUE, linewidth=1.6)
+    figures.style(axes[3], "Loss (Eq. 5)", "iteration")
+
+    left, right = bottom.subplots(1, 2, width_ratios=(1.6, 1))
+    train, test = features
+    chosen = np.linspace(0, len(test) - 1, 5).round().astype(int)
+    _, rows = nearest_neighbors(test[chosen], train, 7)
+    sheet = []
+    for query, neighbours in zip(chosen, rows, strict=True):
+        files = [data.test_files[query], *(data.train_files[n] for n in neighbours)]
+        sheet += [np.asarray(load_rgb(f).resize((40, 40))) for f in files]
+    figures.show_image(
+        left, figures.contact_sheet(sheet, 8, gap=3), "Held-out query (left) and its nearest training images"
+    )
+    measures = list(results["PIRL"])
+    series = {name: [results[name][m] for m in measures] for name in ("untrained", "PIRL")}
+    figures.bars(right, measures, series, "Held-out accuracy")
+    return figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""VISSL's other tools, run so that they find the plugin's configs, components and mends.
+
+Each entry point takes VISSL's overrides (config=... config.X=...). VISSL's own files in its `tools` package do
+the work; only the nearest-neighbour test is the plugin's, because VISSL's needs a GPU and many images.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+from pirl_plugin import registration  # noqa: F401
+
+from vissl.models.model_helpers import get_trunk_output_feature_names  # noqa: E402
+from vissl.utils.checkpoint import get_checkpoint_folder  # noqa: E402
+
+from pirl_plugin import composition, launcher  # noqa: E402
+from pirl_plugin.evaluation import weighted_knn  # noqa: E402
+from pirl_plugin.extraction import collect  # noqa: E402
+from pirl_plugin.validation import ConfigError  # noqa: E402
+
+
+def _overrides(arguments: list[str] | None) -> list[str]:
+    return sys.argv[1:] if arguments is None else arguments
+
+
+def _run_vissl_tool(name: str, arguments: list[str] | None) -> None:
+    try:
+        whole = composition.compose(_overrides(arguments), write_config=True)
+        tool = importlib.import_module(f"tools.{name}")
+        tool.launch_distributed = _launch  # with the plugin registered in every rank
+        tool.main(whole, whole.config)
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:
+    launcher.launch(cfg, node_id, engine_name)
+
+
+def extract_features(arguments: list[str] | None = None) -> None:
+    """`pirl-extract-features config=...`: VISSL's extraction engine."""
+    launcher.main([*_overrides(arguments), "engine_name=extract_features"])
+
+
+def train_svm(arguments: list[str] | None = None) -> None:
+    """`pirl-train-svm config=...`: extract features, train and test linear SVMs on every layer."""
+    _run_vissl_tool("train_svm", arguments)
+
+
+def train_svm_low_shot(arguments: list[str] | None = None) -> None:
+    """`pirl-train-svm-low-shot config=...`: the same on a few images a class."""
+    _run_vissl_tool("train_svm_low_shot", arguments)
+
+
+def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
+    """`pirl-nearest-neighbors config=...`: extract features, then weighted kNN on every layer.
+
+    Reads NEAREST_NEIGHBOR.TOPK and NEAREST_NEIGHBOR.SIGMA of the config. Returns top-1 accuracy in [0, 1] by layer.
+    """
+    try:
+        whole = composition.compose(_overrides(arguments), write_config=True)
+        config = whole.config
+        launcher.launch(config, whole.node_id, "extract_features")
+        folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
+        accuracies = {}
+        for layer in get_trunk_output_feature_names(config.MODEL) or ["heads"]:
+            (train, train_labels), (test, test_labels) = (collect(folder, s, layer) for s in ("train", "test"))
+            accuracies[layer] = weighted_knn(
+                train,
+                train_labels,
+                test,
+                test_labels,
+                k=config.NEAREST_NEIGHBOR.TOPK,
+                temperature=config.NEAREST_NEIGHBOR.SIGMA,
+            )
+            logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+            print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+        return accuracies
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")

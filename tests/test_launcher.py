@@ -1,0 +1,204 @@
+"""Real runs of VISSL's trainer through the launcher, in processes of their own, on small real JPEGs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "config=pretrain/pirl/jigsaw_small_images_cpu",
+    "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
+    "config.LOSS.pirl_loss.num_negatives=16",
+    "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8",
+    "config.OPTIMIZER.num_epochs=2",
+]
+
+
+def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    """Run the launcher from a folder that has nothing to do with the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "pirl_plugin.launcher", *TINY, *overrides],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, photo_folder):
+    """Two gloo ranks with a data-loader worker each, two epochs."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    result = launch(
+        folder,
+        f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
+        "config.DATA.NUM_DATALOADER_WORKERS=1",
+        f"config.CHECKPOINT.DIR={folder}/run",
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result, folder / "run"
+
+
+def test_two_ranks_hold_the_same_bank_after_every_epoch(two_ranks):
+    result, _ = two_ranks
+    checksums = re.findall(r"Memory bank identical on 2 rank\(s\), checksum (-?\d+)", result.stdout)
+    assert len(checksums) >= 2 and len(set(checksums)) == 2  # it changed between the epochs
+
+
+def test_the_banks_rows_have_norm_one_and_all_were_updated(two_ranks):
+    from pirl_plugin.memory_bank import initial_rows
+
+    _, folder = two_ranks
+    first, last = load(folder / "model_phase0.torch"), load(folder / "model_final_checkpoint_phase1.torch")
+    for checkpoint in (first, last):
+        rows = checkpoint["loss"]["memory_bank.rows"]
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+        changed = (rows != initial_rows(0, 48, 128, seed=0)).any(dim=1)
+        assert changed.all()
+    assert not torch.equal(first["loss"]["memory_bank.rows"], last["loss"]["memory_bank.rows"])
+
+
+def test_a_finished_run_says_so_and_does_nothing(two_ranks, photo_folder):
+    _, folder = two_ranks
+    before = (folder / "model_final_checkpoint_phase1.torch").stat().st_mtime
+    result = launch(folder.parent, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={folder}")
+    assert result.returncode == 0 and "already succeeded" in result.stdout
+    assert (folder / "model_final_checkpoint_phase1.torch").stat().st_mtime == before
+
+
+def test_broken_photos_are_counted_named_and_kept_out_of_the_bank(tmp_path, photo_folder):
+    photos = tmp_path / "photos"
+    shutil.copytree(photo_folder, photos)
+    bad = [photos / "class0" / "000.jpg", photos / "class2" / "006.jpg"]
+    whole = bad[0].read_bytes()
+    bad[0].write_bytes(whole[: len(whole) // 2])
+    bad[1].write_bytes(b"")
+    result = launch(
+        tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.CHECKPOINT.DIR={tmp_path}/run"
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("2 of 48 images could not be read in this epoch") == 2
+    assert set(re.findall(r"Not read: (\S+)", result.stdout)) == {str(path) for path in bad}
+
+    from pirl_plugin.image_files import list_images
+    from pirl_plugin.memory_bank import initial_rows
+
+    rows = load(tmp_path / "run" / "model_final_checkpoint_phase1.torch")["loss"]["memory_bank.rows"]
+    unchanged = (rows == initial_rows(0, 48, 128, seed=0)).all(dim=1).nonzero().squeeze(1).tolist()
+    assert [list_images(photos)[i] for i in unchanged] == [str(path) for path in bad]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["config.OPTIMIZER.num_epoch=1"], "did you mean num_epochs?"),
+        (["config.LOSS.pirl_loss.num_negatives=48"], "the data set has 48 images, which leaves at most 47 negatives"),
+        (
+            ["config.LOSS.pirl_loss.num_negatives=48", "config.DISTRIBUTED.NUM_PROC_PER_NODE=2"],
+            "the data set has 48 images, which leaves at most 47 negatives",
+        ),
+        (["config.DATA.TRAIN.DATA_PATHS=[]"], "give config.DATA.TRAIN.DATA_PATHS=[<folder>]"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_no_traceback_of_the_launcher(tmp_path, photo_folder, overrides, message):
+    result = launch(
+        tmp_path,
+        f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        f"config.CHECKPOINT.DIR={tmp_path}/run",
+        *overrides,
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ") and message in last, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_every_value_in_its_own_folder(tmp_path, photo_folder):
+    result = launch(
+        tmp_path,
+        f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        f"config.CHECKPOINT.DIR={tmp_path}/sweep",
+        "config.OPTIMIZER.num_epochs=1",
+        "config.LOSS.pirl_loss.lambda_=0,1",
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    finals = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "sweep").rglob("model_final*"))
+    assert finals == [f"sweep/lambda-{v}/model_final_checkpoint_phase0.torch" for v in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_job_of_submitit_finds_the_plugin_in_its_ranks_and_workers(tmp_path, photo_folder, method):
+    # The job is pickled here and run by submitit's own local executor, where __main__ is not the launcher.
+    code = f"""
+import submitit
+from pirl_plugin import composition, launcher
+whole = composition.compose({[*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]!r} + [
+    "config.CHECKPOINT.DIR={tmp_path}/run", "config.DATA.NUM_DATALOADER_WORKERS=1",
+    "config.DISTRIBUTED.NUM_PROC_PER_NODE=2", "config.OPTIMIZER.num_epochs=1",
+    "config.MULTI_PROCESSING_METHOD={method}", "config.SLURM.PORT_ID=0"])
+executor = submitit.LocalExecutor(folder="{tmp_path}/jobs")
+executor.update_parameters(timeout_min=5)
+job = executor.submit(launcher.SlurmJob("train", whole.config))
+job.result()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "run" / "model_final_checkpoint_phase0.torch").is_file()
+
+
+@pytest.mark.slow
+def test_extraction_and_nearest_neighbours_run_on_a_cpu_from_a_checkpoint(two_ranks, tmp_path, photo_folder):
+    _, run = two_ranks
+    command = """
+import sys
+from pirl_plugin.tools import nearest_neighbors
+if __name__ == "__main__":
+    print(nearest_neighbors(sys.argv[1:]))
+"""
+    (tmp_path / "knn.py").write_text(command)
+    data = [
+        item
+        for split in ("TRAIN", "TEST")
+        for item in (
+            f"config.DATA.{split}.DATA_SOURCES=[disk_folder]",
+            f"config.DATA.{split}.LABEL_SOURCES=[disk_folder]",
+            f"config.DATA.{split}.DATA_PATHS=[{photo_folder}]",
+            f"config.DATA.{split}.BATCHSIZE_PER_REPLICA=16",
+        )
+    ]
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(tmp_path / "knn.py"),
+            "config=benchmark/nearest_neighbor/small_images_cpu",
+            *data,
+            "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
+            f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={run}/model_final_checkpoint_phase1.torch",
+            f"config.CHECKPOINT.DIR={tmp_path}/features",
+            "config.NEAREST_NEIGHBOR.TOPK=5",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = re.search(r"weighted kNN top-1 ([\d.]+)%", result.stdout)
+    assert float(found.group(1)) > 90  # the neighbours of an image include itself
