@@ -1,7 +1,11 @@
 """PIRL (Pretext-Invariant Representation Learning) as a plugin for VISSL.
 
-Importing this package alone costs nothing and touches nothing. `import pirl_plugin.registration`
-makes VISSL run on today's stack and registers the plugin's components with it.
+Importing the package supplies what VISSL 0.1.6 misses on today's stack (see pirl_plugin.host), so that every module
+of it may import VISSL. `import pirl_plugin.registration` registers the plugin's components with VISSL.
 """
 
+from pirl_plugin import host as _host
+
 __version__ = "0.1.0"
+
+_host.mend()

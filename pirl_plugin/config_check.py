@@ -75,9 +75,7 @@ def _check_folder(key: str, path: str, source: str) -> None:
     if not os.path.isdir(path):
         raise ConfigError(f"{key} is {path!r}; there is no such folder (or .txt or .npy list) of images.")
     if next(walk_images(path), None) is None:
-        raise ConfigError(
-            f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}."
-        )
+        raise ConfigError(f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}.")
 
 
 def _heads(config: Any) -> Iterator[tuple[str, dict]]:

@@ -72,10 +72,7 @@ def npid(
         num_rows: |D|; the noise has density 1 / |D|.
     """
     positive, negatives = _prepare(positive, negatives, keep)
-    if keep is None:
-        counts = torch.full_like(positive, negatives.shape[1])
-    else:
-        counts = keep.sum(dim=1).to(positive.dtype)
+    counts = torch.full_like(positive, negatives.shape[1]) if keep is None else keep.sum(dim=1).to(positive)
     threshold = log_z + counts.log() - math.log(num_rows)
     return softplus(threshold - positive) + softplus(negatives - threshold.unsqueeze(1)).sum(dim=1)
 

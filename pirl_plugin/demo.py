@@ -16,25 +16,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pirl_plugin import registration  # noqa: F401
-
-from pirl_plugin import figures  # noqa: E402
-from pirl_plugin.crops import draw_crop_box, resized_crop  # noqa: E402
-from pirl_plugin.demo_data import DemoData, make_bundled_data, make_own_data  # noqa: E402
-from pirl_plugin.evaluation import (  # noqa: E402
-    instance_retrieval,
-    linear_probe,
-    nearest_neighbors,
-    weighted_knn,
+from pirl_plugin import (
+    figures,
+    registration,  # noqa: F401
 )
-from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint  # noqa: E402
-from pirl_plugin.image_files import load_rgb  # noqa: E402
-from pirl_plugin.launcher import compose  # noqa: E402
-from pirl_plugin.pretext import PRETEXT_TRANSFORMS  # noqa: E402
-from pirl_plugin.validation import ConfigError  # noqa: E402
+from pirl_plugin.crops import draw_crop_box, resized_crop
+from pirl_plugin.demo_data import DemoData, make_bundled_data, make_own_data
+from pirl_plugin.evaluation import instance_retrieval, nearest_neighbors
+from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
+from pirl_plugin.image_files import load_rgb
+from pirl_plugin.launcher import compose
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS
+from pirl_plugin.quick_evaluation import compare_with_untrained, table
+from pirl_plugin.validation import ConfigError
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, of the views that are evaluated
+BATCH = 32  # images a step, over all processes
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
 LINE = re.compile(r"\[ep: (\d+)\] iter: (\d+);.*? loss: ([\d.einfa+-]+);.*? eta: (.+?);")
 
@@ -94,8 +92,7 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
         f"config.OPTIMIZER.num_epochs={epochs}",
         f"config.SEED_VALUE={seed}",
         f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
-        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={64 // processes}",
-        f"config.LOSS.pirl_loss.num_negatives={min(1024, len(data.train_files) - 1)}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={BATCH // processes}",
         f"config.CHECKPOINT.DIR={output / 'run'}",
     ]
     losses = pretrain(overrides, output, processes, budget_minutes * 90)
@@ -197,7 +194,7 @@ def pretrain(overrides: list[str], output: Path, processes: int, deadline: float
     if late:
         print("      out of time: going on with the last whole epoch")
     elif process.returncode:
-        tail = "".join(open(log_path).readlines()[-5:])
+        tail = "\n".join(log_path.read_text().splitlines()[-5:])
         raise ConfigError(f"Pre-training failed; the end of {log_path}:\n{tail}")
     return losses
 
@@ -225,39 +222,23 @@ def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
 
 def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Accuracies of the trained and the untrained network; the trained one's train and test features."""
-    transform = config.DATA.TRAIN.TRANSFORMS[0]
-    view = center_view(SIZE, transform["mean"], transform["std"])
-    results: dict = {}
+    progress = lambda name: _progress(f"{name}: embedded")  # noqa: E731
+    if data.train_labels is not None:
+        train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
+        k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
+        return compare_with_untrained(config, checkpoint, train, test, SIZE, k, config.SEED_VALUE, progress)
+    settings = config.DATA.TRAIN.TRANSFORMS[0]
+    view = center_view(SIZE, settings["mean"], settings["std"])
+    results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
-        trunk = build_trunk(config, weights)
-        train = embed(trunk, data.train_files, view, progress=_progress(f"{name}: embedded"))
-        test = embed(trunk, data.test_files, view)
-        if data.train_labels is not None:
-            k = max(1, min(200, len(train) // (2 * len(data.class_names))))
-            results[name] = {
-                f"kNN (k = {k})": weighted_knn(train, data.train_labels, test, data.test_labels, k=k),
-                "linear": linear_probe(train, data.train_labels, test, data.test_labels),
-            }
-        else:
-            first, second = (embed(trunk, _random_crops(data.test_files, seed), view) for seed in (1, 2))
-            results[name] = {"instance retrieval": instance_retrieval(first, second)}
-    return results, (train, test)
+        trunk = build_trunk(config, weights, seed=config.SEED_VALUE)
+        first, second = (embed(trunk, _random_crops(data.test_files, seed), view) for seed in (1, 2))
+        results[name] = {"instance retrieval": instance_retrieval(first, second)}
+    features = embed(trunk, data.train_files, view, progress=progress("PIRL")), embed(trunk, data.test_files, view)
+    return results, features
 
 
-def table(results: dict) -> str:
-    """The results as an aligned text table, in per cent."""
-    measures = list(results["PIRL"])
-    lines = [f"{'held-out accuracy, %':24}" + "".join(f"{m:>20}" for m in measures)]
-    for name in ("untrained", "PIRL"):
-        lines.append(f"{name:24}" + "".join(f"{100 * results[name][m]:20.1f}" for m in measures))
-    difference = [100 * (results["PIRL"][m] - results["untrained"][m]) for m in measures]
-    lines.append(f"{'difference':24}" + "".join(f"{d:+20.1f}" for d in difference))
-    return "\n".join(lines)
-
-
-def draw(
-    path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple
-) -> Path:
+def draw(path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple) -> Path:
     """One PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, the accuracies."""
     settings = config.DATA.TRAIN.TRANSFORMS[0]
     transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(settings)

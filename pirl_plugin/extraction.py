@@ -53,7 +53,7 @@ def _flatten(outputs: list) -> list[torch.Tensor]:
 def _save(trainer, features: dict, targets: dict, chunk: int, split: str, output_folder: str) -> None:
     trainer._save_extracted_features(
         features=features,
-        targets={layer: targets for layer in features},
+        targets=dict.fromkeys(features, targets),
         dist_rank=trainer.distributed_rank,
         chunk_index=chunk,
         split=split,

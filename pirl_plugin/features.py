@@ -98,9 +98,7 @@ def embed(
     features = []
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
-        batch = torch.stack(
-            [view(image if isinstance(image, Image.Image) else load_rgb(image)) for image in chunk]
-        )
+        batch = torch.stack([view(image if isinstance(image, Image.Image) else load_rgb(image)) for image in chunk])
         (output,) = trunk(batch.to(device), [layer])
         features.append(output.flatten(1).float().cpu().numpy())
         if progress is not None:

@@ -3,7 +3,7 @@
 The only module that knows VISSL's age. Each mend is small, is named for the line of VISSL (or of the
 ClassyVision that its wheel carries) that needs it, and is applied only where the feature it supplies is
 missing, so that an older stack is left as it is. `mend` must run before VISSL is imported, in every
-process: `pirl_plugin.registration` sees to that.
+process: importing `pirl_plugin` does it.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def _numpy_aliases() -> bool:
     import numpy
 
     missing = {
-        name: kind
-        for name, kind in {"float": float, "int": int, "bool": bool}.items()
-        if not hasattr(numpy, name)
+        name: kind for name, kind in {"float": float, "int": int, "bool": bool}.items() if not hasattr(numpy, name)
     }
     for name, kind in missing.items():
         setattr(numpy, name, kind)
@@ -77,11 +75,7 @@ def _numpy_aliases() -> bool:
 
 def _collections_aliases() -> bool:
     # vissl/utils/misc.py:373, classy_vision generic/util.py:370
-    missing = [
-        name
-        for name in ("Mapping", "MutableMapping", "Sequence", "Iterable")
-        if not hasattr(collections, name)
-    ]
+    missing = [name for name in ("Mapping", "MutableMapping", "Sequence", "Iterable") if not hasattr(collections, name)]
     for name in missing:
         setattr(collections, name, getattr(collections.abc, name))
     return bool(missing)

@@ -85,9 +85,7 @@ class JigsawPatchTransform(PretextTransform):
         if num_permutations is None:
             num_permutations = everything
         # Refuses |T| outside [1, n!]. The set itself is made where it is used, not sent to every worker.
-        self.num_permutations = check_integer(
-            num_permutations, f"{self.name}.num_permutations (|T|)", 1, everything
-        )
+        self.num_permutations = check_integer(num_permutations, f"{self.name}.num_permutations (|T|)", 1, everything)
         if self.num_permutations > 10**7:
             raise ConfigError(
                 f"{self.name}.num_permutations is {self.num_permutations}; a set of more than 10,000,000 "

@@ -12,15 +12,17 @@ import subprocess
 import sys
 from typing import Any
 
-from pirl_plugin import registration  # noqa: F401  (mends VISSL; must come before any import of it)
+from vissl.config import AttrDict
+from vissl.utils import distributed_launcher
+from vissl.utils.slurm import is_submitit_available
 
-from vissl.config import AttrDict  # noqa: E402
-from vissl.utils import distributed_launcher  # noqa: E402
-from vissl.utils.slurm import is_submitit_available  # noqa: E402
-
-from pirl_plugin import composition, host  # noqa: E402
-from pirl_plugin.hooks import hook_generator  # noqa: E402
-from pirl_plugin.validation import ConfigError  # noqa: E402
+from pirl_plugin import (
+    composition,
+    host,
+    registration,  # noqa: F401  (registers the plugin in every process that imports this)
+)
+from pirl_plugin.hooks import hook_generator
+from pirl_plugin.validation import ConfigError
 
 _vissl_worker = distributed_launcher._distributed_worker
 

@@ -94,9 +94,7 @@ class PIRLLoss(ClassyLoss):
         self.seed = check_integer(seed, "pirl_loss.seed", 0)
         self.steps = 0
         bank = dict(memory_bank or {})
-        name = check_choice(
-            bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name"
-        )
+        name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
         check_keys(bank, ("momentum", "fill_first"), "pirl_loss.memory_bank")
         self.memory_bank = MEMORY_BANKS.get(name)(
             self.num_rows, embedding_dim, seed=self.seed, batch_capacity=batch_size_per_replica, **bank
@@ -198,9 +196,7 @@ class PIRLLoss(ClassyLoss):
         return ((self.seed * 1_000_003 + self.steps) * 65_537 + rank()) % 2**63
 
     @torch.no_grad()
-    def _report(
-        self, name: str, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor
-    ) -> None:
+    def _report(self, name: str, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor) -> None:
         count, kept = valid.sum().clamp(min=1), keep.sum(1).clamp(min=1)
         for key, value in (
             ("positive_similarity", positive * self.temperature),

@@ -22,9 +22,7 @@ def draw_negatives(
     Returns:
         int64 [B, N] in [0, |D|), never the image's own row.
     """
-    drawn = torch.randint(
-        num_rows - 1, (len(indices), num_negatives), generator=generator, device=indices.device
-    )
+    drawn = torch.randint(num_rows - 1, (len(indices), num_negatives), generator=generator, device=indices.device)
     return drawn + (drawn >= indices.clamp(min=0).unsqueeze(1))
 
 

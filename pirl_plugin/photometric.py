@@ -118,10 +118,7 @@ def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
 
     size = 2 * int(min(4 * float(sigmas.max()), (min(views.shape[-2:]) - 1) // 2)) + 1
     return torch.stack(
-        [
-            blur_one(view, [size, size], [sigma, sigma])
-            for view, sigma in zip(views, sigmas.tolist(), strict=True)
-        ]
+        [blur_one(view, [size, size], [sigma, sigma]) for view, sigma in zip(views, sigmas.tolist(), strict=True)]
     )
 
 
@@ -161,9 +158,7 @@ class PhotometricSettings:
         """
         check_keys(config, [field.name for field in fields(cls)], where)
         highest = {"hue": 0.5, "brightness": float("inf"), "contrast": float("inf"), "saturation": float("inf")}
-        values = {
-            key: check_number(value, f"{where}.{key}", 0, highest.get(key, 1.0)) for key, value in config.items()
-        }
+        values = {key: check_number(value, f"{where}.{key}", 0, highest.get(key, 1.0)) for key, value in config.items()}
         settings = cls(**values)
         if settings.blur_sigma_low > settings.blur_sigma_high:
             raise ConfigError(
@@ -216,8 +211,7 @@ def draw(
         thresholds=torch.randint(0, 257, (num_views,), generator=generator),
         grayscale=uniform(num_views) < settings.grayscale,
         blur=uniform(num_views) < settings.blur,
-        sigma=settings.blur_sigma_low
-        + (settings.blur_sigma_high - settings.blur_sigma_low) * uniform(num_views),
+        sigma=settings.blur_sigma_low + (settings.blur_sigma_high - settings.blur_sigma_low) * uniform(num_views),
         flip=uniform(num_views) < settings.horizontal_flip,
     )
 

@@ -7,7 +7,6 @@ which spawned and fork-served children repeat.
 from pirl_plugin import host
 
 host.require_vissl()
-host.mend()
 
 # Only for their decorators.
 from pirl_plugin import (  # noqa: E402

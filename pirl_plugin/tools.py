@@ -10,15 +10,17 @@ import importlib
 import logging
 import sys
 
-from pirl_plugin import registration  # noqa: F401
+from vissl.models.model_helpers import get_trunk_output_feature_names
+from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl.models.model_helpers import get_trunk_output_feature_names  # noqa: E402
-from vissl.utils.checkpoint import get_checkpoint_folder  # noqa: E402
-
-from pirl_plugin import composition, launcher  # noqa: E402
-from pirl_plugin.evaluation import weighted_knn  # noqa: E402
-from pirl_plugin.extraction import collect  # noqa: E402
-from pirl_plugin.validation import ConfigError  # noqa: E402
+from pirl_plugin import (
+    composition,
+    launcher,
+    registration,  # noqa: F401
+)
+from pirl_plugin.evaluation import weighted_knn
+from pirl_plugin.extraction import collect
+from pirl_plugin.validation import ConfigError
 
 
 def _overrides(arguments: list[str] | None) -> list[str]:

@@ -58,9 +58,7 @@ class PIRLResNet(nn.Module):
             conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
             maxpool = nn.Identity()
         nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
-        stages = [
-            model._make_layer(block, width * 2**i, layers[i], stride=1 if i == 0 else 2) for i in range(4)
-        ]
+        stages = [model._make_layer(block, width * 2**i, layers[i], stride=1 if i == 0 else 2) for i in range(4)]
         for stage in stages:
             _initialise(stage, config.ZERO_INIT_RESIDUAL)
         self._feature_blocks = nn.ModuleDict(

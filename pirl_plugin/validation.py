@@ -37,9 +37,8 @@ def check_choice(value: Any, choices: Collection[Any], where: str) -> Any:
         ConfigError: naming the choices.
     """
     if value not in choices:
-        raise ConfigError(
-            f"{where} is {value!r}{nearest(str(value), choices)}; it must be one of {', '.join(str(c) for c in choices)}."
-        )
+        known = ", ".join(str(choice) for choice in choices)
+        raise ConfigError(f"{where} is {value!r}{nearest(str(value), choices)}; it must be one of {known}.")
     return value
 
 
@@ -56,9 +55,7 @@ def check_integer(value: Any, where: str, minimum: int, maximum: int | None = No
     return value
 
 
-def check_number(
-    value: Any, where: str, minimum: float, maximum: float = float("inf"), above: bool = False
-) -> float:
+def check_number(value: Any, where: str, minimum: float, maximum: float = float("inf"), above: bool = False) -> float:
     """`value`, which must be a number in [minimum, maximum], or in (minimum, maximum] where `above`.
 
     Raises:
@@ -82,7 +79,6 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
     numbers = pair and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
     if not numbers or not minimum <= value[0] <= value[1] <= maximum:
         raise ConfigError(
-            f"{where} is {value!r}; it must be two numbers [low, high] with "
-            f"{minimum} <= low <= high <= {maximum}."
+            f"{where} is {value!r}; it must be two numbers [low, high] with {minimum} <= low <= high <= {maximum}."
         )
     return float(value[0]), float(value[1])

@@ -43,9 +43,7 @@ def main() -> None:
         value.backward()
         values.append(value.detach())
         gradients.append((image.grad / world_size, pretext.grad / world_size))
-    torch.save(
-        {"values": values, "gradients": gradients, "state": loss.state_dict()}, f"{sys.argv[4]}.{rank}"
-    )
+    torch.save({"values": values, "gradients": gradients, "state": loss.state_dict()}, f"{sys.argv[4]}.{rank}")
     dist.destroy_process_group()
 
 

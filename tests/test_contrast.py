@@ -24,10 +24,7 @@ def reference_nce(positive, negatives, keep):
 
 def reference_infonce(positive, negatives, keep):
     return torch.stack(
-        [
-            -torch.log(p.exp() / (p.exp() + n[k].exp().sum()))
-            for p, n, k in zip(positive, negatives, keep, strict=True)
-        ]
+        [-torch.log(p.exp() / (p.exp() + n[k].exp().sum())) for p, n, k in zip(positive, negatives, keep, strict=True)]
     )
 
 
@@ -36,10 +33,10 @@ def reference_npid(positive, negatives, keep, z, num_rows):
     for p, n, k in zip(positive, negatives, keep, strict=True):
         chosen = n[k]
         noise = len(chosen) / num_rows
-        probability = lambda s: (s.exp() / z) / (s.exp() / z + noise)  # noqa: E731
-        loss = -torch.log(probability(p))
+        p_share = (p.exp() / z) / (p.exp() / z + noise)
+        loss = -torch.log(p_share)
         for s in chosen:
-            loss = loss - torch.log(1 - probability(s))
+            loss = loss - torch.log(1 - (s.exp() / z) / (s.exp() / z + noise))
         losses.append(loss)
     return torch.stack(losses)
 
@@ -87,9 +84,7 @@ def test_values_and_gradients_equal_the_equations(form, masked, seed):
 def test_gradcheck_passes(form):
     positive, negatives, keep = scores(11, tau=0.3)
     ours, _ = forms()[form]
-    assert gradcheck(
-        lambda p, n: ours(p, n, keep), (positive.requires_grad_(), negatives.requires_grad_()), atol=1e-6
-    )
+    assert gradcheck(lambda p, n: ours(p, n, keep), (positive.requires_grad_(), negatives.requires_grad_()), atol=1e-6)
 
 
 def test_nce_stays_finite_and_right_when_one_negative_takes_everything():

@@ -42,9 +42,8 @@ def test_vissl_imports_where_every_mended_feature_is_missing():
         real = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *a: None if name == "pkg_resources" else real(name, *a)
         sys.meta_path.insert(0, NoPkgResources())
-        from pirl_plugin import host
-        applied = host.mend()
-        assert applied == list(host._BEFORE_IMPORT), applied
+        from pirl_plugin import host  # importing the package mends
+        assert numpy.float is float and collections.MutableMapping and kinetics.Kinetics400
         assert host.mend() == []
         from vissl.trainer import SelfSupervisionTrainer
         from vissl.utils.collect_env import collect_env_info

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "config=pretrain/pirl/jigsaw_small_images_cpu",
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
+    "config.LOSS.pirl_loss.negatives=per_image",
     "config.LOSS.pirl_loss.num_negatives=16",
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8",
+    "config.LOSS.pirl_loss.memory_bank.fill_first=False",
     "config.OPTIMIZER.num_epochs=2",
 ]
 
@@ -85,9 +87,7 @@ def test_broken_photos_are_counted_named_and_kept_out_of_the_bank(tmp_path, phot
     whole = bad[0].read_bytes()
     bad[0].write_bytes(whole[: len(whole) // 2])
     bad[1].write_bytes(b"")
-    result = launch(
-        tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.CHECKPOINT.DIR={tmp_path}/run"
-    )
+    result = launch(tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.CHECKPOINT.DIR={tmp_path}/run")
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("2 of 48 images could not be read in this epoch") == 2
     assert set(re.findall(r"Not read: (\S+)", result.stdout)) == {str(path) for path in bad}

@@ -88,9 +88,9 @@ def test_drawn_parameters_have_the_stated_distributions():
     settings = PhotometricSettings(brightness=0.4, hue=0.2, random_photometric=0.66, grayscale=0.2)
     drawn = photometric.draw(20_000, settings, torch.Generator().manual_seed(1))
     brightness, hue = drawn.factors[:, 0], drawn.factors[:, 3]
-    assert 0.6 <= brightness.min() and brightness.max() <= 1.4
+    assert brightness.min() >= 0.6 and brightness.max() <= 1.4
     assert abs(float(brightness.mean()) - 1) < 0.01
-    assert -0.2 <= hue.min() and hue.max() <= 0.2
+    assert hue.min() >= -0.2 and hue.max() <= 0.2
     assert abs(float(drawn.photometric.float().mean()) - 0.66) < 0.015
     assert abs(float(drawn.grayscale.float().mean()) - 0.2) < 0.015
     assert set(drawn.bits.tolist()) == {4, 5, 6, 7, 8}
@@ -108,7 +108,7 @@ def test_applying_to_all_views_at_once_equals_one_view_at_a_time(views):
         fields = {k: v[number : number + 1] for k, v in vars(drawn).items()}
         alone = photometric.apply(views[number : number + 1], photometric.PhotometricParameters(**fields))
         torch.testing.assert_close(together[number], alone[0], atol=1e-5, rtol=0)
-    assert 0 <= together.min() and together.max() <= 1
+    assert together.min() >= 0 and together.max() <= 1
 
 
 def test_views_of_one_image_draw_different_parameters():
