@@ -29,6 +29,7 @@ def complete(config: DictConfig) -> None:
     loss = config.LOSS.pirl_loss
     loss.seed = config.SEED_VALUE
     loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+    loss.report_frequency = config.LOG_FREQUENCY
 
 
 def _trunk_channels(config: Any) -> int | None:

@@ -11,8 +11,9 @@ from classy_vision.losses import ClassyLoss, register_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pirl_plugin import contrast
+from pirl_plugin.contrast import FORMS
 from pirl_plugin.distributed import rank, sum_over_ranks, world_size
+from pirl_plugin.fused_contrast import contrast_per_image, contrast_shared
 from pirl_plugin.memory_bank import MEMORY_BANKS
 from pirl_plugin.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
 from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number
@@ -29,6 +30,7 @@ _KEYS = (
     "seed",
     "num_train_samples",
     "batch_size_per_replica",
+    "report_frequency",
 )
 
 
@@ -51,13 +53,18 @@ class PIRLLoss(ClassyLoss):
         temperature: tau.
         lambda_: in [0, 1].
         embedding_dim: d.
-        z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates,
+        z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates, one behind,
             log Z <- z_momentum log Z + (1 - z_momentum) estimate. 1 freezes it, as VISSL does; with few images
             the loss then rises without bound, because training moves the similarities away from those that Z
             was measured on.
         memory_bank: {name: ..., and the bank's own keys}.
         seed: of the bank's first rows and of the draws.
         batch_size_per_replica: the most images a rank has in a step (the launcher fills it in).
+        report_frequency: `report` is made anew every so many steps (the launcher fills in LOG_FREQUENCY).
+
+    Attributes:
+        report: by term, means over the last reported batch of this rank: similarity (cosine) of the positive and
+            of the negatives, and the share of the negatives that score above the positive.
 
     Raises:
         ConfigError: for an unknown key, a value out of range, or too few images.
@@ -76,10 +83,10 @@ class PIRLLoss(ClassyLoss):
         memory_bank: Mapping[str, Any] | None = None,
         seed: int = 0,
         batch_size_per_replica: int | None = None,
+        report_frequency: int = 1,
     ) -> None:
         super().__init__()
-        forms = ("nce", "npid", "infonce")
-        self.contrast = check_choice(contrast, forms, "pirl_loss.contrast")
+        self.contrast = check_choice(contrast, FORMS, "pirl_loss.contrast")
         self.num_rows = check_integer(num_train_samples, "pirl_loss.num_train_samples (|D|)", 2)
         self.num_negatives = check_integer(num_negatives, "pirl_loss.num_negatives (N)", 1)
         self.negatives = check_choice(negatives, NEGATIVES, "pirl_loss.negatives")
@@ -92,7 +99,9 @@ class PIRLLoss(ClassyLoss):
         self.lambda_ = check_number(lambda_, "pirl_loss.lambda_", 0, 1)
         self.z_momentum = check_number(z_momentum, "pirl_loss.z_momentum", 0, 1)
         self.seed = check_integer(seed, "pirl_loss.seed", 0)
+        self.report_frequency = check_integer(report_frequency, "pirl_loss.report_frequency", 1)
         self.steps = 0
+        self.z_is_set = False
         bank = dict(memory_bank or {})
         name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
         check_keys(bank, ("momentum", "fill_first"), "pirl_loss.memory_bank")
@@ -132,24 +141,16 @@ class PIRLLoss(ClassyLoss):
             )
         rows = target.clamp(min=0)
         valid = (target >= 0) & self.memory_bank.is_filled(rows)
-        positives = self.memory_bank.lookup(rows)
-        negatives, keep = self._draw(target)
+        weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
+        terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
+        # DDP wants every parameter to have a gradient.
+        total = sum(0 * e.float().sum() for _, weight, e in weights if weight == 0 and e is not None)
 
-        terms = [(1 - self.lambda_, image, 0), (self.lambda_, pretext, 1)]
-        total = torch.zeros((), device=target.device)
-        for weight, embedding, term in terms:
-            if embedding is None:
-                continue
-            if weight == 0:
-                total = total + 0 * embedding.sum()  # DDP wants every parameter to have a gradient
-                continue
-            query = normalize(embedding.float(), dim=1)
-            positive = (query * positives).sum(1) / self.temperature
-            form = "bd,bnd->bn" if negatives.dim() == 3 else "bd,nd->bn"
-            negative = torch.einsum(form, query, negatives) / self.temperature
-            losses = self._contrast(positive, negative, keep, valid, term)
-            total = total + weight * losses.masked_fill(~valid, 0).sum()
-            self._report(("image", "pretext")[term], positive, negative, keep, valid)
+        queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
+        negatives = self._draw(target)
+        losses = self._contrast(queries, rows, negatives, [term for term, _, _ in terms], valid)
+        weight = torch.tensor([weight for _, weight, _ in terms], device=losses.device).unsqueeze(1)
+        total = total + (weight * losses.masked_fill(~valid, 0)).sum()
 
         count = sum_over_ranks(valid.sum())
         loss = total * (world_size() / count.clamp(min=1))
@@ -158,55 +159,113 @@ class PIRLLoss(ClassyLoss):
             self.steps += 1
         return loss
 
-    def _draw(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The negatives [B, N, d] or [N, d], and which of them count for which image, bool [B, N]."""
+    def _draw(self, target: Tensor) -> Tensor | None:
+        """Row numbers of the negatives: int64 [B, N] (per_image), [N] (shared), or None for the whole bank."""
         if self.negatives == "all":
-            drawn = torch.arange(self.num_rows, device=target.device)
-        else:
-            generator = torch.Generator(device=target.device).manual_seed(self._draw_seed())
-            draw = draw_negatives if self.negatives == "per_image" else draw_shared_negatives
-            drawn = draw(target, self.num_rows, self.num_negatives, generator)
-        return self.memory_bank.lookup(drawn), drawn != target.unsqueeze(1)
+            return None
+        generator = torch.Generator(device=target.device).manual_seed(self._draw_seed())
+        draw = draw_negatives if self.negatives == "per_image" else draw_shared_negatives
+        return draw(target, self.num_rows, self.num_negatives, generator)
 
-    def _contrast(self, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor, term: int) -> Tensor:
-        if self.contrast == "nce":
-            return contrast.nce(positive, negative, keep)
-        if self.contrast == "infonce":
-            return contrast.infonce(positive, negative, keep)
-        log_z = self._follow_z(negative, keep & valid.unsqueeze(1), term, self._in_training())
-        return contrast.npid(positive, negative, log_z, self.num_rows, keep)
+    def _contrast(self, queries: Tensor, rows: Tensor, drawn: Tensor | None, terms: list[int], valid: Tensor) -> Tensor:
+        """Losses [T, B] of unit queries [T, B, d]."""
+        positives = self.memory_bank.lookup(rows)
+        watch = _Watch(queries, valid)
+        report = self.steps % self.report_frequency == 0
+
+        def losses(threshold: Tensor | None, on_scores) -> Tensor:
+            if self.negatives == "per_image":
+                limit = None if threshold is None else threshold[:, 0]
+                lookup = self.memory_bank.lookup
+                arguments = (lookup, drawn, self.temperature, limit, on_scores)
+                return contrast_per_image(self.contrast, queries, positives, *arguments)
+            table = self.memory_bank.rows if drawn is None else self.memory_bank.lookup(drawn)
+            arguments = (table, drawn, rows, self.temperature, threshold, on_scores)
+            return contrast_shared(self.contrast, queries, positives, *arguments)
+
+        if self.contrast != "npid":
+            result = losses(None, watch.report if report else None)
+        else:
+            counts = torch.full_like(rows, self.num_rows - 1 if drawn is None else self.num_negatives)
+            if self.negatives == "shared":
+                counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
+            offset = (counts.clamp(min=1) / self.num_rows).log()
+            if not self.z_is_set:
+                with torch.no_grad():
+                    losses(offset.expand(len(terms), -1), watch.sum_exponentials)
+                self._follow_z(watch, terms)
+                watch = _Watch(queries, valid)
+            log_z = self.log_z[terms].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
+            watch.also_report = report
+            result = losses(log_z + offset, watch.sum_exponentials)
+            if self._in_training():
+                self._follow_z(watch, terms)
+        if report:
+            self.report = watch.means(self.temperature, [("image", "pretext")[term] for term in terms])
+        return result
 
     def _in_training(self) -> bool:
         # VISSL never calls eval() on a loss, but runs test phases without gradients.
         return self.training and torch.is_grad_enabled()
 
     @torch.no_grad()
-    def _follow_z(self, negative: Tensor, keep: Tensor, term: int, training: bool) -> Tensor:
-        """log Z after this batch, the same on every rank; kept only in training, but for the first."""
-        total = (negative.double().exp() * keep).sum()
-        total, count = sum_over_ranks(torch.stack([total, keep.sum().double()])).unbind()
+    def _follow_z(self, watch: _Watch, terms: list[int]) -> None:
+        """Move log Z of the terms towards this batch's estimate, alike on every rank."""
+        totals = torch.cat([watch.exponentials, watch.counts.sum(1)])
+        total, count = sum_over_ranks(totals).view(2, -1).unbind()
         estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
-        before = self.log_z[term].clone()
+        before = self.log_z[terms]
         after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
-        after = torch.where(count > 0, after, before)
-        self.log_z[term] = after if training else torch.where(before.isnan(), after, before)
-        return after.nan_to_num(0.0)  # NaN where no image was ever read: the terms do not count then
+        self.log_z[terms] = torch.where(count > 0, after, before)
+        self.z_is_set = True
 
     def _draw_seed(self) -> int:
         return ((self.seed * 1_000_003 + self.steps) * 65_537 + rank()) % 2**63
 
-    @torch.no_grad()
-    def _report(self, name: str, positive: Tensor, negative: Tensor, keep: Tensor, valid: Tensor) -> None:
-        count, kept = valid.sum().clamp(min=1), keep.sum(1).clamp(min=1)
-        for key, value in (
-            ("positive_similarity", positive * self.temperature),
-            ("negative_similarity", (negative * keep).sum(1) / kept * self.temperature),
-            ("negatives_above_positive", ((negative > positive.unsqueeze(1)) & keep).sum(1) / kept),
-        ):
-            self.report[f"{name}/{key}"] = (value * valid).sum() / count
-
     def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "z_is_set": self.z_is_set}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self.steps = int(state["steps"])
+        self.steps, self.z_is_set = int(state["steps"]), bool(state["z_is_set"])
+
+
+class _Watch:
+    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device."""
+
+    def __init__(self, queries: Tensor, valid: Tensor) -> None:
+        terms, batch, _ = queries.shape
+        self.valid = valid
+        self.also_report = False
+        self.exponentials = queries.new_zeros(terms, dtype=torch.float64)
+        self.counts, self.sums, self.above = queries.new_zeros(3, terms, batch, dtype=torch.float64)
+        self.positives = queries.new_zeros(terms, batch)
+
+    def sum_exponentials(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
+        """For Z: the sum of exp(score) over the negatives that count, of the images that count."""
+        valid = self.valid[chunk]
+        per_image = negatives.double().logsumexp(-1).exp()
+        self.exponentials += per_image.masked_fill(~valid, 0).sum(1)
+        self.counts[:, chunk] = negatives.isfinite().sum(-1).double() * valid
+        if self.also_report:
+            self.report(chunk, positive, negatives)
+
+    def report(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
+        """For the log: similarities, and negatives above the positive."""
+        finite = negatives.isfinite()
+        self.counts[:, chunk] = finite.sum(-1).double() * self.valid[chunk]
+        self.sums[:, chunk] = negatives.masked_fill(~finite, 0).sum(-1).double()
+        self.above[:, chunk] = (negatives > positive.unsqueeze(-1)).sum(-1).double()
+        self.positives[:, chunk] = positive
+
+    @torch.no_grad()
+    def means(self, temperature: float, names: list[str]) -> dict[str, Tensor]:
+        """Means over the images that count, by term: scalars on the device."""
+        images = self.valid.sum().clamp(min=1)
+        counts = self.counts.clamp(min=1)
+        values = {
+            "positive_similarity": temperature * self.positives,
+            "negative_similarity": temperature * self.sums / counts,
+            "negatives_above_positive": self.above / counts,
+        }
+        means = {key: (value * self.valid).sum(1) / images for key, value in values.items()}
+        return {f"{name}/{key}": mean[number] for key, mean in means.items() for number, name in enumerate(names)}

@@ -111,3 +111,25 @@ def test_an_average_precision_of_one_number_fits_into_a_cell():
         matrix = np.zeros((1, 1))
         matrix[0][0] = module.get_precision_recall(targets, predictions)[3]
         assert matrix[0][0] == pytest.approx(5 / 6, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_classy_vision_that_vissls_wheel_carries_works_too(tmp_path):
+    # The tested environment has classy-vision 0.7.0 on top; this takes VISSL's wheel as it is.
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), "vissl==0.1.6"]
+    subprocess.run(install, check=True, capture_output=True, text=True)
+    result = python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import pirl_plugin.registration
+        import classy_vision, vissl
+        from vissl.trainer import SelfSupervisionTrainer
+        from pirl_plugin.launcher import compose
+        assert classy_vision.__file__.startswith({str(tmp_path)!r}), classy_vision.__file__
+        print(classy_vision.__version__, compose(["config=pretrain/pirl/jigsaw_8node"]).LOSS.name)
+        """
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    version, loss = result.stdout.split()[-2:]
+    assert version != "0.7.0" and loss == "pirl_loss"

@@ -1,0 +1,187 @@
+"""Loss and query gradient of the contrasts together, without ever holding B x N rows of the bank.
+
+The gradient of a contrast with respect to its query is a weighted sum of the rows that were just read, as in
+attention: with the scores s_k of a query, the weights are dL/ds_k / tau, and each form has them in closed form
+(`loss_and_weights`). So one gather of some rows serves scores and gradient, for both terms of Eq. 5, and nothing of
+size B x N x d is stored for a backward pass. The slow references are autograd on pirl_plugin.contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+CHUNK_BYTES = 64 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
+
+
+def loss_and_weights(
+    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A contrast and its derivatives with respect to the scores.
+
+    Args:
+        form: nce, infonce or npid; see pirl_plugin.contrast for the definitions.
+        positive: scores (cosine / tau) of the positives [...].
+        negatives: scores of the negatives [..., N], -inf where they do not count; OVERWRITTEN with the weights.
+        threshold: npid only: log(Z N / |D|) of each query [...].
+
+    Returns:
+        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`).
+    """
+    if form == "npid":
+        loss = softplus(threshold - positive) + softplus(negatives - threshold.unsqueeze(-1)).sum(-1)
+        weights = negatives.sub_(threshold.unsqueeze(-1)).sigmoid_()
+        return loss, -torch.sigmoid(threshold - positive), weights
+
+    top, top_place = negatives.max(dim=-1, keepdim=True)
+    reference = torch.maximum(top, positive.unsqueeze(-1))
+    positive_share = (positive.unsqueeze(-1) - reference).exp_()
+    share = negatives.sub_(reference).exp_()
+    if form == "infonce":
+        total = share.sum(-1, keepdim=True) + positive_share
+        loss = (total.log() + reference).squeeze(-1) - positive
+        return loss, (positive_share / total).squeeze(-1) - 1, share.div_(total)
+
+    # nce. A share near 1 leaves no digits in 1 - share: for the largest negative it comes from the others' sum.
+    top_share = share.gather(-1, top_place)
+    share.scatter_(-1, top_place, 0)
+    others = share.sum(-1, keepdim=True) + positive_share
+    total = others + top_share
+    share.div_(total)
+    positive_share, top_share, top_complement = positive_share / total, top_share / total, others / total
+    loss = (total.log() + reference).squeeze(-1) - positive
+    loss = loss - torch.log1p(-share).sum(-1) - top_complement.log().squeeze(-1)
+    # With odds r = p / (1 - p) and A their sum over the negatives, dL/ds_k = p_k (2 - (A - r_k)) for a negative
+    # and p (1 - A) - 1 for the positive.
+    odds = share / (1 - share)
+    odds_of_others = odds.sum(-1, keepdim=True)
+    top_odds = top_share / top_complement
+    weights = odds.add_(2 - odds_of_others - top_odds).mul_(share)
+    weights.scatter_(-1, top_place, top_share * (2 - odds_of_others))
+    positive_weight = positive_share * (1 - odds_of_others - top_odds) - 1
+    return loss, positive_weight.squeeze(-1), weights
+
+
+def _budget(device: torch.device) -> int:
+    return CHUNK_BYTES if device.type == "cpu" else 16 * CHUNK_BYTES
+
+
+class _Contrast(torch.autograd.Function):
+    """losses [T, B] of queries [T, B, d]; the gradient is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        with torch.autocast(queries.device.type, enabled=False):
+            losses, gradients = compute(queries.detach())
+        ctx.save_for_backward(gradients)
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * upstream.unsqueeze(-1), None
+
+
+def contrast_per_image(
+    form: str,
+    queries: Tensor,
+    positives: Tensor,
+    lookup: Callable[[Tensor], Tensor],
+    drawn: Tensor,
+    temperature: float,
+    threshold: Tensor | None = None,
+    on_scores: Callable[[slice, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Losses with N negatives of its own for each image.
+
+    Args:
+        form: nce, infonce or npid.
+        queries: unit vectors float [T, B, d], T terms over the same images and negatives.
+        positives: rows float [B, d].
+        lookup: int64 [...] -> rows [..., d] of the bank.
+        drawn: int64 [B, N], the negatives' rows.
+        temperature: tau.
+        threshold: npid only, [T], log(Z N / |D|).
+        on_scores: called for every chunk of images with (which images, positive scores [T, b], negative scores
+            [T, b, N]) before they are overwritten.
+
+    Returns:
+        losses [T, B], differentiable in `queries`.
+    """
+
+    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
+        terms, batch, dim = queries.shape
+        losses, gradients = queries.new_empty(terms, batch), torch.empty_like(queries)
+        positive_scores = (queries * positives).sum(-1) / temperature
+        step = max(1, _budget(queries.device) // (4 * drawn.shape[1] * dim))
+        for start in range(0, batch, step):
+            chunk = slice(start, min(start + step, batch))
+            rows = lookup(drawn[chunk]).to(queries.dtype)  # [b, N, d]: the only reading of the bank
+            scores = torch.bmm(rows, queries[:, chunk].permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+            scores.div_(temperature)
+            own = positive_scores[:, chunk]
+            if on_scores is not None:
+                on_scores(chunk, own, scores)
+            limit = None if threshold is None else threshold.unsqueeze(1).expand_as(own)
+            losses[:, chunk], positive_weights, weights = loss_and_weights(form, own, scores, limit)
+            sums = torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)  # [T, b, d]
+            gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
+        return losses, gradients
+
+    return _Contrast.apply(queries, compute)
+
+
+def contrast_shared(
+    form: str,
+    queries: Tensor,
+    positives: Tensor,
+    rows: Tensor,
+    row_numbers: Tensor | None,
+    own: Tensor,
+    temperature: float,
+    threshold: Tensor | None = None,
+    on_scores: Callable[[slice, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Losses with the same rows as negatives for every image.
+
+    Args:
+        rows: [N, d], any float dtype: a shared draw, or the whole bank.
+        row_numbers: int64 [N], which rows of the bank they are; None where `rows` is the whole bank in its order.
+        own: int64 [B], each image's own row of the bank, which does not count for it.
+        threshold: npid only, [T, B], log(Z N_b / |D|) with N_b the rows that count.
+        Others as in `contrast_per_image`.
+
+    Returns:
+        losses [T, B], differentiable in `queries`.
+    """
+
+    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
+        terms, batch, dim = queries.shape
+        losses, gradients = queries.new_empty(terms, batch), torch.empty_like(queries)
+        positive_scores = (queries * positives).sum(-1) / temperature
+        same = rows if rows.dtype == queries.dtype else None
+        step = max(1, _budget(queries.device) // (4 * terms * len(rows)))
+        for start in range(0, batch, step):
+            chunk = slice(start, min(start + step, batch))
+            some = queries[:, chunk].reshape(-1, dim)
+            table = rows.to(queries.dtype) if same is None else same
+            scores = (some @ table.T).div_(temperature).view(terms, -1, len(rows))
+            if row_numbers is None:
+                place = own[chunk].view(1, -1, 1).expand(terms, -1, 1)
+                scores.scatter_(-1, place, -math.inf)
+            else:
+                scores.masked_fill_(row_numbers == own[chunk].unsqueeze(1), -math.inf)
+            mine = positive_scores[:, chunk]
+            if on_scores is not None:
+                on_scores(chunk, mine, scores)
+            limit = None if threshold is None else threshold[:, chunk]
+            losses[:, chunk], positive_weights, weights = loss_and_weights(form, mine, scores, limit)
+            sums = (weights.view(-1, len(rows)) @ table).view(terms, -1, dim)
+            gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
+        return losses, gradients
+
+    return _Contrast.apply(queries, compute)
