@@ -44,7 +44,7 @@ INSTALL_REQUIRES = [
     "numpy",
     "scipy",
     "pillow",
-    "matplotlib",
+    "matplotlib>=3.6",
     "tensorboard",
     "tqdm",
     "pyyaml",
@@ -64,17 +64,16 @@ EXTRAS_REQUIRE = {
     "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
     # The photos that the demo trains on when it is given none.
     "demo": ["scikit-image"],
-    "test": ["pytest>=7", "pytest-timeout", "ruff", "safetensors", "scikit-image", "timm"],
+    "test": ["pytest>=7", "pytest-timeout", "ruff", "scikit-image"],
 }
 
 CONSOLE_SCRIPTS = {
     # Named as VISSL's own tool, so that a VISSL command line works unchanged.
-    "run_distributed_engines.py": "pirl_plugin.launcher:main",
-    "pirl-extract-features": "pirl_plugin.tools:extract_features",
-    "pirl-train-svm": "pirl_plugin.tools:train_svm",
-    "pirl-train-svm-low-shot": "pirl_plugin.tools:train_svm_low_shot",
-    "pirl-nearest-neighbors": "pirl_plugin.tools:nearest_neighbors",
-    "pirl-demo": "pirl_plugin.demo:main",
+    "run_distributed_engines.py": "pirl_plugin.commands:run_distributed_engines",
+    "pirl-extract-features": "pirl_plugin.commands:extract_features",
+    "pirl-train-svm": "pirl_plugin.commands:train_svm",
+    "pirl-nearest-neighbors": "pirl_plugin.commands:nearest_neighbors",
+    "pirl-demo": "pirl_plugin.commands:demo",
 }
 
 setup(

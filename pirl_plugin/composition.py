@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 
@@ -39,10 +38,9 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
         ConfigError: in one sentence, for an override, a name or a value that cannot be right.
     """
     composed = _compose(overrides)
-    before = copy.deepcopy(composed)
     complete(composed.config)
     if check:
-        check_config(AttrDict(OmegaConf.to_container(before)).config)
+        check_config(AttrDict(OmegaConf.to_container(composed)).config)
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
     return whole
 
@@ -51,13 +49,27 @@ def _compose(overrides: list[str]) -> DictConfig:
     try:
         return compose_hydra_configuration(overrides)
     except OverrideParseException as error:
-        raise ConfigError(f"Override {error.override!r} cannot be read; write key=value.") from error
+        raise ConfigError(_explain_parse(error)) from error
     except MissingConfigException as error:
         raise ConfigError(_explain_missing(error, overrides)) from error
     except ConfigCompositionException as error:
         raise ConfigError(_explain_override(error, overrides)) from error
     except HydraException as error:
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def quote(value: object) -> str:
+    """`value` as a quoted string of Hydra's override grammar, whatever characters it has."""
+    text = str(value)
+    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + "\\'", text)
+    return f"'{escaped}'"
+
+
+def _explain_parse(error: OverrideParseException) -> str:
+    return (
+        f"Override {error.override!r} cannot be read; write key=value, with a value that has spaces, brackets or "
+        f"letters beyond ASCII in quotes (\"key='value'\")."
+    )
 
 
 def _is_group(override: Override) -> bool:
@@ -95,6 +107,9 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
             continue
         node, path = base, []
         for part in override.key_or_group.split("."):
+            if OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
+                node, path = node[int(part)], [*path, part]
+                continue
             if not OmegaConf.is_dict(node) or part not in node:
                 known = list(node) if OmegaConf.is_dict(node) else []
                 return (
@@ -119,7 +134,7 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
-        raise ConfigError(f"Override {error.override!r} cannot be read; write key=value.") from error
+        raise ConfigError(_explain_parse(error)) from error
     fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
     swept = [o for o in parsed if o.is_sweep_override()]
     if not swept:
@@ -132,5 +147,5 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
         name = "_".join(f"{o.key_or_group.split('.')[-1].rstrip('_')}-{value}" for o, value in combination)
         name = re.sub(r"[^\w.-]+", "-", name)
         kept = [o for o in fixed if not o.startswith("config.CHECKPOINT.DIR=")]
-        runs.append([*kept, *values, f"config.CHECKPOINT.DIR={folder}/{name}"])
+        runs.append([*kept, *values, f"config.CHECKPOINT.DIR={quote(f'{folder}/{name}')}"])
     return runs

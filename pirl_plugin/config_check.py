@@ -6,11 +6,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, open_dict
+from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
+from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import EXTENSIONS, walk_images
-from pirl_plugin.trunks import LAYOUTS, feature_channels
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
+from pirl_plugin.validation import ConfigError, check_choice, check_keys, keyword_arguments
 
 
 def complete(config: DictConfig) -> None:
@@ -26,10 +30,15 @@ def complete(config: DictConfig) -> None:
                 head["in_channels"] = channels
     if config.LOSS.name != "pirl_loss":
         return
+    if "pirl_loss" not in config.LOSS:
+        raise ConfigError("LOSS.name is pirl_loss, but there is no LOSS.pirl_loss with its settings; {} will do.")
     loss = config.LOSS.pirl_loss
-    loss.seed = config.SEED_VALUE
-    loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
-    loss.report_frequency = config.LOG_FREQUENCY
+    with open_dict(loss):
+        if loss.get("seed") is None:
+            loss.seed = config.SEED_VALUE
+        loss.num_train_samples = -1  # VISSL fills it in where it is there
+        loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+        loss.report_frequency = config.LOG_FREQUENCY
 
 
 def _trunk_channels(config: Any) -> int | None:
@@ -60,6 +69,8 @@ def _check_data(config: Any) -> None:
     for split in ("TRAIN", "TEST"):
         data = config.DATA[split]
         sources, paths = data.DATA_SOURCES, data.DATA_PATHS
+        if isinstance(paths, str):
+            raise ConfigError(f"DATA.{split}.DATA_PATHS is {paths!r}; it must be a list, [{paths}].")
         if paths and len(paths) != len(sources):
             raise ConfigError(
                 f"DATA.{split}.DATA_PATHS has {len(paths)} entries and DATA_SOURCES {len(sources)}; "
@@ -79,6 +90,28 @@ def _check_folder(key: str, path: str, source: str) -> None:
         raise ConfigError(f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}.")
 
 
+def check_machine(config: Any) -> None:
+    """Refuse a run that this machine or the files it names cannot serve.
+
+    Raises:
+        ConfigError: one sentence with key, value and what would be right.
+    """
+    distributed, weights = config.DISTRIBUTED, config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    if distributed.NUM_NODES > 1 and distributed.INIT_METHOD == "tcp" and distributed.RUN_ID == "auto":
+        raise ConfigError(
+            f"DISTRIBUTED.RUN_ID is 'auto', but {distributed.NUM_NODES} nodes must be told where to meet: give the "
+            f"first node's address, config.DISTRIBUTED.RUN_ID=<host>:<port>."
+        )
+    if config.MACHINE.DEVICE == "gpu" and torch.cuda.device_count() < distributed.NUM_PROC_PER_NODE:
+        raise ConfigError(
+            f"DISTRIBUTED.NUM_PROC_PER_NODE is {distributed.NUM_PROC_PER_NODE}, but this machine has "
+            f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
+            f"config.DISTRIBUTED.BACKEND=gloo."
+        )
+    if weights and not os.path.isfile(weights):
+        raise ConfigError(f"MODEL.WEIGHTS_INIT.PARAMS_FILE is {weights!r}; there is no such file.")
+
+
 def _heads(config: Any) -> Iterator[tuple[str, dict]]:
     """(input key, arguments) of every pirl_heads in the model."""
     for (key, _), head in zip(config.MODEL.MULTI_INPUT_HEAD_MAPPING, config.MODEL.HEAD.PARAMS, strict=False):
@@ -92,14 +125,34 @@ def _check_pirl(config: Any) -> None:
     from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 
     loss, train = config.LOSS.pirl_loss, config.DATA.TRAIN
+    # Every setting of the loss but the number of images, on a bank of two rows.
+    trial = {**loss, "num_train_samples": 2}
+    if isinstance(loss.get("num_negatives"), int) and loss.num_negatives > 0:
+        trial["num_negatives"] = 1
+    settings = PIRLLoss.from_config(trial)
     if config.TEST_MODEL:
         raise ConfigError(
             "TEST_MODEL is true, but pirl_loss knows the training images only (its bank has no row for a test "
             "image); set TEST_MODEL to false and evaluate the checkpoint with a benchmark config."
         )
-    for key, value in (("COLLATE_FUNCTION", "pirl_collator"), ("TARGET_KEY_NAMES", ["image_index"])):
+    if len(train.DATA_SOURCES) != 1 or train.ENABLE_QUEUE_DATASET:
+        raise ConfigError(
+            f"DATA.TRAIN.DATA_SOURCES is {train.DATA_SOURCES} and ENABLE_QUEUE_DATASET {train.ENABLE_QUEUE_DATASET}; "
+            f"pirl_loss needs one source, and no queue (which would train on another image in place of a broken one)."
+        )
+    inputs = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
+    for key, value in (
+        ("COLLATE_FUNCTION", "pirl_collator"),
+        ("INPUT_KEY_NAMES", inputs),
+        ("TARGET_KEY_NAMES", ["image_index"]),
+    ):
         if train[key] != value:
             raise ConfigError(f"DATA.TRAIN.{key} is {train[key]!r}; pirl_loss needs {value!r}.")
+    trunk = config.MODEL.TRUNK
+    check_choice(trunk.NAME, MODEL_TRUNKS_REGISTRY, "MODEL.TRUNK.NAME")
+    if trunk.NAME == "pirl_resnet":
+        check_choice(trunk.RESNETS.DEPTH, LAYOUTS, "MODEL.TRUNK.RESNETS.DEPTH")
+        check_choice(trunk.RESNETS.get("STEM", "imagenet"), STEMS, "MODEL.TRUNK.RESNETS.STEM")
     names = [transform.get("name") for transform in train.TRANSFORMS]
     tasks = [name for name in names if name in PRETEXT_TRANSFORMS]
     if len(names) != 1 or not tasks:
@@ -113,8 +166,8 @@ def _check_pirl(config: Any) -> None:
         raise ConfigError(
             f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {keys}; pirl_loss needs ['images', 'pretext'], in that order."
         )
-    if loss.lambda_ > 0 and "pretext" not in keys:
-        raise ConfigError(f"pirl_loss.lambda_ is {loss.lambda_}, which needs a head for the input `pretext`.")
+    if settings.lambda_ > 0 and "pretext" not in keys:
+        raise ConfigError(f"pirl_loss.lambda_ is {settings.lambda_}, which needs a head for the input `pretext`.")
     for key, head in _heads(config):
         branch, dim = head.get("branch"), head.get("embedding_dim", 128)
         wanted = "image" if key == "images" else task.branch
@@ -122,10 +175,12 @@ def _check_pirl(config: Any) -> None:
             raise ConfigError(
                 f"The head of `{key}` is pirl_heads with branch {branch!r}; {task.name} needs branch {wanted!r}."
             )
-        if dim != loss.embedding_dim:
+        check_keys(head, keyword_arguments(PIRLHead) - {"model_config"}, "pirl_heads")
+        PIRLHead(None, **head)
+        if dim != settings.embedding_dim:
             raise ConfigError(
                 f"pirl_heads.embedding_dim ({branch}) is {dim}, but pirl_loss.embedding_dim is "
-                f"{loss.embedding_dim}; they must be equal."
+                f"{settings.embedding_dim}; they must be equal."
             )
         if branch == "jigsaw" and head.get("num_patches", 9) != task.num_views:
             raise ConfigError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from pirl_plugin import (
     figures,
     registration,  # noqa: F401
 )
+from pirl_plugin.composition import quote
 from pirl_plugin.crops import draw_crop_box, resized_crop
 from pirl_plugin.demo_data import DemoData, make_bundled_data, make_own_data
 from pirl_plugin.evaluation import instance_retrieval, nearest_neighbors
@@ -28,7 +33,7 @@ from pirl_plugin.image_files import load_rgb
 from pirl_plugin.launcher import compose
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.quick_evaluation import compare_with_untrained, table
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, of the views that are evaluated
@@ -46,10 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    try:
+    with one_sentence_errors():
         run(options.output, options.data, options.budget_minutes, options.images, options.seed)
-    except ConfigError as error:
-        sys.exit(f"Error: {error}")
 
 
 def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
@@ -62,9 +65,7 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     if budget_minutes < 0.25:
         raise ConfigError(f"--budget-minutes is {budget_minutes}; less than a quarter of a minute trains nothing.")
     output = output.resolve()
-    for stale in ("data", "run"):
-        shutil.rmtree(output / stale, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+    work = fresh_work_folder(output, source)
 
     _say(1, "measuring this machine")
     processes = max(1, min(2, os.cpu_count() or 1))
@@ -75,9 +76,9 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
 
     _say(2, f"preparing images from {source or 'the photos of scikit-image and scikit-learn'}")
     if source is None:
-        data = make_bundled_data(output / "data", num_train, num_train // 4, seed)
+        data = make_bundled_data(work / "data", num_train, num_train // 4, seed)
     else:
-        data = make_own_data(source, output / "data", num_train, num_train // 4, seed, _progress("copied"))
+        data = make_own_data(source, work / "data", num_train, num_train // 4, seed, _progress("copied"))
         for name in data.unreadable[:10]:
             print(f"      not readable, left out: {name}")
         if data.unreadable:
@@ -85,21 +86,22 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     epochs = int(np.clip(affordable // len(data.train_files), 2, MOST_EPOCHS))
     print(f"      {len(data.train_files)} to train on, {len(data.test_files)} held out")
 
-    _say(3, f"pre-training for {epochs} epochs, at most {1.5 * budget_minutes:.0f} minutes")
+    _say(3, f"pre-training for {epochs} epochs (the first fills the bank), at most {1.2 * budget_minutes:.1f} minutes")
     overrides = [
         f"config={CONFIG}",
-        f"config.DATA.TRAIN.DATA_PATHS=[{data.train_folder}]",
+        f"config.DATA.TRAIN.DATA_PATHS=[{quote(data.train_folder)}]",
         f"config.OPTIMIZER.num_epochs={epochs}",
         f"config.SEED_VALUE={seed}",
         f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={BATCH // processes}",
-        f"config.CHECKPOINT.DIR={output / 'run'}",
+        f"config.CHECKPOINT.DIR={quote(work / 'run')}",
     ]
-    losses = pretrain(overrides, output, processes, budget_minutes * 90)
+    losses = pretrain(overrides, output, processes, budget_minutes * 72)
 
     _say(4, "evaluating against the same network untrained")
     config = compose(overrides)
-    checkpoint = load_checkpoint(newest_checkpoint(output / "run"))
+    checkpoint_path = newest_checkpoint(work / "run")
+    checkpoint = load_checkpoint(checkpoint_path)
     results, features = evaluate(config, checkpoint, data)
     results |= {"epochs": epochs, "train_images": len(data.train_files), "seed": seed}
     results["minutes"] = round((time.monotonic() - started) / 60, 1)
@@ -108,9 +110,27 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     _say(5, "drawing")
     picture = draw(output / "demo.png", config, data, losses, results, features)
     print(f"\n{table(results)}\n\nPicture: {picture}\nNumbers: {output / 'results.json'}")
-    print(f"Network: {newest_checkpoint(output / 'run')}")
+    print(f"Network: {checkpoint_path}")
     print(f"Took {results['minutes']} minutes.")
     return results
+
+
+def fresh_work_folder(output: Path, source: Path | None) -> Path:
+    """`output`/pirl_demo, emptied of what an earlier demo left there, and of nothing else.
+
+    Raises:
+        ConfigError: where it holds anything that no demo wrote, or the user's photos.
+    """
+    work = output / "pirl_demo"
+    marker = work / ".written_by_pirl_demo"
+    if source is not None and source.resolve().is_relative_to(work):
+        raise ConfigError(f"--data is {str(source)!r}, inside {work}, which the demo empties; choose another --output.")
+    if work.exists() and any(work.iterdir()) and not marker.is_file():
+        raise ConfigError(f"{work} was not made by a demo and would be emptied; choose another --output.")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    marker.touch()
+    return work
 
 
 def _say(step: int, text: str) -> None:
@@ -164,7 +184,7 @@ def pretrain(overrides: list[str], output: Path, processes: int, deadline: float
     environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
     command = [sys.executable, "-u", "-m", "pirl_plugin.launcher", *overrides]
     losses: list[tuple[int, float]] = []
-    started, log_path, late = time.monotonic(), output / "pretrain.log", False
+    log_path, late = output / "pretrain.log", threading.Event()
     with (
         open(log_path, "w") as log,
         subprocess.Popen(
@@ -176,27 +196,41 @@ def pretrain(overrides: list[str], output: Path, processes: int, deadline: float
             start_new_session=True,
         ) as process,
     ):
-        for line in process.stdout:
+        clock = threading.Timer(deadline, lambda: (late.set(), _kill(process)))
+        clock.start()
+        for line in _until_killed(process, clock):
             log.write(line)
             found = LINE.search(line)
             if found:
                 epoch, iteration, loss, left = found.groups()
-                losses.append((int(iteration), float(loss)))
+                if float(loss) != 0:  # 0 while the bank is being filled
+                    losses.append((int(iteration), float(loss)))
                 if sys.stdout.isatty() or len(losses) % 10 == 1:
                     end = "" if sys.stdout.isatty() else "\n"
                     text = f"epoch {int(epoch) + 1}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
                     print(f"\r      {text}    ", end=end, flush=True)
-            if time.monotonic() - started > deadline:
-                late = True
-                os.killpg(process.pid, 15)
-                break
     print()
-    if late:
+    if late.is_set():
         print("      out of time: going on with the last whole epoch")
     elif process.returncode:
         tail = "\n".join(log_path.read_text().splitlines()[-5:])
         raise ConfigError(f"Pre-training failed; the end of {log_path}:\n{tail}")
     return losses
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _until_killed(process: subprocess.Popen, clock: threading.Timer) -> Iterator[str]:
+    """The lines of a process, of which nothing is left running when the reader stops for whatever reason."""
+    try:
+        yield from process.stdout
+        process.wait()
+    finally:
+        clock.cancel()
+        _kill(process)
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,9 +141,11 @@ def make_own_data(
     Raises:
         ConfigError: with fewer than 64 readable photos.
     """
+    if not source.is_dir():
+        raise ConfigError(f"--data is {str(source)!r}; there is no such folder.")
     paths = list_images(source)
     order = np.random.default_rng(seed).permutation(len(paths))
-    relative = [Path(path).resolve().relative_to(source.resolve()) for path in paths]
+    relative = [Path(os.path.relpath(path, source)) for path in paths]
     names = sorted({path.parts[0] for path in relative})
     classes = names if all(len(path.parts) > 1 for path in relative) and len(names) > 1 else []
     chosen = order[: num_train + num_test]

@@ -55,15 +55,16 @@ def build_trunk(config: AttrDict, checkpoint: dict[str, Any] | None = None, seed
         except RuntimeError as error:
             raise ConfigError(
                 f"The checkpoint does not fit the trunk {config.MODEL.TRUNK.NAME} of depth "
-                f"{config.MODEL.TRUNK.RESNETS.DEPTH}: {str(error).splitlines()[1].strip()}"
+                f"{config.MODEL.TRUNK.RESNETS.DEPTH}: {' '.join(str(error).split())[:300]}"
             ) from error
     return trunk.eval()
 
 
 def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-    """PIL image -> float32 [3, size, size]: the shorter side to size * 256 / 224, centre crop, normalised.
+    """PIL image -> float32 [3, size, size]: the usual view for measuring.
 
-    Images of at most `size` + 2 pixels are only resized to `size`, whole.
+    Above 64 pixels the shorter side is brought to size * 256 / 224 before the centre crop; up to 64, to `size`, so
+    that small images are seen whole.
     """
     larger = round(size * 256 / 224) if size > 64 else size
     return v2.Compose(

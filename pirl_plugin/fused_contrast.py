@@ -18,8 +18,25 @@ from torch.nn.functional import softplus
 CHUNK_BYTES = 64 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
 
 
+class Reduction:
+    """How partial results over some of the negatives become those over all; this one has them all already."""
+
+    def maximum(self, value: Tensor) -> Tensor:
+        return value
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+
+WHOLE = Reduction()
+
+
 def loss_and_weights(
-    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None
+    form: str,
+    positive: Tensor,
+    negatives: Tensor,
+    threshold: Tensor | None = None,
+    reduction: Reduction = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A contrast and its derivatives with respect to the scores.
 
@@ -28,42 +45,46 @@ def loss_and_weights(
         positive: scores (cosine / tau) of the positives [...].
         negatives: scores of the negatives [..., N], -inf where they do not count; OVERWRITTEN with the weights.
         threshold: npid only: log(Z N / |D|) of each query [...].
+        reduction: joins the results of several holders of negatives, each of which calls this with its own.
 
     Returns:
-        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`).
+        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`); the first two over
+        all negatives, the last for those given.
     """
     if form == "npid":
-        loss = softplus(threshold - positive) + softplus(negatives - threshold.unsqueeze(-1)).sum(-1)
+        loss = reduction.sum(softplus(negatives - threshold.unsqueeze(-1)).sum(-1))
         weights = negatives.sub_(threshold.unsqueeze(-1)).sigmoid_()
-        return loss, -torch.sigmoid(threshold - positive), weights
+        return softplus(threshold - positive) + loss, -torch.sigmoid(threshold - positive), weights
 
-    top, top_place = negatives.max(dim=-1, keepdim=True)
-    reference = torch.maximum(top, positive.unsqueeze(-1))
-    positive_share = (positive.unsqueeze(-1) - reference).exp_()
-    share = negatives.sub_(reference).exp_()
+    top = reduction.maximum(negatives.amax(dim=-1) if negatives.shape[-1] else torch.full_like(positive, -math.inf))
+    reference = torch.maximum(top, positive)
+    positive_share = (positive - reference).exp()
     if form == "infonce":
-        total = share.sum(-1, keepdim=True) + positive_share
-        loss = (total.log() + reference).squeeze(-1) - positive
-        return loss, (positive_share / total).squeeze(-1) - 1, share.div_(total)
+        share = negatives.sub_(reference.unsqueeze(-1)).exp_()
+        total = reduction.sum(share.sum(-1)) + positive_share
+        return total.log() + reference - positive, positive_share / total - 1, share.div_(total.unsqueeze(-1))
 
-    # nce. A share near 1 leaves no digits in 1 - share: for the largest negative it comes from the others' sum.
-    top_share = share.gather(-1, top_place)
-    share.scatter_(-1, top_place, 0)
-    others = share.sum(-1, keepdim=True) + positive_share
+    # nce. A share near 1 leaves no digits in 1 - share: for the largest negative (and its equals) it comes from the
+    # sum of the others.
+    is_top = negatives == top.unsqueeze(-1)
+    share = negatives.sub_(reference.unsqueeze(-1)).exp_().masked_fill_(is_top, 0)
+    below, equals = reduction.sum(torch.stack([share.sum(-1), is_top.sum(-1).to(share.dtype)])).unbind()
+    top_share = (top - reference).exp()
+    others = below + positive_share + (equals - 1) * top_share
     total = others + top_share
-    share.div_(total)
+    share.div_(total.unsqueeze(-1))
     positive_share, top_share, top_complement = positive_share / total, top_share / total, others / total
-    loss = (total.log() + reference).squeeze(-1) - positive
-    loss = loss - torch.log1p(-share).sum(-1) - top_complement.log().squeeze(-1)
+    odds = share / (1 - share)
+    logs, odds_below = reduction.sum(torch.stack([torch.log1p(-share).sum(-1), odds.sum(-1)])).unbind()
+    loss = total.log() + reference - positive - logs - equals * top_complement.log()
     # With odds r = p / (1 - p) and A their sum over the negatives, dL/ds_k = p_k (2 - (A - r_k)) for a negative
     # and p (1 - A) - 1 for the positive.
-    odds = share / (1 - share)
-    odds_of_others = odds.sum(-1, keepdim=True)
     top_odds = top_share / top_complement
-    weights = odds.add_(2 - odds_of_others - top_odds).mul_(share)
-    weights.scatter_(-1, top_place, top_share * (2 - odds_of_others))
-    positive_weight = positive_share * (1 - odds_of_others - top_odds) - 1
-    return loss, positive_weight.squeeze(-1), weights
+    all_odds = odds_below + equals * top_odds
+    weights = torch.mul(odds.add_((2 - all_odds).unsqueeze(-1)), share, out=negatives)
+    top_weight = top_share * (2 - odds_below - (equals - 1) * top_odds)
+    weights.addcmul_(is_top.to(weights.dtype), top_weight.unsqueeze(-1))
+    return loss, positive_share * (1 - all_odds) - 1, weights
 
 
 def _budget(device: torch.device) -> int:

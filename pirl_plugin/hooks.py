@@ -61,9 +61,10 @@ class UnreadableImagesHook(Hook):
                 f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not "
                 f"enter the memory bank."
             )
-        paths = task.datasets["train"].get_image_paths()[0]
+        dataset = task.datasets["train"]
+        paths, subset = dataset.get_image_paths()[0], dataset.image_and_label_subset  # of DATA_LIMIT
         for index in sorted(self.unreadable)[: self.num_named]:
-            logging.warning(f"Not read: {paths[index]}")
+            logging.warning(f"Not read: {paths[index if subset is None else subset[index]]}")
 
 
 class BankAgreementHook(Hook):
@@ -96,5 +97,6 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     """VISSL's hooks and, where the loss is pirl_loss, the plugin's."""
     hooks = default_hook_generator(config)
     if config.LOSS.name == "pirl_loss":
-        hooks += [UnreadableImagesHook(), BankAgreementHook(), LossReportHook()]
+        # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
+        hooks = [BankAgreementHook(), UnreadableImagesHook(), LossReportHook(), *hooks]
     return hooks

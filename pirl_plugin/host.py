@@ -33,9 +33,11 @@ def require_vissl() -> None:
     Raises:
         ModuleNotFoundError: in one sentence, with the command.
     """
-    if importlib.util.find_spec("vissl") is None:
+    missing = [name for name in ("vissl", "classy_vision") if importlib.util.find_spec(name) is None]
+    if missing:
         raise ModuleNotFoundError(
-            f"pirl_plugin needs VISSL, which is not installed here; install it with: {INSTALL_VISSL}"
+            f"pirl_plugin needs VISSL, of which {' and '.join(missing)} is not installed here; install it with: "
+            f"{INSTALL_VISSL}"
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from vissl import data as vissl_data
 
+from pirl_plugin.distributed import world_size
 from pirl_plugin.validation import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -22,22 +23,29 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 
 def walk_images(folder: str | os.PathLike) -> Iterator[str]:
     """Paths of the image files below `folder`, known by their extension, in sorted order."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    visited = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         folders.sort()
+        real = os.path.realpath(parent)
+        if real in visited:  # a link to a folder above, or to one already listed
+            folders.clear()
+            continue
+        visited.add(real)
         for name in sorted(files):
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield os.path.join(parent, name)
 
 
-def list_images(path: str | os.PathLike) -> np.ndarray:
+def _refuse_folder(error: OSError) -> None:
+    raise ConfigError(f"The folder {error.filename} cannot be listed: {error.strerror}.") from error
+
+
+def list_images(path: str | os.PathLike) -> list[str]:
     """All images of a data set, in an order that depends on their names only.
 
     Args:
         path: a folder (searched at any depth), a .txt file (one path a line) or a .npy array of paths.
             Relative paths of a list start at the list's folder.
-
-    Returns:
-        array of str [images].
 
     Raises:
         ConfigError: where there is no such path, or no image in it.
@@ -50,10 +58,13 @@ def list_images(path: str | os.PathLike) -> np.ndarray:
                 f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth."
             )
     elif path.is_file() and path.suffix in (".txt", ".npy"):
-        if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-        else:
-            lines = [str(line) for line in np.load(path, allow_pickle=False)]
+        try:
+            if path.suffix == ".txt":
+                lines = path.read_text(encoding="utf-8").splitlines()
+            else:
+                lines = [str(line) for line in np.load(path, allow_pickle=False)]
+        except ValueError as error:
+            raise ConfigError(f"The file list {path} cannot be read as text: {error}") from error
         files = [os.path.join(path.parent, line.strip()) for line in lines if line.strip()]
         if not files:
             raise ConfigError(f"The file list {path} names no image; it needs one path a line.")
@@ -61,7 +72,7 @@ def list_images(path: str | os.PathLike) -> np.ndarray:
         raise ConfigError(
             f"There is no data at {path}; DATA_PATHS must name a folder of images, or a .txt or .npy list of them."
         )
-    return np.array(files)
+    return files
 
 
 def load_rgb(path: str | os.PathLike) -> Image.Image:
@@ -72,9 +83,9 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
     """
     with Image.open(path) as image:
         image.load()
-        if image.mode.startswith("I"):  # 16- and 32-bit grey, which PIL would clip to 255
+        if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey, which PIL would clip to 255
             levels = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((levels * (255 / max(levels.max(), 1))).astype(np.uint8))
+            image = Image.fromarray((levels.clip(0) * (255 / (levels.max() or 1))).astype(np.uint8))
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             background = Image.new("RGBA", image.size, "white")
@@ -92,9 +103,17 @@ class ImageFiles:
     """
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
-        self.dataset_name = dataset_name
-        self.files = list_images(path)
+        files = list_images(path)
+        self.root = path if os.path.isdir(path) else os.path.dirname(path)
+        # One array of bytes: a quarter of an array of str, and every loader worker gets a copy.
+        self.files = np.array([os.fsencode(file) for file in files])
         logging.info(f"{split}: {len(self.files)} images in {path}")
+        data = cfg["DATA"][split]
+        if data["DROP_LAST"] and len(files) < data["BATCHSIZE_PER_REPLICA"] * world_size():
+            raise ConfigError(
+                f"{path} holds {len(files)} images, fewer than one batch of BATCHSIZE_PER_REPLICA "
+                f"{data['BATCHSIZE_PER_REPLICA']} on {world_size()} rank(s): lower it or add images."
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,13 +122,26 @@ class ImageFiles:
         return len(self.files)
 
     def get_image_paths(self) -> list[str]:
-        return self.files.tolist()
+        return [os.fsdecode(file) for file in self.files]
+
+    def get_labels(self) -> list[int]:
+        """Class numbers by the first folder below the data set's; LABEL_SOURCES: [torchvision_dataset] asks for them.
+
+        Raises:
+            ConfigError: where images lie outside any class folder.
+        """
+        parts = [Path(os.path.relpath(file, self.root)).parts for file in self.get_image_paths()]
+        if any(len(part) < 2 for part in parts):
+            raise ConfigError(f"{self.root} has images outside class folders; labels need one sub-folder a class.")
+        numbers = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
+        return [numbers[part[0]] for part in parts]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
+        path = os.fsdecode(self.files[index])
         try:
-            return load_rgb(self.files[index]), True
+            return load_rgb(path), True
         except Exception as error:  # whatever a broken file makes PIL raise
-            logging.warning(f"Unreadable image {self.files[index]}: {type(error).__name__}: {error}")
+            logging.warning(f"Unreadable image {path}: {type(error).__name__}: {error}")
             return Image.new("RGB", (64, 64), (128, 128, 128)), False
 
 

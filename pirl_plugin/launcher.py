@@ -7,7 +7,6 @@ sweeps (key=a,b,c). The import at top level is what registers the plugin in spaw
 from __future__ import annotations
 
 import multiprocessing
-import re
 import subprocess
 import sys
 from typing import Any
@@ -21,8 +20,9 @@ from pirl_plugin import (
     host,
     registration,  # noqa: F401  (registers the plugin in every process that imports this)
 )
+from pirl_plugin.config_check import check_machine
 from pirl_plugin.hooks import hook_generator
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 _vissl_worker = distributed_launcher._distributed_worker
 
@@ -42,7 +42,12 @@ def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any
 
 
 def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
-    """Run an engine of VISSL on this node with the plugin's hooks."""
+    """Run an engine of VISSL on this node with the plugin's hooks.
+
+    Raises:
+        ConfigError: where this machine or the files named cannot serve the config.
+    """
+    check_machine(config)
     host.register_data_paths(config)
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.launch_distributed(
@@ -117,16 +122,8 @@ def run(overrides: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `run_distributed_engines.py`."""
-    try:
+    with one_sentence_errors():
         run(sys.argv[1:] if arguments is None else arguments)
-    except ConfigError as error:
-        sys.exit(f"Error: {error}")
-    except Exception as error:
-        # A rank's own ConfigError arrives as the text of its traceback.
-        found = re.findall(r"^pirl_plugin\.validation\.ConfigError: (.*)$", str(error), flags=re.MULTILINE)
-        if not found:
-            raise
-        sys.exit(f"Error: {found[-1]}")
 
 
 if __name__ == "__main__":

@@ -16,22 +16,7 @@ from pirl_plugin.distributed import rank, sum_over_ranks, world_size
 from pirl_plugin.fused_contrast import contrast_per_image, contrast_shared
 from pirl_plugin.memory_bank import MEMORY_BANKS
 from pirl_plugin.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number
-
-_KEYS = (
-    "contrast",
-    "negatives",
-    "num_negatives",
-    "temperature",
-    "lambda_",
-    "embedding_dim",
-    "z_momentum",
-    "memory_bank",
-    "seed",
-    "num_train_samples",
-    "batch_size_per_replica",
-    "report_frequency",
-)
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number, keyword_arguments
 
 
 @register_loss("pirl_loss")
@@ -95,7 +80,8 @@ class PIRLLoss(ClassyLoss):
                 f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
                 f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
             )
-        self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0, above=True)
+        # Colder than this, the share of the smallest score is less than float32 can hold.
+        self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0.025)
         self.lambda_ = check_number(lambda_, "pirl_loss.lambda_", 0, 1)
         self.z_momentum = check_number(z_momentum, "pirl_loss.z_momentum", 0, 1)
         self.seed = check_integer(seed, "pirl_loss.seed", 0)
@@ -104,8 +90,10 @@ class PIRLLoss(ClassyLoss):
         self.z_is_set = False
         bank = dict(memory_bank or {})
         name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
-        check_keys(bank, ("momentum", "fill_first"), "pirl_loss.memory_bank")
-        self.memory_bank = MEMORY_BANKS.get(name)(
+        bank_class = MEMORY_BANKS.get(name)
+        own_keys = keyword_arguments(bank_class) - {"num_rows", "dim", "seed", "batch_capacity"}
+        check_keys(bank, own_keys, "pirl_loss.memory_bank")
+        self.memory_bank = bank_class(
             self.num_rows, embedding_dim, seed=self.seed, batch_capacity=batch_size_per_replica, **bank
         )
         self.embedding_dim = embedding_dim
@@ -117,7 +105,9 @@ class PIRLLoss(ClassyLoss):
     def from_config(cls, config: Mapping[str, Any]) -> PIRLLoss:
         """Build from LOSS.pirl_loss of a VISSL config (see the class for its keys)."""
         settings = {key: value for key, value in config.items() if key != "name"}
-        check_keys(settings, _KEYS, "pirl_loss")
+        check_keys(settings, keyword_arguments(cls), "pirl_loss")
+        if settings.get("seed") is None:
+            settings["seed"] = 0
         if settings.get("batch_size_per_replica", -1) == -1:
             settings["batch_size_per_replica"] = None
         return cls(**settings)
@@ -144,7 +134,7 @@ class PIRLLoss(ClassyLoss):
         weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
         terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
         # DDP wants every parameter to have a gradient.
-        total = sum(0 * e.float().sum() for _, weight, e in weights if weight == 0 and e is not None)
+        total = sum(0 * e.float().nan_to_num().sum() for _, weight, e in weights if weight == 0 and e is not None)
 
         queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
         negatives = self._draw(target)
@@ -190,11 +180,13 @@ class PIRLLoss(ClassyLoss):
             if self.negatives == "shared":
                 counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
             offset = (counts.clamp(min=1) / self.num_rows).log()
-            if not self.z_is_set:
-                with torch.no_grad():
-                    losses(offset.expand(len(terms), -1), watch.sum_exponentials)
-                self._follow_z(watch, terms)
-                watch = _Watch(queries, valid)
+            if not self.z_is_set:  # waits for the device, until Z is set
+                if bool(self.log_z[terms].isnan().any()):
+                    with torch.no_grad():
+                        losses(offset.expand(len(terms), -1), watch.sum_exponentials)
+                    self._follow_z(watch, terms)
+                    watch = _Watch(queries, valid)
+                self.z_is_set = not bool(self.log_z[terms].isnan().any())
             log_z = self.log_z[terms].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
             watch.also_report = report
             result = losses(log_z + offset, watch.sum_exponentials)
@@ -217,16 +209,15 @@ class PIRLLoss(ClassyLoss):
         before = self.log_z[terms]
         after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
         self.log_z[terms] = torch.where(count > 0, after, before)
-        self.z_is_set = True
 
     def _draw_seed(self) -> int:
         return ((self.seed * 1_000_003 + self.steps) * 65_537 + rank()) % 2**63
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self.steps, "z_is_set": self.z_is_set}
+        return {"steps": self.steps}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self.steps, self.z_is_set = int(state["steps"]), bool(state["z_is_set"])
+        self.steps, self.z_is_set = int(state["steps"]), False
 
 
 class _Watch:

@@ -134,7 +134,8 @@ class MemoryBank(nn.Module):
             raise ValueError(f"A rank has {len(indices)} images in a step; the bank was told at most {capacity}.")
         indices = gather_padded(indices, capacity, -1)
         embeddings = gather_padded(embeddings.to(self.rows.dtype), capacity, 0)
-        targets, means, known = combine_duplicates(indices, embeddings)
+        with torch.autocast(indices.device.type, enabled=False):
+            targets, means, known = combine_duplicates(indices, embeddings)
         old = self.rows[targets]
         weight = torch.full_like(means[:, :1], self.momentum)
         if self.fill_first:
@@ -145,10 +146,12 @@ class MemoryBank(nn.Module):
 
     def checksum(self) -> Tensor:
         """A number that differs between banks that differ in any bit, almost surely: int64 scalar."""
-        bits = self.rows.view(torch.int32)
-        columns = torch.arange(1, self.dim + 1, device=bits.device)
-        per_row = (bits * columns).sum(dim=1)
-        return (per_row * torch.arange(1, self.num_rows + 1, device=bits.device)).sum()
+        total = torch.zeros((), dtype=torch.int64, device=self.rows.device)
+        columns = torch.arange(1, self.dim + 1, device=self.rows.device)
+        for number, block in enumerate(self.rows.view(torch.int32).split(_BLOCK)):
+            per_row = (block * columns).sum(dim=1)
+            total += (per_row * torch.arange(1, len(block) + 1, device=block.device)).sum() * (number + 1)
+        return total
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "rows")

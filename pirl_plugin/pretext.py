@@ -21,7 +21,14 @@ from vissl.data.ssl_transforms import ssl_transforms_wrapper
 from pirl_plugin import photometric
 from pirl_plugin.crops import draw_crop_box, resized_crop
 from pirl_plugin.photometric import PhotometricSettings
-from pirl_plugin.validation import ConfigError, check_integer, check_interval, check_keys, check_number
+from pirl_plugin.validation import (
+    ConfigError,
+    check_integer,
+    check_interval,
+    check_keys,
+    check_number,
+    keyword_arguments,
+)
 
 PRETEXT_TRANSFORMS: dict[str, type[PretextTransform]] = {}
 
@@ -118,15 +125,5 @@ class PretextTransform(ClassyTransform):
             ConfigError: for an unknown key or a value out of range.
         """
         settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
-        check_keys(settings, _parameters(cls), cls.name)
+        check_keys(settings, keyword_arguments(cls), cls.name)
         return cls(**settings)
-
-
-def _parameters(cls: type) -> set[str]:
-    """Names of the keyword arguments that `cls` and its bases take."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        code = getattr(base.__dict__.get("__init__"), "__code__", None)
-        if code is not None:
-            names.update(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
-    return names - {"self"}

@@ -12,6 +12,7 @@ from vissl.config import AttrDict
 from pirl_plugin.evaluation import linear_probe, weighted_knn
 from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
 from pirl_plugin.image_files import list_images
+from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError
 
 
@@ -33,7 +34,7 @@ def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[
     files: list[str] = []
     labels: list[int] = []
     for number, path in enumerate(classes):
-        found = list_images(path).tolist()
+        found = list_images(path)
         found = found if limit is None else found[: max(1, limit // len(classes))]
         files += found
         labels += [number] * len(found)
@@ -75,7 +76,7 @@ def compare_with_untrained(
         {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test.
     """
     transform = config.DATA.TRAIN.TRANSFORMS[0]
-    view = center_view(size, transform["mean"], transform["std"])
+    view = center_view(size, transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD))
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=seed)
@@ -108,6 +109,14 @@ def evaluate_checkpoint(
     k: int = 200,
 ) -> dict[str, dict[str, float]]:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class."""
+    names = [
+        sorted(path.name for path in Path(folder).glob("*") if path.is_dir()) for folder in (train_folder, test_folder)
+    ]
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"{train_folder} and {test_folder} must have the same class folders; only one has "
+            f"{', '.join(sorted(set(names[0]) ^ set(names[1])))}."
+        )
     train, test = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
     config = run_config(path)
     results, _ = compare_with_untrained(config, load_checkpoint(path), train, test, size, k, config.SEED_VALUE)

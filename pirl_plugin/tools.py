@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from pathlib import Path
 
+import numpy as np
+from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
-from vissl.utils.checkpoint import get_checkpoint_folder
+from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
 from pirl_plugin import (
     composition,
@@ -20,21 +23,37 @@ from pirl_plugin import (
 )
 from pirl_plugin.evaluation import weighted_knn
 from pirl_plugin.extraction import collect
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 
 def _overrides(arguments: list[str] | None) -> list[str]:
     return sys.argv[1:] if arguments is None else arguments
 
 
-def _run_vissl_tool(name: str, arguments: list[str] | None) -> None:
-    try:
-        whole = composition.compose(_overrides(arguments), write_config=True)
-        tool = importlib.import_module(f"tools.{name}")
-        tool.launch_distributed = _launch  # with the plugin registered in every rank
-        tool.main(whole, whole.config)
-    except ConfigError as error:
-        sys.exit(f"Error: {error}")
+def _compose(arguments: list[str] | None) -> AttrDict:
+    """The whole config of a tool's run.
+
+    Raises:
+        ConfigError: where the tool could not do what the config says.
+    """
+    whole = composition.compose(_overrides(arguments), write_config=True)
+    folder = get_checkpoint_folder(whole.config)
+    if whole.config.SLURM.USE_SLURM:
+        raise ConfigError("SLURM.USE_SLURM is true, which this tool cannot do; run it inside a job of your own.")
+    if has_final_checkpoint(folder):
+        raise ConfigError(
+            f"CHECKPOINT.DIR is {folder!r}, the folder of a finished training, in which VISSL extracts nothing; "
+            f"give the features a folder of their own."
+        )
+    return whole
+
+
+def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
+    whole = _compose(arguments)
+    tool = importlib.import_module(f"tools.{name}")
+    tool.launch_distributed = _launch  # with the plugin registered in every rank
+    tool.main(whole, whole.config)
+    return whole
 
 
 def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:
@@ -47,13 +66,18 @@ def extract_features(arguments: list[str] | None = None) -> None:
 
 
 def train_svm(arguments: list[str] | None = None) -> None:
-    """`pirl-train-svm config=...`: extract features, train and test linear SVMs on every layer."""
-    _run_vissl_tool("train_svm", arguments)
+    """`pirl-train-svm config=...`: extract features, train and test linear SVMs on every layer, print the mean AP.
 
-
-def train_svm_low_shot(arguments: list[str] | None = None) -> None:
-    """`pirl-train-svm-low-shot config=...`: the same on a few images a class."""
-    _run_vissl_tool("train_svm_low_shot", arguments)
+    Ends with an error where a layer has no result: VISSL's tool says nothing when an SVM's process dies.
+    """
+    with one_sentence_errors():
+        whole = _run_vissl_tool("train_svm", arguments)
+        folder = Path(get_checkpoint_folder(whole.config))
+        for layer in get_trunk_output_feature_names(whole.config.MODEL) or ["heads"]:
+            path = folder / layer / "test_ap.npy"
+            if not path.is_file():
+                raise ConfigError(f"The SVMs of layer {layer} have no result at {path}; the log above says why.")
+            print(f"{layer}: mean AP {100 * np.mean(np.load(path)):.2f}%")
 
 
 def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
@@ -61,8 +85,8 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
 
     Reads NEAREST_NEIGHBOR.TOPK and NEAREST_NEIGHBOR.SIGMA of the config. Returns top-1 accuracy in [0, 1] by layer.
     """
-    try:
-        whole = composition.compose(_overrides(arguments), write_config=True)
+    with one_sentence_errors():
+        whole = _compose(arguments)
         config = whole.config
         launcher.launch(config, whole.node_id, "extract_features")
         folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
@@ -80,5 +104,3 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
             logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
             print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
         return accuracies
-    except ConfigError as error:
-        sys.exit(f"Error: {error}")

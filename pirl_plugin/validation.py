@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Mapping
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -82,3 +85,28 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
             f"{where} is {value!r}; it must be two numbers [low, high] with {minimum} <= low <= high <= {maximum}."
         )
     return float(value[0]), float(value[1])
+
+
+def keyword_arguments(cls: type) -> set[str]:
+    """Names of the arguments that `cls` and its bases take, but for self."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        code = getattr(base.__dict__.get("__init__"), "__code__", None)
+        if code is not None:
+            names.update(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
+    return names
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with "Error: <sentence>" for a ConfigError, raised here or in a rank that was started here."""
+    try:
+        yield
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:
+        # A rank's own ConfigError arrives as the text of its traceback.
+        found = re.findall(r"^pirl_plugin\.validation\.ConfigError: (.*)$", str(error), flags=re.MULTILINE)
+        if not found:
+            raise
+        sys.exit(f"Error: {found[-1]}")

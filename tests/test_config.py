@@ -3,8 +3,11 @@
 import pytest
 
 from pirl_plugin.composition import config_names, expand_sweep
+from pirl_plugin.config_check import check_machine
 from pirl_plugin.launcher import compose
 from pirl_plugin.validation import ConfigError
+
+SMALL = "config=pretrain/pirl/jigsaw_small_images_cpu"
 
 
 def test_the_main_config_is_the_papers_setting():
@@ -55,18 +58,42 @@ def test_heads_follow_the_width_of_the_trunk(photo_folder):
         [
             "config=pretrain/pirl/jigsaw_small_images_cpu",
             f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
-            "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.25",
+            "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.375",
         ]
     )
-    assert [head[1]["in_channels"] for head in config.MODEL.HEAD.PARAMS] == [128, 128]
+    assert [head[1]["in_channels"] for head in config.MODEL.HEAD.PARAMS] == [192, 192]
 
 
-def test_the_seed_reaches_the_loss(photo_folder):
-    config = compose(["config=pretrain/pirl/jigsaw_8node", "config.SEED_VALUE=7"])
-    assert config.LOSS.pirl_loss.seed == 7
+def test_the_seed_reaches_the_loss_unless_it_has_its_own():
+    main = "config=pretrain/pirl/jigsaw_8node"
+    assert compose([main, "config.SEED_VALUE=7"]).LOSS.pirl_loss.seed == 7
+    assert compose([main, "config.SEED_VALUE=7", "config.LOSS.pirl_loss.seed=9"]).LOSS.pirl_loss.seed == 9
 
 
-SMALL = "config=pretrain/pirl/jigsaw_small_images_cpu"
+@pytest.mark.parametrize("folder", ["with space", "müller", "a(b)", "it's", "100%,{x}"])
+def test_any_folder_name_can_be_quoted_in_an_override(tmp_path, make_photo, folder):
+    from pirl_plugin.composition import quote
+
+    path = tmp_path / folder
+    path.mkdir()
+    make_photo(1).save(path / "x.jpg")
+    config = compose([SMALL, f"config.DATA.TRAIN.DATA_PATHS=[{quote(path)}]"])
+    assert [str(path)] == config.DATA.TRAIN.DATA_PATHS
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["config=pretrain/pirl/jigsaw_8node"], "8 nodes must be told where to meet"),
+        (["config=pretrain/pirl/jigsaw_1gpu", "config.DISTRIBUTED.NUM_PROC_PER_NODE=999"], "NUM_PROC_PER_NODE is 999"),
+        ([SMALL, "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=/no/file"], "there is no such file"),
+    ],
+)
+def test_what_this_machine_cannot_run_is_refused_before_it_starts(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        check_machine(compose(overrides, check=False))
+
+
 TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
 
 
@@ -78,6 +105,17 @@ TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
         ([f"{TRANSFORM}.patch_crop_size=43"], "a grid of 3 x 3 does not divide"),
         ([f"{TRANSFORM}.num_permutations=362881"], "between 1 and 362880"),
         ([f"+{TRANSFORM}.patch_sise=3"], "did you mean patch_size"),
+        ([f"{TRANSFORM}.patch_sise=3"], r"did you mean patch_size\?"),
+        (["config.LOSS.pirl_loss.temperature=-1"], "must be a number at least 0.025"),
+        (["config.LOSS.pirl_loss.contrast=ncee"], r"did you mean nce\?"),
+        (["config.LOSS.pirl_loss.lambda_=abc"], "lambda_ is 'abc'; it must be a number"),
+        (["+config.LOSS.pirl_loss.memory_bank.foo=1"], "memory_bank has no key 'foo'"),
+        (["+config.MODEL.HEAD.PARAMS.0.1.foo=1"], "pirl_heads has no key 'foo'"),
+        (["config.MODEL.TRUNK.NAME=resnett"], r"TRUNK.NAME is 'resnett' \(did you mean resnet\?\)"),
+        (["config.MODEL.TRUNK.RESNETS.DEPTH=20"], "DEPTH is 20; it must be one of 18, 34, 50, 101"),
+        (["config.DATA.TRAIN.INPUT_KEY_NAMES=[images]"], "INPUT_KEY_NAMES"),
+        (["config.DATA.TRAIN.ENABLE_QUEUE_DATASET=True"], "no queue"),
+        (["config.DATA.TRAIN.DATA_PATHS=/tmp"], "it must be a list"),
         (["config.TEST_MODEL=True"], "TEST_MODEL is true"),
         (["config.DATA.TRAIN.COLLATE_FUNCTION=default_collate"], "pirl_loss needs 'pirl_collator'"),
         (["config.DATA.TRAIN.TARGET_KEY_NAMES=[label]"], r"pirl_loss needs \['image_index'\]"),
@@ -109,5 +147,5 @@ def test_a_misspelt_config_and_no_config_are_refused():
 def test_a_sweep_is_all_combinations_each_in_its_own_folder():
     runs = expand_sweep(["-m", "config=a", "config.CHECKPOINT.DIR=/x", "config.L.n=1,2", "config.L.m=0.5,1"])
     assert len(runs) == 4
-    assert runs[0] == ["config=a", "config.L.n=1", "config.L.m=0.5", "config.CHECKPOINT.DIR=/x/n-1_m-0.5"]
+    assert runs[0] == ["config=a", "config.L.n=1", "config.L.m=0.5", "config.CHECKPOINT.DIR='/x/n-1_m-0.5'"]
     assert expand_sweep(["config=a", "config.L.n=[1,2]"]) == [["config=a", "config.L.n=[1,2]"]]

@@ -101,3 +101,18 @@ def test_a_budget_too_small_for_anything_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="budget-minutes is"):
         run(tmp_path, None, 0.1, 100, 0)
+
+
+def test_the_demo_deletes_only_what_a_demo_wrote(tmp_path):
+    from pirl_plugin.demo import fresh_work_folder
+
+    work = fresh_work_folder(tmp_path, None)
+    (work / "old").touch()
+    assert fresh_work_folder(tmp_path, None) == work and not (work / "old").exists()
+    with pytest.raises(ConfigError, match="which the demo empties"):
+        fresh_work_folder(tmp_path, work / "data")
+    (work / ".written_by_pirl_demo").unlink()
+    (work / "precious").touch()
+    with pytest.raises(ConfigError, match="was not made by a demo"):
+        fresh_work_folder(tmp_path, None)
+    assert (work / "precious").exists()

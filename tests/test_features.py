@@ -84,3 +84,14 @@ def test_the_table_shows_per_cent_and_the_difference():
     text = table({"untrained": {"kNN": 0.25, "linear": 0.3}, "PIRL": {"kNN": 0.5, "linear": 0.275}})
     rows = [line.split() for line in text.splitlines()]
     assert rows[1][1:] == ["25.0", "30.0"] and rows[2][1:] == ["50.0", "27.5"] and rows[3][1:] == ["+25.0", "-2.5"]
+
+
+def test_different_classes_in_train_and_test_are_refused(tmp_path, make_photo):
+    from pirl_plugin.quick_evaluation import evaluate_checkpoint
+
+    for split, classes in (("train", "abc"), ("test", "ac")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            make_photo(1).save(tmp_path / split / name / "x.jpg")
+    with pytest.raises(ConfigError, match="must have the same class folders; only one has b"):
+        evaluate_checkpoint(tmp_path / "x.torch", tmp_path / "train", tmp_path / "test")

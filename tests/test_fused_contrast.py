@@ -35,7 +35,9 @@ def score_sets():
     winning[:, 0] += 25  # the positive does
     tied = ordinary.clone()
     tied[:, 5] = tied[:, 9] = tied.max(1).values + 12
-    return {"ordinary": ordinary, "peaked": peaked, "winning": winning, "tied": tied}
+    coldest = torch.full_like(ordinary, -40)  # as far apart as the lowest temperature allows
+    coldest[:, 3] = 40
+    return {"ordinary": ordinary, "peaked": peaked, "winning": winning, "tied": tied, "coldest": coldest}
 
 
 @pytest.mark.parametrize("name", list(score_sets()))

@@ -74,7 +74,21 @@ def test_without_vissl_one_sentence_says_how_to_install_it():
         import pirl_plugin.registration
     """)
     assert result.returncode != 0
-    assert "needs VISSL, which is not installed here; install it with: pip install" in result.stderr.splitlines()[-1]
+    assert (
+        "needs VISSL, of which vissl is not installed here; install it with: pip install"
+        in result.stderr.splitlines()[-1]
+    )
+
+
+def test_the_console_scripts_say_the_same_and_show_no_traceback():
+    result = python("""
+        import importlib.util
+        real = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *a: None if name == "vissl" else real(name, *a)
+        from pirl_plugin.commands import run_distributed_engines
+    """)
+    assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("Error: pirl_plugin needs VISSL")
 
 
 class RunsCode:

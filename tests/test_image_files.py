@@ -26,7 +26,7 @@ def test_a_list_of_files_is_read_relative_to_itself(tmp_path, kind):
         (tmp_path / "list.txt").write_text("\n".join(paths) + "\n\n")
     else:
         np.save(tmp_path / "list.npy", np.array(paths))
-    assert list_images(tmp_path / f"list.{kind}").tolist() == [f"{tmp_path}/x/1.jpg", "/absolute/2.jpg"]
+    assert list_images(tmp_path / f"list.{kind}") == [f"{tmp_path}/x/1.jpg", "/absolute/2.jpg"]
 
 
 def test_no_images_and_no_folder_are_refused(tmp_path):
@@ -34,6 +34,36 @@ def test_no_images_and_no_folder_are_refused(tmp_path):
         list_images(tmp_path)
     with pytest.raises(ConfigError, match="There is no data at"):
         list_images(tmp_path / "missing")
+
+
+def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path, make_photo):
+    (tmp_path / "a").mkdir()
+    make_photo(1).save(tmp_path / "a" / "x.jpg")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert list_images(tmp_path) == [f"{tmp_path}/a/x.jpg"]
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    np.save(tmp_path / "list.npy", np.array([object()]), allow_pickle=True)
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    for kind in ("npy", "txt"):
+        with pytest.raises(ConfigError, match="cannot be read as text"):
+            list_images(tmp_path / f"list.{kind}")
+
+
+def test_fewer_images_than_one_batch_are_refused(photo_folder):
+    config = {"DATA": {"TRAIN": {"DROP_LAST": True, "BATCHSIZE_PER_REPLICA": 64}}}
+    with pytest.raises(ConfigError, match="holds 48 images, fewer than one batch"):
+        ImageFiles(config, "image_files", str(photo_folder), "TRAIN", "x")
+
+
+def test_labels_are_the_first_folder_below(photo_folder, tmp_path, make_photo):
+    config = {"DATA": {"TRAIN": {"DROP_LAST": False, "BATCHSIZE_PER_REPLICA": 64}}}
+    source = ImageFiles(config, "image_files", str(photo_folder), "TRAIN", "x")
+    assert source.get_labels() == [number for number in range(4) for _ in range(12)]
+    make_photo(1).save(tmp_path / "x.jpg")
+    with pytest.raises(ConfigError, match="outside class folders"):
+        ImageFiles(config, "image_files", str(tmp_path), "TRAIN", "x").get_labels()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +91,8 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     Image.fromarray(levels).save(tmp_path / "x.png")
     image = np.asarray(load_rgb(tmp_path / "x.png"))
     assert image[0, 0, 0] == 0 and image[-1, -1, 0] == 255 and 100 < image[4, 0, 0] < 160
+    Image.fromarray((levels / 65535).astype(np.float32)).save(tmp_path / "x.tif")
+    np.testing.assert_allclose(np.asarray(load_rgb(tmp_path / "x.tif")), image, atol=1)
 
 
 def test_unreadable_files_are_marked_and_named(tmp_path, make_photo, caplog):
@@ -69,7 +101,8 @@ def test_unreadable_files_are_marked_and_named(tmp_path, make_photo, caplog):
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.jpg").write_bytes(b"")
     (tmp_path / "d.jpg").write_text("no image")
-    source = ImageFiles(None, "image_files", str(tmp_path), "TRAIN", "x")
+    config = {"DATA": {"TRAIN": {"DROP_LAST": False, "BATCHSIZE_PER_REPLICA": 8}}}
+    source = ImageFiles(config, "image_files", str(tmp_path), "TRAIN", "x")
     assert [source[i][1] for i in range(4)] == [True, False, False, False]
     assert all(name in caplog.text for name in ("b.jpg", "c.jpg", "d.jpg"))
 

@@ -149,15 +149,15 @@ def test_z_is_set_by_the_first_batch_and_then_follows():
     torch.testing.assert_close(loss.log_z[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def train(form: str, **settings) -> list[float]:
-    """Losses of 300 steps of free embeddings on 64 images: what small data does to a loss."""
+def train(form: str, steps: int = 300, lr: float = 1.0, **settings) -> list[float]:
+    """Losses of some steps of free embeddings on 64 images: what small data does to a loss."""
     torch.manual_seed(0)
     loss = PIRLLoss(64, contrast=form, num_negatives=48, embedding_dim=16, **settings)
     image = torch.nn.Parameter(torch.randn(64, 16) + 1)
     pretext = torch.nn.Parameter(torch.randn(64, 16) + 1)
-    optimizer = torch.optim.SGD([image, pretext], lr=1.0, momentum=0.9)
+    optimizer = torch.optim.SGD([image, pretext], lr=lr, momentum=0.9)
     values = []
-    for step in range(300):
+    for step in range(steps):
         target = torch.randperm(64, generator=torch.Generator().manual_seed(step))[:16]
         value = loss([image[target], pretext[target]], target)
         optimizer.zero_grad()
@@ -171,6 +171,47 @@ def train(form: str, **settings) -> list[float]:
 def test_no_form_rises_on_small_data(form):
     values = train(form)
     assert sum(values[-20:]) / 20 < 0.8 * sum(values[:5]) / 5
+
+
+def test_a_frozen_z_lets_the_loss_rise_on_small_data():
+    frozen, following = (train("npid", 60, 0.05, z_momentum=momentum) for momentum in (1.0, 0.9))
+    assert max(frozen) > 3 * frozen[0] and max(following) < 1.6 * following[0]
+
+
+@pytest.mark.parametrize("start", ["fill_first", "an unread batch"])
+def test_z_waits_for_the_first_batch_that_counts(start):
+    loss = make_loss(contrast="npid", memory_bank={"fill_first": start == "fill_first"})
+    image, pretext, target = batch()
+    first = loss([image, pretext], target if start == "fill_first" else torch.full((6,), -1))
+    second = loss([image, pretext], target)
+    assert first == 0 and loss.log_z.isfinite().all()
+    # With Z = 1 the loss would be near N log(exp(s)), in the hundreds.
+    assert float(second) < 30
+
+
+def test_autocast_does_not_reach_the_bank():
+    image, pretext, target = batch()
+    plain, automatic = make_loss(), make_loss()
+    plain([image, pretext], target)
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic([image, pretext], target)
+    assert torch.equal(plain.memory_bank.rows, automatic.memory_bank.rows)
+
+
+def test_a_bank_of_ones_own_can_have_keys_of_its_own():
+    from pirl_plugin.memory_bank import MEMORY_BANKS, MemoryBank, register_memory_bank
+
+    @register_memory_bank("scaled_bank")
+    class ScaledBank(MemoryBank):
+        def __init__(self, num_rows, dim, scale=1.0, **common):
+            super().__init__(num_rows, dim, **common)
+            self.scale = scale
+
+    try:
+        bank = make_loss(memory_bank={"name": "scaled_bank", "scale": 2.0, "momentum": 0.25}).memory_bank
+        assert bank.scale == 2.0 and bank.momentum == 0.25
+    finally:
+        MEMORY_BANKS._obj_map.pop("scaled_bank")
 
 
 def test_the_report_gives_similarities_and_the_share_of_negatives_above_the_positive():
@@ -190,7 +231,7 @@ def test_the_report_gives_similarities_and_the_share_of_negatives_above_the_posi
     [
         ({"num_negatives": 40}, "num_negatives is 40, but the data set has 40 images, which leaves at most 39"),
         ({"contrast": "ncee"}, r"contrast is 'ncee' \(did you mean nce\?\)"),
-        ({"temperature": 0}, "must be a number above 0"),
+        ({"temperature": 0}, "must be a number at least 0.025"),
         ({"lambda_": 1.5}, "at most 1"),
         ({"memory_bank": {"name": "memory_bnk"}}, "did you mean memory_bank"),
         ({"memory_bank": {"momentun": 0.5}}, "did you mean momentum"),

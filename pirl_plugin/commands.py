@@ -1,0 +1,43 @@
+"""The console scripts: where VISSL is missing they say so in one sentence, before anything needs it.
+
+A console script imports this module at top level, and so do the processes that it spawns: hence the registration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from pirl_plugin import host
+
+try:
+    host.require_vissl()
+except ModuleNotFoundError as error:
+    sys.exit(f"Error: {error}")
+
+from pirl_plugin import registration  # noqa: F401
+
+
+def _call(module: str, function: str) -> None:
+    # A console script exits with what this returns.
+    getattr(importlib.import_module(f"pirl_plugin.{module}"), function)()
+
+
+def run_distributed_engines() -> None:
+    _call("launcher", "main")
+
+
+def extract_features() -> None:
+    _call("tools", "extract_features")
+
+
+def train_svm() -> None:
+    _call("tools", "train_svm")
+
+
+def nearest_neighbors() -> None:
+    _call("tools", "nearest_neighbors")
+
+
+def demo() -> None:
+    _call("demo", "main")
