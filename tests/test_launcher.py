@@ -209,3 +209,49 @@ if __name__ == "__main__":
     assert result.returncode == 0, result.stderr[-3000:]
     found = re.search(r"weighted kNN top-1 ([\d.]+)%", result.stdout)
     assert float(found.group(1)) == 100  # the nearest neighbour of an image is itself
+
+
+@pytest.mark.slow
+def test_svms_are_trained_on_a_cpu_and_their_mean_ap_is_printed(two_ranks, tmp_path, photo_folder):
+    import numpy as np
+
+    from pirl_plugin.image_files import list_images
+
+    _, run = two_ranks
+    files = list_images(photo_folder)
+    labels = np.array([[int(f"class{c}" in file) for c in range(4)] for file in files])
+    np.save(tmp_path / "files.npy", np.array(files))
+    np.save(tmp_path / "labels.npy", labels)
+    (tmp_path / "svm.py").write_text(
+        "import sys\nfrom pirl_plugin.tools import train_svm\nif __name__ == '__main__':\n    train_svm(sys.argv[1:])\n"
+    )
+    data = [
+        item
+        for split in ("TRAIN", "TEST")
+        for item in (
+            f"config.DATA.{split}.DATA_SOURCES=[disk_filelist]",
+            f"config.DATA.{split}.LABEL_SOURCES=[disk_filelist]",
+            f"config.DATA.{split}.DATA_PATHS=[{tmp_path}/files.npy]",
+            f"config.DATA.{split}.LABEL_PATHS=[{tmp_path}/labels.npy]",
+        )
+    ]
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(tmp_path / "svm.py"),
+            "config=benchmark/nearest_neighbor/small_images_cpu",
+            *data,
+            "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
+            f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={run}/model_final_checkpoint_phase1.torch",
+            f"config.CHECKPOINT.DIR={tmp_path}/svm",
+            "config.SVM.costs.costs_list=[0.1,1.0]",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    found = re.search(r"res5avg: mean AP ([\d.]+)%", result.stdout)
+    assert float(found.group(1)) > 30  # four classes of twelve images each, tested on what they were trained on
