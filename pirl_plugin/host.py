@@ -47,7 +47,7 @@ def mend() -> list[str]:
     Call before the first `import vissl`. Calling again does nothing.
     """
     # Deprecations that VISSL's own imports and calls raise; nobody who reads a log can act on them.
-    warnings.filterwarnings("ignore", message=".*version_base parameter is not specified")
+    warnings.filterwarnings("ignore", message=r"\s*The version_base parameter is not specified")
     warnings.filterwarnings("ignore", message=".*transforms._functional_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*transforms._transforms_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated")
