@@ -18,7 +18,7 @@ from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 MEMORY_BANKS = Registry("memory_bank")
 
-_BLOCK = 65536  # rows initialised from one seed
+_BLOCK = 8192  # rows initialised from one seed; they fit into a cache
 
 
 def register_memory_bank(name: str) -> Callable[[type], type]:
@@ -36,13 +36,20 @@ def initial_rows(start: int, stop: int, dim: int, seed: int) -> Tensor:
 
     A row depends on its number, dim and seed only: every rank of any world size makes the same.
     """
-    rows = []
-    for block in range(start // _BLOCK, (stop - 1) // _BLOCK + 1):
+    rows = torch.empty(stop - start, dim)
+    for block in range(start // _BLOCK, -(-stop // _BLOCK)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
-        first = block * _BLOCK
-        values = torch.randn(min(_BLOCK, stop - first), dim, generator=generator)
-        rows.append(normalize(values[max(start - first, 0) :], dim=1))
-    return torch.cat(rows) if rows else torch.empty(0, dim)
+        first, last = block * _BLOCK, (block + 1) * _BLOCK
+        # In place where the block is whole: new memory costs more than the random numbers. Where it is not, drawn
+        # whole all the same: what randn gives a row depends on how much it draws.
+        whole = start <= first and last <= stop
+        values = rows[first - start : last - start] if whole else torch.empty(_BLOCK, dim)
+        torch.randn(values.shape, generator=generator, out=values)
+        values.div_(torch.linalg.vector_norm(values, dim=1, keepdim=True))
+        if not whole:
+            low, high = max(first, start), min(last, stop)
+            rows[low - start : high - start] = values[low - first : high - first]
+    return rows
 
 
 def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,7 +59,9 @@ def test_first_rows_are_unit_vectors_spread_evenly_and_depend_on_seed_and_number
     rows = initial_rows(0, 70_000, 16, seed=1)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(70_000))
     assert rows.mean(0).abs().max() < 0.01
-    assert torch.equal(initial_rows(65_000, 66_000, 16, seed=1), rows[65_000:66_000])
+    for start, stop in ((65_000, 66_000), (0, 7), (8_190, 8_195), (3, 20_001)):
+        assert torch.equal(initial_rows(start, stop, 16, seed=1), rows[start:stop])
+    assert torch.equal(initial_rows(0, 5, 3, seed=1), initial_rows(0, 9, 3, seed=1)[:5])
     assert not torch.equal(initial_rows(0, 10, 16, seed=2), rows[:10])
 
 
