@@ -122,6 +122,9 @@ class PIRLLoss(ClassyLoss):
         Returns:
             a scalar, at least float32. Averaged over ranks (as DDP averages gradients) it is the mean over all
             images of the global batch that were read; where none was, 0.
+
+        Raises:
+            ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index an embedding.
         """
         image, pretext = (output, None) if isinstance(output, Tensor) else (*output, None)[:2]
         if pretext is None and self.lambda_ > 0:
@@ -129,6 +132,7 @@ class PIRLLoss(ClassyLoss):
                 f"pirl_loss.lambda_ is {self.lambda_}, but the model gives no embedding of the pretext views: "
                 f"MODEL.MULTI_INPUT_HEAD_MAPPING must list `images`, then `pretext` (or set lambda_ to 0)."
             )
+        self._check_target(target, image)
         rows = target.clamp(min=0)
         valid = (target >= 0) & self.memory_bank.is_filled(rows)
         weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
@@ -148,6 +152,20 @@ class PIRLLoss(ClassyLoss):
             self.memory_bank.update(target, normalize(image.detach().float(), dim=1))
             self.steps += 1
         return loss
+
+    def _check_target(self, target: Tensor, image: Tensor) -> None:
+        if target.dim() != 1 or len(target) != len(image):
+            raise ValueError(
+                f"pirl_loss got {tuple(target.shape)} image indices for {len(image)} embeddings; it needs one each."
+            )
+        inside = (target < self.num_rows).all()
+        if target.device.type != "cpu":
+            torch._assert_async(inside)  # stops the device's queue without waiting for it here
+        elif not inside:
+            raise ValueError(
+                f"pirl_loss got the image index {int(target.max())}, but its bank has {self.num_rows} rows; the target "
+                f"must be an image's place in the data set, as pirl_collator gives it."
+            )
 
     def _draw(self, target: Tensor) -> Tensor | None:
         """Row numbers of the negatives: int64 [B, N] (per_image), [N] (shared), or None for the whole bank."""

@@ -108,6 +108,15 @@ def test_with_fill_first_an_image_counts_from_its_second_visit():
     assert int(loss.memory_bank.updated.sum()) == 6
 
 
+def test_indices_outside_the_bank_or_of_another_number_are_refused():
+    image, pretext, target = batch()
+    target[3] = IMAGES
+    with pytest.raises(ValueError, match=r"image index 40, but its bank has 40 rows"):
+        make_loss()([image, pretext], target)
+    with pytest.raises(ValueError, match=r"\(5,\) image indices for 6 embeddings"):
+        make_loss()([image, pretext], target[:5])
+
+
 def test_a_batch_of_one_works():
     image, pretext, target = batch(size=1)
     assert torch.isfinite(make_loss()([image, pretext], target))
