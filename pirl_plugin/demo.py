@@ -168,8 +168,8 @@ def seconds_per_image(processes: int) -> float:
             times.append(time.monotonic() - start)
     finally:
         torch.set_num_threads(threads)
-    # A fifth more for the loss, the optimiser and what the processes wait for each other.
-    return 1.2 * min(times) / 32 / processes
+    # Half as much again for the loss, the optimiser, start-up and what the processes wait for each other.
+    return 1.5 * min(times) / 32 / processes
 
 
 def pretrain(overrides: list[str], output: Path, processes: int, deadline: float) -> list[tuple[int, float]]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-CHUNK_BYTES = 64 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
+CHUNK_BYTES = 32 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
+PIECE_BYTES = 2**20  # of scores that are turned into weights together on a CPU
 
 
 class Reduction:
@@ -87,6 +88,24 @@ def loss_and_weights(
     return loss, positive_share * (1 - all_odds) - 1, weights
 
 
+def _in_pieces(
+    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time: what it holds then fits a cache."""
+    if negatives.device.type != "cpu":
+        return loss_and_weights(form, positive, negatives, threshold)
+    shape, flat = positive.shape, negatives.view(-1, negatives.shape[-1])
+    positive = positive.reshape(-1)
+    threshold = None if threshold is None else threshold.reshape(-1)
+    losses, weights = torch.empty_like(positive), torch.empty_like(positive)
+    step = max(1, PIECE_BYTES // (4 * max(1, flat.shape[1])))
+    for start in range(0, len(flat), step):
+        piece = slice(start, start + step)
+        limit = None if threshold is None else threshold[piece]
+        losses[piece], weights[piece], _ = loss_and_weights(form, positive[piece], flat[piece], limit)
+    return losses.view(shape), weights.view(shape), negatives
+
+
 def _budget(device: torch.device) -> int:
     return CHUNK_BYTES if device.type == "cpu" else 16 * CHUNK_BYTES
 
@@ -148,7 +167,7 @@ def contrast_per_image(
             if on_scores is not None:
                 on_scores(chunk, own, scores)
             limit = None if threshold is None else threshold.unsqueeze(1).expand_as(own)
-            losses[:, chunk], positive_weights, weights = loss_and_weights(form, own, scores, limit)
+            losses[:, chunk], positive_weights, weights = _in_pieces(form, own, scores, limit)
             sums = torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)  # [T, b, d]
             gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
         return losses, gradients
@@ -200,7 +219,7 @@ def contrast_shared(
             if on_scores is not None:
                 on_scores(chunk, mine, scores)
             limit = None if threshold is None else threshold[:, chunk]
-            losses[:, chunk], positive_weights, weights = loss_and_weights(form, mine, scores, limit)
+            losses[:, chunk], positive_weights, weights = _in_pieces(form, mine, scores, limit)
             sums = (weights.view(-1, len(rows)) @ table).view(terms, -1, dim)
             gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
         return losses, gradients
