@@ -19,25 +19,8 @@ CHUNK_BYTES = 32 * 2**20  # of temporary rows or scores; more on a GPU, see `_bu
 PIECE_BYTES = 2**20  # of scores that are turned into weights together on a CPU
 
 
-class Reduction:
-    """How partial results over some of the negatives become those over all; this one has them all already."""
-
-    def maximum(self, value: Tensor) -> Tensor:
-        return value
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-
-WHOLE = Reduction()
-
-
 def loss_and_weights(
-    form: str,
-    positive: Tensor,
-    negatives: Tensor,
-    threshold: Tensor | None = None,
-    reduction: Reduction = WHOLE,
+    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A contrast and its derivatives with respect to the scores.
 
@@ -46,38 +29,36 @@ def loss_and_weights(
         positive: scores (cosine / tau) of the positives [...].
         negatives: scores of the negatives [..., N], -inf where they do not count; OVERWRITTEN with the weights.
         threshold: npid only: log(Z N / |D|) of each query [...].
-        reduction: joins the results of several holders of negatives, each of which calls this with its own.
 
     Returns:
-        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`); the first two over
-        all negatives, the last for those given.
+        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`).
     """
     if form == "npid":
-        loss = reduction.sum(softplus(negatives - threshold.unsqueeze(-1)).sum(-1))
+        loss = softplus(negatives - threshold.unsqueeze(-1)).sum(-1)
         weights = negatives.sub_(threshold.unsqueeze(-1)).sigmoid_()
         return softplus(threshold - positive) + loss, -torch.sigmoid(threshold - positive), weights
 
-    top = reduction.maximum(negatives.amax(dim=-1) if negatives.shape[-1] else torch.full_like(positive, -math.inf))
+    top = negatives.amax(dim=-1)
     reference = torch.maximum(top, positive)
     positive_share = (positive - reference).exp()
     if form == "infonce":
         share = negatives.sub_(reference.unsqueeze(-1)).exp_()
-        total = reduction.sum(share.sum(-1)) + positive_share
+        total = share.sum(-1) + positive_share
         return total.log() + reference - positive, positive_share / total - 1, share.div_(total.unsqueeze(-1))
 
     # nce. A share near 1 leaves no digits in 1 - share: for the largest negative (and its equals) it comes from the
     # sum of the others.
     is_top = negatives == top.unsqueeze(-1)
     share = negatives.sub_(reference.unsqueeze(-1)).exp_().masked_fill_(is_top, 0)
-    below, equals = reduction.sum(torch.stack([share.sum(-1), is_top.sum(-1).to(share.dtype)])).unbind()
+    below, equals = share.sum(-1), is_top.sum(-1)
     top_share = (top - reference).exp()
     others = below + positive_share + (equals - 1) * top_share
     total = others + top_share
     share.div_(total.unsqueeze(-1))
     positive_share, top_share, top_complement = positive_share / total, top_share / total, others / total
     odds = share / (1 - share)
-    logs, odds_below = reduction.sum(torch.stack([torch.log1p(-share).sum(-1), odds.sum(-1)])).unbind()
-    loss = total.log() + reference - positive - logs - equals * top_complement.log()
+    odds_below = odds.sum(-1)
+    loss = total.log() + reference - positive - torch.log1p(-share).sum(-1) - equals * top_complement.log()
     # With odds r = p / (1 - p) and A their sum over the negatives, dL/ds_k = p_k (2 - (A - r_k)) for a negative
     # and p (1 - A) - 1 for the positive.
     top_odds = top_share / top_complement

@@ -10,6 +10,7 @@ then (posterize, sharpness, solarize, autocontrast) with probability 0.66, then 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -116,10 +117,12 @@ def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
     """Blur each view with its own standard deviation `sigmas` [V] > 0, in pixels (reflected border)."""
     from torchvision.transforms.v2.functional import gaussian_blur as blur_one
 
-    size = 2 * int(min(4 * float(sigmas.max()), (min(views.shape[-2:]) - 1) // 2)) + 1
-    return torch.stack(
-        [blur_one(view, [size, size], [sigma, sigma]) for view, sigma in zip(views, sigmas.tolist(), strict=True)]
-    )
+    largest = (min(views.shape[-2:]) - 1) // 2
+    blurred = []
+    for view, sigma in zip(views, sigmas.tolist(), strict=True):
+        size = 2 * min(math.ceil(4 * sigma), largest) + 1
+        blurred.append(blur_one(view, [size, size], [sigma, sigma]))
+    return torch.stack(blurred)
 
 
 @dataclass(frozen=True)

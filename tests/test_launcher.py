@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from pirl_plugin.image_files import list_images
+from pirl_plugin.memory_bank import initial_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -67,7 +71,6 @@ def test_two_ranks_hold_the_same_bank_after_every_epoch(two_ranks):
 
 
 def test_the_banks_rows_have_norm_one_and_all_were_updated(two_ranks):
-    from pirl_plugin.memory_bank import initial_rows
 
     _, folder = two_ranks
     first, last = load(folder / "model_phase0.torch"), load(folder / "model_final_checkpoint_phase1.torch")
@@ -98,9 +101,6 @@ def test_broken_photos_are_counted_named_and_kept_out_of_the_bank(tmp_path, phot
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("2 of 48 images could not be read in this epoch") == 2
     assert set(re.findall(r"Not read: (\S+)", result.stdout)) == {str(path) for path in bad}
-
-    from pirl_plugin.image_files import list_images
-    from pirl_plugin.memory_bank import initial_rows
 
     rows = load(tmp_path / "run" / "model_final_checkpoint_phase1.torch")["loss"]["memory_bank.rows"]
     unchanged = (rows == initial_rows(0, 48, 128, seed=0)).all(dim=1).nonzero().squeeze(1).tolist()
@@ -169,89 +169,52 @@ job.result()
     assert (tmp_path / "run" / "model_final_checkpoint_phase0.torch").is_file()
 
 
-@pytest.mark.slow
-def test_extraction_and_nearest_neighbours_run_on_a_cpu_from_a_checkpoint(two_ranks, tmp_path, photo_folder):
-    _, run = two_ranks
-    command = """
-import sys
-from pirl_plugin.tools import nearest_neighbors
-if __name__ == "__main__":
-    print(nearest_neighbors(sys.argv[1:]))
-"""
-    (tmp_path / "knn.py").write_text(command)
-    data = [
-        item
-        for split in ("TRAIN", "TEST")
-        for item in (
-            f"config.DATA.{split}.DATA_SOURCES=[disk_folder]",
-            f"config.DATA.{split}.LABEL_SOURCES=[disk_folder]",
-            f"config.DATA.{split}.DATA_PATHS=[{photo_folder}]",
-            f"config.DATA.{split}.BATCHSIZE_PER_REPLICA=16",
-        )
-    ]
+def run_tool(folder: Path, function: str, run: Path, data: dict[str, str], *overrides: str) -> str:
+    """Run an entry point of pirl_plugin.tools on the checkpoint of `run`; returns what it printed."""
+    script = f"import sys\nfrom pirl_plugin.tools import {function}\n"
+    (folder / "tool.py").write_text(script + f"if __name__ == '__main__':\n    {function}(sys.argv[1:])\n")
     result = subprocess.run(
         [
             sys.executable,
-            str(tmp_path / "knn.py"),
+            str(folder / "tool.py"),
             "config=benchmark/nearest_neighbor/small_images_cpu",
-            *data,
+            *(f"config.DATA.{split}.{key}=[{value}]" for split in ("TRAIN", "TEST") for key, value in data.items()),
             "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
             f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={run}/model_final_checkpoint_phase1.torch",
-            f"config.CHECKPOINT.DIR={tmp_path}/features",
-            "config.NEAREST_NEIGHBOR.TOPK=1",
+            f"config.CHECKPOINT.DIR={folder}/features",
+            *overrides,
         ],
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    found = re.search(r"weighted kNN top-1 ([\d.]+)%", result.stdout)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_extraction_and_nearest_neighbours_run_on_a_cpu_from_a_checkpoint(two_ranks, tmp_path, photo_folder):
+    _, run = two_ranks
+    data = {"DATA_PATHS": str(photo_folder)}
+    printed = run_tool(tmp_path, "nearest_neighbors", run, data, "config.NEAREST_NEIGHBOR.TOPK=1")
+    found = re.search(r"weighted kNN top-1 ([\d.]+)%", printed)
     assert float(found.group(1)) == 100  # the nearest neighbour of an image is itself
 
 
 @pytest.mark.slow
 def test_svms_are_trained_on_a_cpu_and_their_mean_ap_is_printed(two_ranks, tmp_path, photo_folder):
-    import numpy as np
-
-    from pirl_plugin.image_files import list_images
-
     _, run = two_ranks
     files = list_images(photo_folder)
-    labels = np.array([[int(f"class{c}" in file) for c in range(4)] for file in files])
     np.save(tmp_path / "files.npy", np.array(files))
-    np.save(tmp_path / "labels.npy", labels)
-    (tmp_path / "svm.py").write_text(
-        "import sys\nfrom pirl_plugin.tools import train_svm\nif __name__ == '__main__':\n    train_svm(sys.argv[1:])\n"
-    )
-    data = [
-        item
-        for split in ("TRAIN", "TEST")
-        for item in (
-            f"config.DATA.{split}.DATA_SOURCES=[disk_filelist]",
-            f"config.DATA.{split}.LABEL_SOURCES=[disk_filelist]",
-            f"config.DATA.{split}.DATA_PATHS=[{tmp_path}/files.npy]",
-            f"config.DATA.{split}.LABEL_PATHS=[{tmp_path}/labels.npy]",
-        )
-    ]
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(tmp_path / "svm.py"),
-            "config=benchmark/nearest_neighbor/small_images_cpu",
-            *data,
-            "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
-            f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={run}/model_final_checkpoint_phase1.torch",
-            f"config.CHECKPOINT.DIR={tmp_path}/svm",
-            "config.SVM.costs.costs_list=[0.1,1.0]",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-    found = re.search(r"res5avg: mean AP ([\d.]+)%", result.stdout)
+    np.save(tmp_path / "labels.npy", np.array([[int(f"class{c}" in file) for c in range(4)] for file in files]))
+    data = {
+        "DATA_SOURCES": "disk_filelist",
+        "LABEL_SOURCES": "disk_filelist",
+        "DATA_PATHS": f"{tmp_path}/files.npy",
+        "LABEL_PATHS": f"{tmp_path}/labels.npy",
+    }
+    printed = run_tool(tmp_path, "train_svm", run, data, "config.SVM.costs.costs_list=[0.1,1.0]")
+    found = re.search(r"res5avg: mean AP ([\d.]+)%", printed)
     assert float(found.group(1)) > 30  # four classes of twelve images each, tested on what they were trained on
