@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from vissl.config import AttrDict
 from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
 
-from hydra_plugins.pirl_plugin_path import PirlPluginPath
+from hydra_plugins.pirl_plugin_path import PirlPluginPath, config_folder
 from pirl_plugin.config_check import check_config, complete
 from pirl_plugin.validation import ConfigError, nearest
 
@@ -51,7 +51,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     except OverrideParseException as error:
         raise ConfigError(_explain_parse(error)) from error
     except MissingConfigException as error:
-        raise ConfigError(_explain_missing(error, overrides)) from error
+        raise ConfigError(_explain_missing(error)) from error
     except ConfigCompositionException as error:
         raise ConfigError(_explain_override(error, overrides)) from error
     except HydraException as error:
@@ -77,7 +77,7 @@ def _is_group(override: Override) -> bool:
     return "." not in override.key_or_group
 
 
-def _explain_missing(error: MissingConfigException, overrides: list[str]) -> str:
+def _explain_missing(error: MissingConfigException) -> str:
     wanted = error.missing_cfg_file or " ".join(str(error).split())
     name = wanted.removeprefix("config/")
     return (
@@ -88,8 +88,6 @@ def _explain_missing(error: MissingConfigException, overrides: list[str]) -> str
 
 def config_names() -> list[str]:
     """Names of the plugin's own configs, as `config=<name>` takes them."""
-    from hydra_plugins.pirl_plugin_path import config_folder
-
     folder = config_folder() / "config"
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 

@@ -13,6 +13,7 @@ from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import EXTENSIONS, walk_images
 from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
 from pirl_plugin.validation import ConfigError, check_choice, check_keys, keyword_arguments
 
@@ -122,8 +123,6 @@ def _heads(config: Any) -> Iterator[tuple[str, dict]]:
 
 
 def _check_pirl(config: Any) -> None:
-    from pirl_plugin.pretext import PRETEXT_TRANSFORMS
-
     loss, train = config.LOSS.pirl_loss, config.DATA.TRAIN
     # Every setting of the loss but the number of images, on a bank of two rows.
     trial = {**loss, "num_train_samples": 2}
@@ -140,10 +139,10 @@ def _check_pirl(config: Any) -> None:
             f"DATA.TRAIN.DATA_SOURCES is {train.DATA_SOURCES} and ENABLE_QUEUE_DATASET {train.ENABLE_QUEUE_DATASET}; "
             f"pirl_loss needs one source, and no queue (which would train on another image in place of a broken one)."
         )
-    inputs = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
+    keys = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
     for key, value in (
         ("COLLATE_FUNCTION", "pirl_collator"),
-        ("INPUT_KEY_NAMES", inputs),
+        ("INPUT_KEY_NAMES", keys),
         ("TARGET_KEY_NAMES", ["image_index"]),
     ):
         if train[key] != value:
@@ -161,7 +160,6 @@ def _check_pirl(config: Any) -> None:
             f"views ready for the network: one of {', '.join(sorted(PRETEXT_TRANSFORMS))}."
         )
     task = PRETEXT_TRANSFORMS[tasks[0]].from_config(train.TRANSFORMS[0])
-    keys = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
     if keys not in (["images", "pretext"], ["images"]):
         raise ConfigError(
             f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {keys}; pirl_loss needs ['images', 'pretext'], in that order."

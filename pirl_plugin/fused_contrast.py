@@ -107,6 +107,46 @@ class _Contrast(torch.autograd.Function):
         return gradients * upstream.unsqueeze(-1), None
 
 
+def _contrast_in_chunks(
+    form: str,
+    queries: Tensor,
+    positives: Tensor,
+    bytes_per_image: int,
+    score: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
+    weighted_sum: Callable[[Tensor, Tensor], Tensor],
+    temperature: float,
+    threshold: Tensor | None,
+    on_scores: Callable[[slice, Tensor, Tensor], None] | None,
+) -> Tensor:
+    """Losses [T, B], as many images at a time as the budget has room for.
+
+    Args:
+        bytes_per_image: what an image adds to a chunk.
+        score: (which images, their queries [T, b, d]) -> scores of the negatives [T, b, N] and the rows that gave them.
+        weighted_sum: (weights [T, b, N], those rows) -> [T, b, d].
+        threshold: npid only, [T, B].
+        Others as in `contrast_per_image`.
+    """
+
+    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = queries.new_empty(queries.shape[:2]), torch.empty_like(queries)
+        positive_scores = (queries * positives).sum(-1) / temperature
+        step = max(1, _budget(queries.device) // bytes_per_image)
+        for start in range(0, queries.shape[1], step):
+            chunk = slice(start, min(start + step, queries.shape[1]))
+            scores, rows = score(chunk, queries[:, chunk])
+            own = positive_scores[:, chunk]
+            if on_scores is not None:
+                on_scores(chunk, own, scores)
+            limit = None if threshold is None else threshold[:, chunk]
+            losses[:, chunk], positive_weights, weights = _in_pieces(form, own, scores, limit)
+            sums = weighted_sum(weights, rows) + positive_weights.unsqueeze(-1) * positives[chunk]
+            gradients[:, chunk] = sums / temperature
+        return losses, gradients
+
+    return _Contrast.apply(queries, compute)
+
+
 def contrast_per_image(
     form: str,
     queries: Tensor,
@@ -134,26 +174,17 @@ def contrast_per_image(
         losses [T, B], differentiable in `queries`.
     """
 
-    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
-        terms, batch, dim = queries.shape
-        losses, gradients = queries.new_empty(terms, batch), torch.empty_like(queries)
-        positive_scores = (queries * positives).sum(-1) / temperature
-        step = max(1, _budget(queries.device) // (4 * drawn.shape[1] * dim))
-        for start in range(0, batch, step):
-            chunk = slice(start, min(start + step, batch))
-            rows = lookup(drawn[chunk]).to(queries.dtype)  # [b, N, d]: the only reading of the bank
-            scores = torch.bmm(rows, queries[:, chunk].permute(1, 2, 0)).permute(2, 0, 1).contiguous()
-            scores.div_(temperature)
-            own = positive_scores[:, chunk]
-            if on_scores is not None:
-                on_scores(chunk, own, scores)
-            limit = None if threshold is None else threshold.unsqueeze(1).expand_as(own)
-            losses[:, chunk], positive_weights, weights = _in_pieces(form, own, scores, limit)
-            sums = torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)  # [T, b, d]
-            gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
-        return losses, gradients
+    def score(chunk: slice, queries: Tensor) -> tuple[Tensor, Tensor]:
+        rows = lookup(drawn[chunk]).to(queries.dtype)  # [b, N, d]: the only reading of the bank
+        return torch.bmm(rows, queries.permute(1, 2, 0)).permute(2, 0, 1).contiguous().div_(temperature), rows
 
-    return _Contrast.apply(queries, compute)
+    def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+        return torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)
+
+    limit = None if threshold is None else threshold.unsqueeze(1).expand(queries.shape[:2])
+    bytes_per_image = 4 * drawn.shape[1] * queries.shape[2]
+    arguments = (bytes_per_image, score, weighted_sum, temperature, limit, on_scores)
+    return _contrast_in_chunks(form, queries, positives, *arguments)
 
 
 def contrast_shared(
@@ -180,29 +211,19 @@ def contrast_shared(
         losses [T, B], differentiable in `queries`.
     """
 
-    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
-        terms, batch, dim = queries.shape
-        losses, gradients = queries.new_empty(terms, batch), torch.empty_like(queries)
-        positive_scores = (queries * positives).sum(-1) / temperature
-        same = rows if rows.dtype == queries.dtype else None
-        step = max(1, _budget(queries.device) // (4 * terms * len(rows)))
-        for start in range(0, batch, step):
-            chunk = slice(start, min(start + step, batch))
-            some = queries[:, chunk].reshape(-1, dim)
-            table = rows.to(queries.dtype) if same is None else same
-            scores = (some @ table.T).div_(temperature).view(terms, -1, len(rows))
-            if row_numbers is None:
-                place = own[chunk].view(1, -1, 1).expand(terms, -1, 1)
-                scores.scatter_(-1, place, -math.inf)
-            else:
-                scores.masked_fill_(row_numbers == own[chunk].unsqueeze(1), -math.inf)
-            mine = positive_scores[:, chunk]
-            if on_scores is not None:
-                on_scores(chunk, mine, scores)
-            limit = None if threshold is None else threshold[:, chunk]
-            losses[:, chunk], positive_weights, weights = _in_pieces(form, mine, scores, limit)
-            sums = (weights.view(-1, len(rows)) @ table).view(terms, -1, dim)
-            gradients[:, chunk] = (sums + positive_weights.unsqueeze(-1) * positives[chunk]) / temperature
-        return losses, gradients
+    terms, _, dim = queries.shape
+    table = rows.to(queries.dtype)
 
-    return _Contrast.apply(queries, compute)
+    def score(chunk: slice, queries: Tensor) -> tuple[Tensor, Tensor]:
+        scores = (queries.reshape(-1, dim) @ table.T).div_(temperature).view(terms, -1, len(table))
+        if row_numbers is None:
+            scores.scatter_(-1, own[chunk].view(1, -1, 1).expand(terms, -1, 1), -math.inf)
+        else:
+            scores.masked_fill_(row_numbers == own[chunk].unsqueeze(1), -math.inf)
+        return scores, table
+
+    def weighted_sum(weights: Tensor, table: Tensor) -> Tensor:
+        return (weights.view(-1, len(table)) @ table).view(terms, -1, dim)
+
+    arguments = (4 * terms * len(rows), score, weighted_sum, temperature, threshold, on_scores)
+    return _contrast_in_chunks(form, queries, positives, *arguments)

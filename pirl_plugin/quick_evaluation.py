@@ -16,6 +16,11 @@ from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError
 
 
+def class_folders(folder: str | Path) -> list[Path]:
+    """The sub-folders of `folder`, one a class, in the order of their names."""
+    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+
+
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
     """Image files of a folder with one sub-folder a class, and their class numbers.
 
@@ -28,7 +33,7 @@ def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[
     Raises:
         ConfigError: where there are fewer than two class folders, or no images.
     """
-    classes = sorted(path for path in Path(folder).glob("*") if path.is_dir())
+    classes = class_folders(folder)
     if len(classes) < 2:
         raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
     files: list[str] = []
@@ -109,9 +114,7 @@ def evaluate_checkpoint(
     k: int = 200,
 ) -> dict[str, dict[str, float]]:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class."""
-    names = [
-        sorted(path.name for path in Path(folder).glob("*") if path.is_dir()) for folder in (train_folder, test_folder)
-    ]
+    names = [[path.name for path in class_folders(folder)] for folder in (train_folder, test_folder)]
     if names[0] != names[1]:
         raise ConfigError(
             f"{train_folder} and {test_folder} must have the same class folders; only one has "
