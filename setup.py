@@ -48,6 +48,7 @@ INSTALL_REQUIRES = [
     "tensorboard",
     "tqdm",
     "pyyaml",
+    "safetensors>=0.4",
     # What VISSL needs, as nobody reads its own list.
     "fvcore",
     "hydra-core>=1.1,<1.4",

@@ -17,6 +17,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of `value` over all ranks, a new tensor, without gradient."""
     value = value.detach().clone()
@@ -38,6 +44,62 @@ def gather_padded(tensor: Tensor, capacity: int, fill: float) -> Tensor:
     gathered = tensor.new_empty((world_size() * capacity, *tensor.shape[1:]))
     dist.all_gather_into_tensor(gathered, padded)
     return gathered
+
+
+class Alone:
+    """How a contrast is computed where this process holds all rows: nothing is exchanged.
+
+    Attributes:
+        holders: how many processes hold the rows together.
+    """
+
+    holders = 1
+
+    def gather(self, tensor: Tensor, fill: float = 0) -> Tensor:
+        """[b, ...] of each process that takes part -> [B, ...] of all of them."""
+        return tensor
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """[..., B] of all processes -> [..., b] of this one."""
+        return tensor
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """The largest over the processes, elementwise."""
+        return tensor
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The sums over the processes of some float tensors of the same shape."""
+        return tensors
+
+
+class AmongRanks(Alone):
+    """Each rank holds some of the rows, so that all ranks score the images of all.
+
+    Args:
+        batch: b, images of this rank.
+        capacity: the most images a rank has.
+    """
+
+    def __init__(self, batch: int, capacity: int) -> None:
+        self.holders = world_size()
+        self.capacity = capacity
+        start = rank() * capacity if self.holders > 1 else 0
+        self.mine = slice(start, start + batch)
+
+    def gather(self, tensor: Tensor, fill: float = 0) -> Tensor:
+        return gather_padded(tensor, self.capacity, fill)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        return tensor[..., self.mine]
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        if self.holders > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return sum_over_ranks(torch.stack(tensors)).unbind()
 
 
 def smallest_and_largest_over_ranks(value: Tensor) -> tuple[int, int]:

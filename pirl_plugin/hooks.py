@@ -8,9 +8,11 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 from classy_vision.hooks import ClassyHook
 from vissl.config import AttrDict
-from vissl.hooks import default_hook_generator
+from vissl.hooks import SSLTensorboardHook, default_hook_generator
+from vissl.utils.checkpoint import is_checkpoint_phase
 
-from pirl_plugin.distributed import smallest_and_largest_over_ranks, sum_over_ranks, world_size
+from pirl_plugin.distributed import barrier, smallest_and_largest_over_ranks, sum_over_ranks, world_size
+from pirl_plugin.sharded_memory_bank import ShardedMemoryBank
 
 
 class Hook(ClassyHook):
@@ -72,6 +74,8 @@ class BankAgreementHook(Hook):
 
     def on_phase_end(self, task) -> None:
         bank = task.base_loss.memory_bank
+        if isinstance(bank, ShardedMemoryBank):
+            return  # each rank holds other rows
         number = bank.checksum()
         lowest, highest = smallest_and_largest_over_ranks(number)
         if lowest != highest:
@@ -83,14 +87,48 @@ class BankAgreementHook(Hook):
             logging.info(f"Memory bank identical on {world_size()} rank(s), checksum {lowest}")
 
 
+class ShardsHook(Hook):
+    """Writes the shards of a sharded_memory_bank when VISSL is about to write the checkpoint that names them.
+
+    The shards of this checkpoint and of the one before are kept.
+    """
+
+    def on_step(self, task) -> None:
+        frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
+        if frequency > 0:
+            self._save(task, "iteration", task.iteration, frequency)
+
+    def on_phase_end(self, task) -> None:
+        self._save(task, "phase", task.train_phase_idx, task.config.CHECKPOINT.CHECKPOINT_FREQUENCY)
+
+    def _save(self, task, mode: str, number: int, frequency: int) -> None:
+        last = mode == "phase" and task.train_phase_idx == task.num_train_phases - 1
+        due = is_checkpoint_phase(number, frequency, task.train_phase_idx, task.num_train_phases, mode)
+        if not task.train or not (due or last):
+            return
+        bank = task.base_loss.memory_bank
+        before = bank.shards
+        bank.save_shard(f"model_{mode}{number}")
+        barrier()
+        if is_primary():
+            bank.delete_shards(keep=[*before, *bank.shards])
+
+
 class LossReportHook(Hook):
-    """Logs what pirl_loss reports, every LOG_FREQUENCY iterations of the primary rank."""
+    """What pirl_loss reports, every LOG_FREQUENCY iterations, to the log and to TensorBoard where VISSL writes it."""
+
+    def on_start(self, task) -> None:
+        self.writers = [hook.tb_writer for hook in task.hooks if isinstance(hook, SSLTensorboardHook)]
 
     def on_update(self, task) -> None:
-        report = getattr(task.base_loss, "report", None)
+        report = task.base_loss.report
         if not report or not is_primary() or task.iteration % task.config["LOG_FREQUENCY"]:
             return
-        logging.info("; ".join(f"{key}: {float(value):.4f}" for key, value in report.items()))
+        report = {key: float(value) for key, value in report.items()}
+        logging.info("; ".join(f"{key}: {value:.4f}" for key, value in report.items()))
+        for writer in self.writers:
+            for key, value in report.items():
+                writer.add_scalar(f"Loss/{key}", value, task.iteration)
 
 
 def hook_generator(config: AttrDict) -> list[ClassyHook]:
@@ -98,5 +136,7 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     hooks = default_hook_generator(config)
     if config.LOSS.name == "pirl_loss":
         # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
-        hooks = [BankAgreementHook(), UnreadableImagesHook(), LossReportHook(), *hooks]
+        bank = config.LOSS.pirl_loss.get("memory_bank") or {}
+        shards = [ShardsHook()] if bank.get("name") == "sharded_memory_bank" else []
+        hooks = [BankAgreementHook(), *shards, UnreadableImagesHook(), LossReportHook(), *hooks]
     return hooks

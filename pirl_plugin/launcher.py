@@ -13,6 +13,7 @@ from typing import Any
 
 from vissl.config import AttrDict
 from vissl.utils import distributed_launcher
+from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import (
@@ -49,6 +50,9 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     """
     check_machine(config)
     host.register_data_paths(config)
+    bank = (config.LOSS.get("pirl_loss") or {}).get("memory_bank") or {}
+    if bank.get("name") == "sharded_memory_bank":
+        bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.launch_distributed(
         cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator

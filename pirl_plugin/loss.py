@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from classy_vision.generic.distributed_util import is_primary
 from classy_vision.losses import ClassyLoss, register_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from pirl_plugin.contrast import FORMS
-from pirl_plugin.distributed import rank, sum_over_ranks, world_size
-from pirl_plugin.fused_contrast import contrast_per_image, contrast_shared
+from pirl_plugin.distributed import sum_over_ranks, world_size
+from pirl_plugin.fused_contrast import OnScores, contrast_per_image, contrast_shared
 from pirl_plugin.memory_bank import MEMORY_BANKS
 from pirl_plugin.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
 from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number, keyword_arguments
+
+TERMS = ("image", "pretext")
+# Up to so many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
+NO_DEARER_THAN = {"per_image": 8, "shared": 2}
 
 
 @register_loss("pirl_loss")
@@ -48,8 +54,8 @@ class PIRLLoss(ClassyLoss):
         report_frequency: `report` is made anew every so many steps (the launcher fills in LOG_FREQUENCY).
 
     Attributes:
-        report: by term, means over the last reported batch of this rank: similarity (cosine) of the positive and
-            of the negatives, and the share of the negatives that score above the positive.
+        report: by term, means over the last reported batch of all ranks: similarity (cosine) of the positive and
+            of the negatives, and the share of the negatives that score above the positive; for `npid` log Z.
 
     Raises:
         ConfigError: for an unknown key, a value out of range, or too few images.
@@ -79,6 +85,11 @@ class PIRLLoss(ClassyLoss):
             raise ConfigError(
                 f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
                 f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
+            )
+        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():
+            logging.info(
+                f"pirl_loss: with {self.num_rows} images and N = {self.num_negatives}, negatives: all, the exact "
+                f"softmax over all of them, costs no more than {self.negatives}."
             )
         # Colder than this, the share of the smallest score is less than float32 can hold.
         self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0.025)
@@ -133,16 +144,13 @@ class PIRLLoss(ClassyLoss):
                 f"MODEL.MULTI_INPUT_HEAD_MAPPING must list `images`, then `pretext` (or set lambda_ to 0)."
             )
         self._check_target(target, image)
-        rows = target.clamp(min=0)
-        valid = (target >= 0) & self.memory_bank.is_filled(rows)
         weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
         terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
         # DDP wants every parameter to have a gradient.
         total = sum(0 * e.float().nan_to_num().sum() for _, weight, e in weights if weight == 0 and e is not None)
 
         queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
-        negatives = self._draw(target)
-        losses = self._contrast(queries, rows, negatives, [term for term, _, _ in terms], valid)
+        losses, valid = self._contrast(queries, target, [term for term, _, _ in terms])
         weight = torch.tensor([weight for _, weight, _ in terms], device=losses.device).unsqueeze(1)
         total = total + (weight * losses.masked_fill(~valid, 0)).sum()
 
@@ -167,29 +175,40 @@ class PIRLLoss(ClassyLoss):
                 f"must be an image's place in the data set, as pirl_collator gives it."
             )
 
-    def _draw(self, target: Tensor) -> Tensor | None:
-        """Row numbers of the negatives: int64 [B, N] (per_image), [N] (shared), or None for the whole bank."""
+    def _draw(self, rows: Tensor) -> Tensor | None:
+        """Row numbers of the negatives of images int64 [B]: [B, N] (per_image), [N] (shared), or None for all."""
         if self.negatives == "all":
             return None
-        generator = torch.Generator(device=target.device).manual_seed(self._draw_seed())
-        draw = draw_negatives if self.negatives == "per_image" else draw_shared_negatives
-        return draw(target, self.num_rows, self.num_negatives, generator)
+        draw = (self.num_rows, self.num_negatives, self.seed, self.steps)
+        return (
+            draw_negatives(rows, *draw) if self.negatives == "per_image" else draw_shared_negatives(*draw, rows.device)
+        )
 
-    def _contrast(self, queries: Tensor, rows: Tensor, drawn: Tensor | None, terms: list[int], valid: Tensor) -> Tensor:
-        """Losses [T, B] of unit queries [T, B, d]."""
-        positives = self.memory_bank.lookup(rows)
-        watch = _Watch(queries, valid)
+    def _contrast(self, queries: Tensor, target: Tensor, terms: list[int]) -> tuple[Tensor, Tensor]:
+        """Losses [T, b] of unit queries [T, b, d], and which of the images count: bool [b].
+
+        The B images that the bank's exchange brings together are those of all ranks where the bank is sharded.
+        """
+        bank = self.memory_bank
+        exchange = bank.exchange(len(target))
+        everyone = exchange.gather(target, -1)
+        rows = everyone.clamp(min=0)
+        valid = (everyone >= 0) & bank.is_filled(rows)
+        positives, drawn = bank.lookup(rows), self._draw(rows)
+        if drawn is not None:
+            places = bank.held(drawn)
+        watch = _Watch(len(terms), valid)
         report = self.steps % self.report_frequency == 0
 
-        def losses(threshold: Tensor | None, on_scores) -> Tensor:
+        def losses(threshold: Tensor | None, on_scores: OnScores | None) -> Tensor:
+            arguments = (self.temperature, threshold, on_scores, exchange)
             if self.negatives == "per_image":
-                limit = None if threshold is None else threshold[:, 0]
-                lookup = self.memory_bank.lookup
-                arguments = (lookup, drawn, self.temperature, limit, on_scores)
-                return contrast_per_image(self.contrast, queries, positives, *arguments)
-            table = self.memory_bank.rows if drawn is None else self.memory_bank.lookup(drawn)
-            arguments = (table, drawn, rows, self.temperature, threshold, on_scores)
-            return contrast_shared(self.contrast, queries, positives, *arguments)
+                return contrast_per_image(self.contrast, queries, positives, bank.rows, places, *arguments)
+            if drawn is None:
+                held = (bank.rows, bank.held_places())
+            else:
+                held = (bank.rows.index_select(0, places.clamp(min=0)), places)
+            return contrast_shared(self.contrast, queries, positives, *held, bank.places(rows), *arguments)
 
         if self.contrast != "npid":
             result = losses(None, watch.report if report else None)
@@ -197,13 +216,13 @@ class PIRLLoss(ClassyLoss):
             counts = torch.full_like(rows, self.num_rows - 1 if drawn is None else self.num_negatives)
             if self.negatives == "shared":
                 counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
-            offset = (counts.clamp(min=1) / self.num_rows).log()
+            offset = (counts.clamp(min=1) / self.num_rows).log().expand(len(terms), -1)
             if not self.z_is_set:  # waits for the device, until Z is set
                 if bool(self.log_z[terms].isnan().any()):
                     with torch.no_grad():
-                        losses(offset.expand(len(terms), -1), watch.sum_exponentials)
+                        losses(offset, watch.sum_exponentials)
                     self._follow_z(watch, terms)
-                    watch = _Watch(queries, valid)
+                    watch = _Watch(len(terms), valid)
                 self.z_is_set = not bool(self.log_z[terms].isnan().any())
             log_z = self.log_z[terms].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
             watch.also_report = report
@@ -211,8 +230,10 @@ class PIRLLoss(ClassyLoss):
             if self._in_training():
                 self._follow_z(watch, terms)
         if report:
-            self.report = watch.means(self.temperature, [("image", "pretext")[term] for term in terms])
-        return result
+            self.report = watch.means(self.temperature, [TERMS[term] for term in terms])
+            if self.contrast == "npid":
+                self.report |= {f"{TERMS[term]}/log_z": self.log_z[term].clone() for term in terms}
+        return result, exchange.own(valid)
 
     def _in_training(self) -> bool:
         # VISSL never calls eval() on a loss, but runs test phases without gradients.
@@ -221,15 +242,11 @@ class PIRLLoss(ClassyLoss):
     @torch.no_grad()
     def _follow_z(self, watch: _Watch, terms: list[int]) -> None:
         """Move log Z of the terms towards this batch's estimate, alike on every rank."""
-        totals = torch.cat([watch.exponentials, watch.counts.sum(1)])
-        total, count = sum_over_ranks(totals).view(2, -1).unbind()
+        total, count = sum_over_ranks(torch.stack([watch.exponentials, watch.counts]))
         estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
         before = self.log_z[terms]
         after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
         self.log_z[terms] = torch.where(count > 0, after, before)
-
-    def _draw_seed(self) -> int:
-        return ((self.seed * 1_000_003 + self.steps) * 65_537 + rank()) % 2**63
 
     def get_extra_state(self) -> dict[str, int]:
         return {"steps": self.steps}
@@ -239,42 +256,47 @@ class PIRLLoss(ClassyLoss):
 
 
 class _Watch:
-    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device."""
+    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device.
 
-    def __init__(self, queries: Tensor, valid: Tensor) -> None:
-        terms, batch, _ = queries.shape
+    Args:
+        terms: T.
+        valid: bool [B], which images count.
+    """
+
+    def __init__(self, terms: int, valid: Tensor) -> None:
         self.valid = valid
         self.also_report = False
-        self.exponentials = queries.new_zeros(terms, dtype=torch.float64)
-        self.counts, self.sums, self.above = queries.new_zeros(3, terms, batch, dtype=torch.float64)
-        self.positives = queries.new_zeros(terms, batch)
+        sums = torch.zeros(5, terms, dtype=torch.float64, device=valid.device)
+        self.exponentials, self.counts, self.negatives, self.above, self.positives = sums
 
     def sum_exponentials(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
         """For Z: the sum of exp(score) over the negatives that count, of the images that count."""
         valid = self.valid[chunk]
         per_image = negatives.double().logsumexp(-1).exp()
         self.exponentials += per_image.masked_fill(~valid, 0).sum(1)
-        self.counts[:, chunk] = negatives.isfinite().sum(-1).double() * valid
         if self.also_report:
             self.report(chunk, positive, negatives)
+        else:
+            self.counts += (negatives.isfinite().sum(-1) * valid).sum(1)
 
     def report(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
         """For the log: similarities, and negatives above the positive."""
-        finite = negatives.isfinite()
-        self.counts[:, chunk] = finite.sum(-1).double() * self.valid[chunk]
-        self.sums[:, chunk] = negatives.masked_fill(~finite, 0).sum(-1).double()
-        self.above[:, chunk] = (negatives > positive.unsqueeze(-1)).sum(-1).double()
-        self.positives[:, chunk] = positive
+        valid, finite = self.valid[chunk], negatives.isfinite()
+        self.counts += (finite.sum(-1) * valid).sum(1)
+        self.negatives += negatives.masked_fill(~finite, 0).sum(-1).masked_fill(~valid, 0).sum(1)
+        self.above += ((negatives > positive.unsqueeze(-1)).sum(-1) * valid).sum(1)
+        self.positives += positive.masked_fill(~valid, 0).sum(1)
 
     @torch.no_grad()
     def means(self, temperature: float, names: list[str]) -> dict[str, Tensor]:
-        """Means over the images that count, by term: scalars on the device."""
-        images = self.valid.sum().clamp(min=1)
-        counts = self.counts.clamp(min=1)
+        """Means over the images of all ranks that count, by term: scalars on the device."""
+        images = self.valid.sum().expand_as(self.counts)
+        # Where ranks share the images of a batch, each has a part of the negatives or all: the ratios are the same.
+        sums = sum_over_ranks(torch.stack([self.positives, images, self.negatives, self.above, self.counts]))
+        positives, images, negatives, above, counts = sums
         values = {
-            "positive_similarity": temperature * self.positives,
-            "negative_similarity": temperature * self.sums / counts,
-            "negatives_above_positive": self.above / counts,
+            "positive_similarity": temperature * positives / images.clamp(min=1),
+            "negative_similarity": temperature * negatives / counts.clamp(min=1),
+            "negatives_above_positive": above / counts.clamp(min=1),
         }
-        means = {key: (value * self.valid).sum(1) / images for key, value in values.items()}
-        return {f"{name}/{key}": mean[number] for key, mean in means.items() for number, name in enumerate(names)}
+        return {f"{name}/{key}": value[number] for key, value in values.items() for number, name in enumerate(names)}

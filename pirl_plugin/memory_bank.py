@@ -5,7 +5,9 @@ Banks are registered by name in MEMORY_BANKS; `pirl_loss.memory_bank.name` choos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pirl_plugin.distributed import gather_padded, largest_over_ranks
-from pirl_plugin.validation import ConfigError, check_integer, check_number
+from pirl_plugin.distributed import Alone, AmongRanks, largest_over_ranks
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_number
 
 MEMORY_BANKS = Registry("memory_bank")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_BLOCK = 8192  # rows initialised from one seed; they fit into a cache
+_LANES = 64  # row i is in lane i mod 64, so that a rank of 2, 4, ... 64 makes its own rows only
+_BLOCK = 256  # rows of a lane that come from one seed
 
 
 def register_memory_bank(name: str) -> Callable[[type], type]:
@@ -31,24 +35,45 @@ def register_memory_bank(name: str) -> Callable[[type], type]:
     return register
 
 
-def initial_rows(start: int, stop: int, dim: int, seed: int) -> Tensor:
-    """Rows start..stop-1 of a new bank: uniformly random unit vectors float32 [stop - start, dim].
+def initial_rows(
+    num_rows: int, dim: int, seed: int, first: int = 0, step: int = 1, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rows first, first + step, ... below num_rows of a new bank: uniformly random unit vectors.
 
     A row depends on its number, dim and seed only: every rank of any world size makes the same.
+
+    Args:
+        num_rows: |D|.
+        dim: d.
+        seed: at least 0.
+        first: below `step`.
+        step: 1 for all rows.
+        dtype: of the result; the numbers are drawn in float32.
+
+    Returns:
+        [ceil((num_rows - first) / step), dim].
     """
-    rows = torch.empty(stop - start, dim)
-    for block in range(start // _BLOCK, -(-stop // _BLOCK)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
-        first, last = block * _BLOCK, (block + 1) * _BLOCK
-        # In place where the block is whole: new memory costs more than the random numbers. Where it is not, drawn
-        # whole all the same: what randn gives a row depends on how much it draws.
-        whole = start <= first and last <= stop
-        values = rows[first - start : last - start] if whole else torch.empty(_BLOCK, dim)
-        torch.randn(values.shape, generator=generator, out=values)
-        values.div_(torch.linalg.vector_norm(values, dim=1, keepdim=True))
-        if not whole:
-            low, high = max(first, start), min(last, stop)
-            rows[low - start : high - start] = values[low - first : high - first]
+    rows = torch.empty(len(range(first, num_rows, step)), dim, dtype=dtype)
+    # Of a lane, every `period`-th row is wanted, or none.
+    common = math.gcd(_LANES, step)
+    period, stride = step // common, _LANES // common
+    lanes = [lane for lane in range(_LANES) if (lane - first) % common == 0]
+
+    def fill(start: int) -> None:
+        values, generator = torch.empty(_BLOCK, dim), torch.Generator()
+        for lane in lanes:
+            numbers = range(start + lane, min(start + _LANES * _BLOCK, num_rows), _LANES)
+            skipped = next((n for n in range(min(period, len(numbers))) if (numbers[n] - first) % step == 0), None)
+            if skipped is None:
+                continue
+            values.normal_(generator=generator.manual_seed((seed * 1_000_003 + lane) * 1_000_003 + start))
+            norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+            some = slice(skipped, len(numbers), period)
+            place, count = (numbers[skipped] - first) // step, len(numbers[skipped::period])
+            rows[place : place + stride * count : stride] = values[some] / norms[some]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(fill, range(0, num_rows, _LANES * _BLOCK)))
     return rows
 
 
@@ -91,13 +116,14 @@ class MemoryBank(nn.Module):
             in NPID and so in the paper, rows start as random vectors: in the first epoch every positive is noise,
             and what there is to learn is to be unlike the embeddings of the last steps. Worth an epoch where
             there are few.
+        dtype: float32 or bfloat16, in which the rows are stored; all arithmetic is float32.
         seed: of the initial rows.
         batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
             of waiting for the device.
 
     Attributes:
-        rows: float32 [|D|, d], unit norm.
-        updated: bool [|D|], which rows were ever updated.
+        rows: [|D|, d], unit norm: the rows that this process holds.
+        updated: bool [|D|], which of them were ever updated.
     """
 
     def __init__(
@@ -106,6 +132,7 @@ class MemoryBank(nn.Module):
         dim: int = 128,
         momentum: float = 0.5,
         fill_first: bool = False,
+        dtype: str = "float32",
         seed: int = 0,
         batch_capacity: int | None = None,
     ) -> None:
@@ -117,17 +144,36 @@ class MemoryBank(nn.Module):
             raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
         self.fill_first = bool(fill_first)
         self.batch_capacity = batch_capacity
-        self.register_buffer("rows", initial_rows(0, num_rows, dim, seed))
-        self.register_buffer("updated", torch.zeros(num_rows, dtype=torch.bool))
+        self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
+
+    def _create_rows(self, dtype: torch.dtype, seed: int) -> None:
+        self.register_buffer("rows", initial_rows(self.num_rows, self.dim, seed, dtype=dtype))
+        self.register_buffer("updated", torch.zeros(self.num_rows, dtype=torch.bool))
+
+    def exchange(self, batch: int) -> Alone:
+        """With whom the contrasts of a step are computed, for `batch` images of this rank."""
+        return Alone()
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Rows m_I of `indices` int64 [...]: float32 [..., d], a copy."""
-        rows = self.rows.index_select(0, indices.reshape(-1))  # on a CPU twice as fast as self.rows[indices]
-        return rows.view(*indices.shape, self.dim)
+        """Rows m_I of `indices` int64 [...], images of the exchange's batch: float32 [..., d], a copy."""
+        # On a CPU twice as fast as self.rows[indices].
+        return self.rows.index_select(0, indices.reshape(-1)).view(*indices.shape, self.dim).float()
 
     def is_filled(self, indices: Tensor) -> Tensor:
-        """Whether the rows of `indices` int64 [...] can be positives: bool [...]."""
+        """Whether the rows of `indices` int64 [...], as in `lookup`, can be positives: bool [...]."""
         return self.updated[indices] if self.fill_first else torch.ones_like(indices, dtype=torch.bool)
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Where in `rows` the images `indices` int64 [...] are; -1 where this process does not hold them."""
+        return indices
+
+    def held(self, drawn: Tensor) -> Tensor:
+        """Places of the images of a draw int64 [..., N] that this process holds [..., n], with -1 for none."""
+        return drawn
+
+    def held_places(self) -> Tensor | None:
+        """Places of all rows that this process holds, -1 where a row is none; None: all, in the data's order."""
+        return None
 
     @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
@@ -135,28 +181,37 @@ class MemoryBank(nn.Module):
 
         Args:
             indices: int64 [b], images of this rank, each below |D|; negative ones are passed over.
-            embeddings: [b, d], f(v_I) of unit norm.
+            embeddings: [b, d], f(v_I) of unit norm; those that are not finite are passed over.
         """
-        capacity = self.batch_capacity or largest_over_ranks(len(indices), indices.device)
-        if len(indices) > capacity:
-            raise ValueError(f"A rank has {len(indices)} images in a step; the bank was told at most {capacity}.")
-        indices = gather_padded(indices, capacity, -1)
-        embeddings = gather_padded(embeddings.to(self.rows.dtype), capacity, 0)
+        indices = torch.where(embeddings.isfinite().all(dim=1), indices, -1)
+        ranks = self._among_ranks(len(indices), indices.device)
+        indices, embeddings = ranks.gather(indices, -1), ranks.gather(embeddings.float())
         with torch.autocast(indices.device.type, enabled=False):
-            targets, means, known = combine_duplicates(indices, embeddings)
+            targets, means, known = combine_duplicates(self._own(indices), embeddings)
         old = self.rows[targets]
         weight = torch.full_like(means[:, :1], self.momentum)
         if self.fill_first:
             weight = weight * self.updated[targets].unsqueeze(1)
-        new = normalize(weight * old + (1 - weight) * means, dim=1)
-        self.rows[targets] = torch.where(known.unsqueeze(1), new, old)
+        new = normalize(weight * old.float() + (1 - weight) * means, dim=1)
+        self.rows[targets] = torch.where(known.unsqueeze(1), new.to(old.dtype), old)
         self.updated[targets] = known | self.updated[targets]
+
+    def _own(self, indices: Tensor) -> Tensor:
+        """`places` with negative indices left as they are."""
+        return torch.where(indices < 0, indices, self.places(indices))
+
+    def _among_ranks(self, batch: int, device: torch.device) -> AmongRanks:
+        capacity = self.batch_capacity or largest_over_ranks(batch, device)
+        if batch > capacity:
+            raise ValueError(f"A rank has {batch} images in a step; the bank was told at most {capacity}.")
+        return AmongRanks(batch, capacity)
 
     def checksum(self) -> Tensor:
         """A number that differs between banks that differ in any bit, almost surely: int64 scalar."""
         total = torch.zeros((), dtype=torch.int64, device=self.rows.device)
         columns = torch.arange(1, self.dim + 1, device=self.rows.device)
-        for number, block in enumerate(self.rows.view(torch.int32).split(_BLOCK)):
+        bits = self.rows.view(torch.int32 if self.rows.dtype == torch.float32 else torch.int16)
+        for number, block in enumerate(bits.split(8192)):
             per_row = (block * columns).sum(dim=1)
             total += (per_row * torch.arange(1, len(block) + 1, device=block.device)).sum() * (number + 1)
         return total
@@ -164,9 +219,13 @@ class MemoryBank(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "rows")
         if saved is not None and saved.shape != self.rows.shape:
-            raise ConfigError(
-                f"The checkpoint's memory bank has {saved.shape[0]} rows of {saved.shape[1]} numbers, but this run "
-                f"has {self.num_rows} images and embedding_dim {self.dim}: resume with the data and the dimension "
-                f"that the checkpoint was made with."
-            )
+            raise self.other_size(*saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def other_size(self, num_rows: int, dim: int) -> ConfigError:
+        """The error for a checkpoint with a bank of another size."""
+        return ConfigError(
+            f"The checkpoint's memory bank has {num_rows} rows of {dim} numbers, but this run has {self.num_rows} "
+            f"images and embedding_dim {self.dim}: resume with the data and the dimension that the checkpoint was "
+            f"made with."
+        )

@@ -16,9 +16,10 @@ from pirl_plugin import (  # noqa: E402
     jigsaw,
     loss,
     memory_bank,
+    sharded_memory_bank,
     trunks,
 )
 
 host.mend_imported()
 
-__all__ = ["collator", "heads", "image_files", "jigsaw", "loss", "memory_bank", "trunks"]
+__all__ = ["collator", "heads", "image_files", "jigsaw", "loss", "memory_bank", "sharded_memory_bank", "trunks"]

@@ -1,6 +1,6 @@
 """One rank of a group of gloo processes that runs pirl_loss for a few steps; test_distributed.py starts it.
 
-usage: gloo_loss.py RANK WORLD_SIZE RENDEZVOUS_FILE OUTPUT SETTINGS(JSON)
+usage: gloo_loss.py RANK WORLD_SIZE RENDEZVOUS_FILE OUTPUT LIST_OF_SETTINGS(JSON)
 """
 
 import json
@@ -24,17 +24,13 @@ def global_batch(step: int):
     return image, pretext, target
 
 
-def main() -> None:
-    rank, world_size = int(sys.argv[1]), int(sys.argv[2])
-    settings = json.loads(sys.argv[5])
+def run(settings: dict, rank: int, world_size: int) -> dict:
     uneven = settings.pop("uneven", False)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world_size)
     loss = PIRLLoss(num_train_samples=IMAGES, embedding_dim=DIM, num_negatives=16, **settings)
     bounds = torch.linspace(0, GLOBAL_BATCH, world_size + 1).long().tolist()
     if uneven and world_size == 2:
         bounds = [0, 6, GLOBAL_BATCH]
-    values, gradients = [], []
+    values, gradients, reports = [], [], []
     for step in range(STEPS):
         image, pretext, target = global_batch(step)
         mine = slice(bounds[rank], bounds[rank + 1])
@@ -43,7 +39,18 @@ def main() -> None:
         value.backward()
         values.append(value.detach())
         gradients.append((image.grad / world_size, pretext.grad / world_size))
-    torch.save({"values": values, "gradients": gradients, "state": loss.state_dict()}, f"{sys.argv[4]}.{rank}")
+        reports.append(dict(loss.report))
+    bank = loss.memory_bank
+    everyone = torch.arange(IMAGES)
+    result = {"values": values, "gradients": gradients, "reports": reports, "log_z": loss.log_z}
+    return {**result, "bank": bank.lookup(everyone), "filled": bank.is_filled(everyone), "held": bank.rows.shape[0]}
+
+
+def main() -> None:
+    rank, world_size = int(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world_size)
+    torch.save([run(settings, rank, world_size) for settings in json.loads(sys.argv[5])], f"{sys.argv[4]}.{rank}")
     dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pirl_plugin import contrast, fused_contrast
 from pirl_plugin.contrast import FORMS
@@ -119,8 +120,7 @@ def test_every_form_and_mode_equals_the_plain_one(form, mode, bank_dtype, terms,
     (expected_gradient,) = torch.autograd.grad((expected * upstream).sum(), queries)
     positives = rows[own].float()
     if mode == "per_image":
-        limit = None if threshold is None else threshold[:, 0]
-        got = contrast_per_image(form, queries, positives, lambda i: rows[i], per_image, TAU, limit)
+        got = contrast_per_image(form, queries, positives, rows, per_image, TAU, threshold)
     else:
         table = rows if drawn is None else rows[drawn]
         got = contrast_shared(form, queries, positives, table, drawn, own, TAU, threshold)
@@ -136,7 +136,7 @@ def test_gradcheck_in_double(form):
     limit = torch.tensor([0.3, -0.4], dtype=torch.float64) if form == "npid" else None
     wide = None if limit is None else limit[:, None].expand(2, 3)
     for function in (
-        lambda q: contrast_per_image(form, q, rows[own], lambda i: rows[i], per_image, TAU, limit),
+        lambda q: contrast_per_image(form, q, rows[own], rows, per_image, TAU, wide),
         lambda q: contrast_shared(form, q, rows[own], rows[shared], shared, own, TAU, wide),
         lambda q: contrast_shared(form, q, rows[own], rows, None, own, TAU, wide),
     ):
@@ -146,21 +146,42 @@ def test_gradcheck_in_double(form):
 def test_autocast_does_not_reach_the_sums():
     queries, own, per_image, _ = problem()
     rows = bank()
-    expected = contrast_per_image("nce", queries, rows[own], lambda i: rows[i], per_image, TAU)
+    expected = contrast_per_image("nce", queries, rows[own], rows, per_image, TAU)
     with torch.autocast("cpu", torch.bfloat16):
-        got = contrast_per_image("nce", queries, rows[own], lambda i: rows[i], per_image, TAU)
+        got = contrast_per_image("nce", queries, rows[own], rows, per_image, TAU)
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
 
 
-def test_no_tensor_of_batch_by_negatives_by_dim_is_ever_made(monkeypatch):
+def test_no_tensor_of_batch_by_negatives_by_dim_is_ever_made_and_rows_are_read_once(monkeypatch):
     monkeypatch.setattr(fused_contrast, "CHUNK_BYTES", 4 * 23 * DIM * 2)  # room for the rows of two images
     queries, own, per_image, _ = problem()
-    rows, largest = bank(), []
+    rows = bank()
+    with Operations() as seen:
+        contrast_per_image("nce", queries, rows[own], rows, per_image, TAU).sum().backward()
+    sizes = [size for name, size in seen.calls if "index_select" in name]
+    assert sum(sizes) == per_image.numel() * DIM
+    assert max(size for _, size in seen.calls) <= 2 * 23 * DIM
 
-    def lookup(indices):
-        largest.append(indices.numel())
-        return rows[indices]
 
-    contrast_per_image("nce", queries, rows[own], lookup, per_image, TAU)
-    assert max(largest) == 2 * 23 and sum(largest) == per_image.numel()  # and every row is read once
+class Operations(TorchDispatchMode):
+    """Records every operation with the size of what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.calls.append((str(function), result.numel()))
+        return result
+
+
+def test_blocks_of_a_bfloat16_bank_are_never_all_brought_to_float32(monkeypatch):
+    monkeypatch.setattr(fused_contrast, "CHUNK_BYTES", 4 * 10 * DIM)
+    queries, own, _, _ = problem(batch=3)
+    positives, rows = bank()[own], bank(torch.bfloat16)
+    with Operations() as seen:
+        contrast_shared("nce", queries, positives, rows, None, own, TAU)
+    assert max(size for name, size in seen.calls if "_to_copy" in name) == 10 * DIM

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pirl_plugin.image_files import list_images
 from pirl_plugin.memory_bank import initial_rows
@@ -77,7 +79,7 @@ def test_the_banks_rows_have_norm_one_and_all_were_updated(two_ranks):
     for checkpoint in (first, last):
         rows = checkpoint["loss"]["memory_bank.rows"]
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
-        changed = (rows != initial_rows(0, 48, 128, seed=0)).any(dim=1)
+        changed = (rows != initial_rows(48, 128, seed=0)).any(dim=1)
         assert changed.all()
     assert not torch.equal(first["loss"]["memory_bank.rows"], last["loss"]["memory_bank.rows"])
 
@@ -103,7 +105,7 @@ def test_broken_photos_are_counted_named_and_kept_out_of_the_bank(tmp_path, phot
     assert set(re.findall(r"Not read: (\S+)", result.stdout)) == {str(path) for path in bad}
 
     rows = load(tmp_path / "run" / "model_final_checkpoint_phase1.torch")["loss"]["memory_bank.rows"]
-    unchanged = (rows == initial_rows(0, 48, 128, seed=0)).all(dim=1).nonzero().squeeze(1).tolist()
+    unchanged = (rows == initial_rows(48, 128, seed=0)).all(dim=1).nonzero().squeeze(1).tolist()
     assert [list_images(photos)[i] for i in unchanged] == [str(path) for path in bad]
 
 
@@ -129,6 +131,39 @@ def test_mistakes_end_in_one_sentence_and_no_traceback_of_the_launcher(tmp_path,
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: ") and message in last, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_sharded_bank_trains_on_two_ranks_and_resumes_on_one(tmp_path, photo_folder):
+    run = tmp_path / "run"
+    common = [
+        f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        f"config.CHECKPOINT.DIR={run}",
+        "config.LOSS.pirl_loss.memory_bank.name=sharded_memory_bank",
+        "+config.LOSS.pirl_loss.memory_bank.dtype=bfloat16",
+        "config.HOOKS.TENSORBOARD_SETUP.USE_TENSORBOARD=true",
+        f"config.HOOKS.TENSORBOARD_SETUP.LOG_DIR={run}",
+        "config.LOG_FREQUENCY=1",
+    ]
+    result = launch(tmp_path, *common, "config.DISTRIBUTED.NUM_PROC_PER_NODE=2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    shards = sorted(path.name for path in run.glob("*.safetensors"))
+    assert shards == [f"model_phase{p}_bank{r}of2.safetensors" for p in (0, 1) for r in (0, 1)]
+    checkpoint = load(run / "model_final_checkpoint_phase1.torch")["loss"]
+    assert "memory_bank.rows" not in checkpoint
+    bank = [load_file(run / name) for name in checkpoint["memory_bank._extra_state"]["shards"]]
+    assert all(part["updated"].all() and part["rows"].dtype == torch.bfloat16 for part in bank)
+    scalars = EventAccumulator(str(run / "tb_logs" if (run / "tb_logs").is_dir() else run)).Reload().Tags()["scalars"]
+    assert {"Loss/image/positive_similarity", "Loss/pretext/negatives_above_positive"} <= set(scalars)
+
+    # As if it had been cut off in the second epoch.
+    (run / "model_final_checkpoint_phase1.torch").unlink()
+    (run / "checkpoint.torch").unlink()
+    (run / "checkpoint.torch").symlink_to(run / "model_phase0.torch")
+    result = launch(tmp_path, *common)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert load(run / "model_final_checkpoint_phase1.torch")["loss"]["_extra_state"]["steps"] > 3
+    assert (run / "model_phase1_bank0of1.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -22,8 +22,7 @@ def batch(seed=0, size=6):
 
 def equation_5(loss, image, pretext, target):
     """L = lambda L(m_I, g) + (1 - lambda) L(m_I, f), an image at a time, from the loss's own draws."""
-    generator = torch.Generator().manual_seed(loss._draw_seed())
-    drawn = draw_negatives(target, IMAGES, loss.num_negatives, generator)
+    drawn = draw_negatives(target, IMAGES, loss.num_negatives, loss.seed, loss.steps)
     bank, total = loss.memory_bank.rows, 0
     for weight, embedding in ((1 - loss.lambda_, image), (loss.lambda_, pretext)):
         for query, index, others in zip(embedding, target, drawn, strict=True):
@@ -146,12 +145,12 @@ def test_a_resumed_loss_draws_what_the_uninterrupted_one_draws():
 def test_z_is_set_by_the_first_batch_and_then_follows():
     loss = make_loss(contrast="npid", z_momentum=0.75)
     image, pretext, target = batch()
-    drawn = draw_negatives(target, IMAGES, 12, torch.Generator().manual_seed(loss._draw_seed()))
+    drawn = draw_negatives(target, IMAGES, 12, loss.seed, loss.steps)
     negatives = torch.einsum("bd,bnd->bn", normalize(image, dim=1), loss.memory_bank.lookup(drawn)) / 0.07
     loss([image, pretext], target)
     first = loss.log_z.clone()
     torch.testing.assert_close(first[0], contrast.estimate_log_z(negatives, IMAGES), rtol=1e-5, atol=1e-5)
-    drawn = draw_negatives(target, IMAGES, 12, torch.Generator().manual_seed(loss._draw_seed()))
+    drawn = draw_negatives(target, IMAGES, 12, loss.seed, loss.steps)
     negatives = torch.einsum("bd,bnd->bn", normalize(image, dim=1), loss.memory_bank.lookup(drawn)) / 0.07
     loss([image, pretext], target)
     expected = 0.75 * first[0] + 0.25 * contrast.estimate_log_z(negatives, IMAGES)
@@ -184,7 +183,7 @@ def test_no_form_rises_on_small_data(form):
 
 def test_a_frozen_z_lets_the_loss_rise_on_small_data():
     frozen, following = (train("npid", 60, 0.05, z_momentum=momentum) for momentum in (1.0, 0.9))
-    assert max(frozen) > 3 * frozen[0] and max(following) < 1.6 * following[0]
+    assert max(frozen) > 2 * frozen[0] and max(following) < 1.6 * following[0]
 
 
 @pytest.mark.parametrize("start", ["fill_first", "an unread batch"])
@@ -233,6 +232,28 @@ def test_the_report_gives_similarities_and_the_share_of_negatives_above_the_posi
         for key in ("positive_similarity", "negative_similarity", "negatives_above_positive")
     }
     assert all(-1 <= float(value) <= 1 for value in loss.report.values())
+
+
+def test_embeddings_that_are_not_finite_show_in_the_loss_and_stay_out_of_the_bank():
+    loss = make_loss()
+    image, pretext, target = batch()
+    before = loss.memory_bank.rows.clone()
+    with torch.no_grad():
+        image[2] = torch.nan
+    assert not torch.isfinite(loss([image, pretext], target))
+    rows = loss.memory_bank.rows
+    assert rows.isfinite().all() and torch.equal(rows[target[2]], before[target[2]])
+    assert not torch.equal(rows[target[0]], before[target[0]])
+
+
+@pytest.mark.parametrize(
+    ("negatives", "num_negatives", "said"),
+    [("shared", 20, True), ("shared", 19, False), ("per_image", 5, True), ("all", 20, False)],
+)
+def test_the_log_says_where_all_costs_no_more(caplog, negatives, num_negatives, said):
+    caplog.set_level("INFO")
+    make_loss(negatives=negatives, num_negatives=num_negatives)
+    assert ("negatives: all" in caplog.text) == said
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,8 @@
-import math
-
 import pytest
 import torch
-from scipy.stats import chisquare
 from torch.nn.functional import normalize
 
 from pirl_plugin.memory_bank import MEMORY_BANKS, MemoryBank, initial_rows
-from pirl_plugin.negatives import draw_negatives
 from pirl_plugin.validation import ConfigError
 
 
@@ -55,14 +51,40 @@ def test_rows_stay_of_unit_norm():
     torch.testing.assert_close(bank.rows.norm(dim=1), torch.ones(20))
 
 
-def test_first_rows_are_unit_vectors_spread_evenly_and_depend_on_seed_and_number_only():
-    rows = initial_rows(0, 70_000, 16, seed=1)
+@pytest.mark.parametrize("dim", [3, 16])
+def test_first_rows_are_unit_vectors_spread_evenly_and_depend_on_seed_and_number_only(dim):
+    rows = initial_rows(70_000, dim, seed=1)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(70_000))
-    assert rows.mean(0).abs().max() < 0.01
-    for start, stop in ((65_000, 66_000), (0, 7), (8_190, 8_195), (3, 20_001)):
-        assert torch.equal(initial_rows(start, stop, 16, seed=1), rows[start:stop])
-    assert torch.equal(initial_rows(0, 5, 3, seed=1), initial_rows(0, 9, 3, seed=1)[:5])
-    assert not torch.equal(initial_rows(0, 10, 16, seed=2), rows[:10])
+    assert rows.mean(0).abs().max() < 0.015
+    assert len(rows.unique(dim=0)) == len(rows)
+    for first, step in ((0, 2), (1, 2), (2, 3), (5, 7), (63, 64), (100, 129), (3, 1000), (69_999, 70_000)):
+        assert torch.equal(initial_rows(70_000, dim, 1, first, step), rows[first::step])
+    for num_rows in (5, 64, 8191, 20_001):
+        assert torch.equal(initial_rows(num_rows, dim, 1), rows[:num_rows])
+    assert torch.equal(initial_rows(500, dim, 1, dtype=torch.bfloat16), rows[:500].bfloat16())
+    assert not torch.equal(initial_rows(10, dim, seed=2), rows[:10])
+
+
+@pytest.mark.parametrize("indices", [[3, 0, 7], [4, -1, 4, 9, -1, 1]])
+def test_a_bfloat16_bank_rounds_only_what_it_stores(indices):
+    bank, indices = MemoryBank(10, dim=6, dtype="bfloat16"), torch.tensor(indices)
+    embeddings = normalize(torch.randn(len(indices), 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    expected = update_in_a_plain_loop(bank.lookup(torch.arange(10)), indices, embeddings, 0.5)
+    bank.update(indices, embeddings)
+    assert bank.rows.dtype == torch.bfloat16 and bank.lookup(indices.clamp(min=0)).dtype == torch.float32
+    torch.testing.assert_close(bank.rows, expected.bfloat16(), rtol=0, atol=4e-3)
+    before = bank.checksum()
+    bank.rows[3, 2] = torch.nextafter(bank.rows[3, 2], torch.tensor(2.0, dtype=torch.bfloat16))
+    assert bank.checksum() != before
+
+
+def test_embeddings_that_are_not_finite_stay_out_of_the_bank():
+    bank = MemoryBank(10, dim=4)
+    before = bank.rows.clone()
+    embeddings = torch.tensor([[0.5, 0.5, 0.5, 0.5], [torch.nan, 0, 0, 0], [torch.inf, 0, 0, 0]])
+    bank.update(torch.tensor([1, 2, 3]), embeddings)
+    assert bank.updated.nonzero().squeeze(1).tolist() == [1]
+    assert torch.equal(bank.rows[2:], before[2:]) and bank.rows.isfinite().all()
 
 
 def test_a_lookup_is_a_copy():
@@ -90,24 +112,3 @@ def test_the_bank_is_in_the_registry():
 def test_bad_settings_are_refused(key, value):
     with pytest.raises(ConfigError):
         MemoryBank(**{"num_rows": 10, key: value})
-
-
-def test_negatives_are_uniform_over_the_others_and_never_the_image_itself():
-    indices = torch.tensor([0, 4, 9])
-    drawn = draw_negatives(indices, 10, 90_000, torch.Generator().manual_seed(0))
-    for own, row in zip(indices.tolist(), drawn, strict=True):
-        counts = torch.bincount(row, minlength=10)
-        assert counts[own] == 0
-        others = [int(c) for i, c in enumerate(counts) if i != own]
-        assert chisquare(others).pvalue > 1e-3
-
-
-def test_negatives_are_drawn_for_ignored_images_too():
-    drawn = draw_negatives(torch.tensor([-1]), 3, 50)
-    assert drawn.min() >= 0 and drawn.max() <= 2
-
-
-def test_draws_of_different_images_are_independent():
-    drawn = draw_negatives(torch.tensor([0, 0]), 1000, 1000, torch.Generator().manual_seed(0))
-    agreement = (drawn[0] == drawn[1]).float().mean()
-    assert agreement < 10 / math.sqrt(1000) * 0.1
