@@ -65,12 +65,13 @@ def peak_extra_memory(function: Callable[[], object]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except (OSError, AttributeError):
         return None
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     function()
-    return max(0, _status("VmHWM") - before)
+    return max(0, status_bytes("VmHWM") - before)
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
+    """VmRSS, VmHWM ... of this process, in bytes (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return 1024 * int(line.split()[1])
 

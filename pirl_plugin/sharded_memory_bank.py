@@ -56,11 +56,10 @@ class ShardedMemoryBank(MemoryBank):
         super().__init__(*args, **kwargs)
 
     def _create_rows(self, dtype: torch.dtype, seed: int) -> None:
-        rows = torch.zeros(math.ceil(self.num_rows / self.holders), self.dim, dtype=dtype)
-        mine = initial_rows(self.num_rows, self.dim, seed, self.holder, self.holders, dtype)
         # Equal sizes on all ranks, so that all cut their work into the same pieces.
-        rows = mine if len(mine) == len(rows) else torch.cat([mine, rows[len(mine) :]])
-        self.num_held = len(mine)
+        size = math.ceil(self.num_rows / self.holders)
+        rows = initial_rows(size * self.holders, self.dim, seed, self.holder, self.holders, dtype)
+        self.num_held = len(range(self.holder, self.num_rows, self.holders))
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("updated", torch.zeros(len(rows), dtype=torch.bool), persistent=False)
 

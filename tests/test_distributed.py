@@ -109,4 +109,4 @@ BankAgreementHook().on_phase_end(task)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1 and "memory banks differ after epoch 3" in errors
+        assert process.returncode != 0 and "memory banks differ after epoch 3" in errors
