@@ -19,7 +19,8 @@ def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
     step needs some input), with the index IGNORED, for which the loss and the bank do nothing.
 
     Args:
-        batch: B samples with `images` [3, S, S], `pretext` [V, 3, h, w], `data_idx` [i], `data_valid` [1 or -1].
+        batch: B samples with `images` [3, S, S], where there is a pretext task `pretext` [V, 3, h, w], `data_idx` [i],
+            `data_valid` [1 or -1].
 
     Returns (each a list of one tensor, as VISSL wants):
         images [B', 3, S, S]; pretext [B' * V, 3, h, w], an image's views one after the other;
@@ -30,9 +31,10 @@ def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
     valid = torch.tensor([sample["data_valid"][0] == 1 for sample in batch])
     kept = [sample for sample, keep in zip(batch, valid.tolist(), strict=True) if keep] or batch
     image_index = data_index[valid] if bool(valid.any()) else torch.full_like(data_index, IGNORED)
+    pretext = {"pretext": [torch.cat([sample["pretext"] for sample in kept])]} if "pretext" in kept[0] else {}
     return {
         "images": [torch.stack([sample["images"] for sample in kept])],
-        "pretext": [torch.cat([sample["pretext"] for sample in kept])],
+        **pretext,
         "image_index": [image_index],
         "data_idx": [data_index],
         "data_valid": [valid],

@@ -9,13 +9,16 @@ import importlib
 import sys
 
 from pirl_plugin import host
+from pirl_plugin.validation import ConfigError
 
 try:
     host.require_vissl()
 except ModuleNotFoundError as error:
     sys.exit(f"Error: {error}")
-
-from pirl_plugin import registration  # noqa: F401
+try:
+    from pirl_plugin import registration  # noqa: F401
+except ConfigError as error:  # a module of the user's that is not there
+    sys.exit(f"Error: {error}")
 
 
 def _call(module: str, function: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,7 +43,22 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
     if check:
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
+    _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
     return whole
+
+
+def _warn_of_replaced_values(overrides: list[str], schedule: AttrDict) -> None:
+    """VISSL's scaling of the learning rate replaces what an override says, without a word."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        prefix, _, key = override.key_or_group.rpartition(".")
+        if prefix == "config.OPTIMIZER.param_schedulers.lr" and key in ("start_value", "end_value", "values"):
+            value = override.value()
+            if schedule[key] != value and schedule.auto_lr_scaling.auto_scale:
+                logging.warning(
+                    f"{override.input_line} has no effect: VISSL scales the learning rate for the global batch and "
+                    f"uses {schedule[key]}; override {prefix}.auto_lr_scaling.base_value, or set auto_scale there to "
+                    f"false."
+                )
 
 
 def _compose(overrides: list[str]) -> DictConfig:

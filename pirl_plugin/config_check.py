@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -62,6 +63,7 @@ def check_config(config: Any) -> None:
         ConfigError: one sentence with key, value and what would be right.
     """
     _check_data(config)
+    _warn_of_learning_rate(config)
     if config.LOSS.name == "pirl_loss":
         _check_pirl(config)
 
@@ -80,6 +82,25 @@ def _check_data(config: Any) -> None:
         for source, path in zip(sources, paths, strict=False):
             if source in ("image_files", "disk_folder"):
                 _check_folder(f"DATA.{split}.DATA_PATHS", str(path), source)
+
+
+def _warn_of_learning_rate(config: Any) -> None:
+    """Say so where the learning rate does not follow the linear scaling rule that the config states."""
+    schedule = config.OPTIMIZER.param_schedulers.lr
+    scaling = schedule.auto_lr_scaling
+    batch = (
+        config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    )
+    given = schedule["values"][0] if schedule.name == "multistep" else schedule.start_value
+    expected = scaling.base_value * batch / scaling.base_lr_batch_size
+    if scaling.auto_scale or schedule.name not in ("cosine", "linear", "multistep"):
+        return  # VISSL scales
+    if abs(given - expected) > 0.01 * expected:
+        logging.warning(
+            f"The learning rate starts at {given:g}, but for the global batch of {batch} images the linear scaling "
+            f"rule ({scaling.base_value:g} for {scaling.base_lr_batch_size}) gives {expected:g}, and "
+            f"OPTIMIZER.param_schedulers.lr.auto_lr_scaling.auto_scale is false."
+        )
 
 
 def _check_folder(key: str, path: str, source: str) -> None:
@@ -113,10 +134,17 @@ def check_machine(config: Any) -> None:
         raise ConfigError(f"MODEL.WEIGHTS_INIT.PARAMS_FILE is {weights!r}; there is no such file.")
 
 
+def _inputs(config: Any) -> list[str]:
+    """The inputs of the model; VISSL knows no mapping for a single one."""
+    return [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING] or ["images"]
+
+
 def _heads(config: Any) -> Iterator[tuple[str, dict]]:
     """(input key, arguments) of every pirl_heads in the model."""
-    for (key, _), head in zip(config.MODEL.MULTI_INPUT_HEAD_MAPPING, config.MODEL.HEAD.PARAMS, strict=False):
-        modules = [head] if isinstance(head[0], str) else head
+    parameters = config.MODEL.HEAD.PARAMS
+    heads = parameters if config.MODEL.MULTI_INPUT_HEAD_MAPPING else [parameters]
+    for key, head in zip(_inputs(config), heads, strict=False):
+        modules = [head] if len(head) and isinstance(head[0], str) else head
         for name, arguments in modules:
             if name == "pirl_heads":
                 yield key, arguments
@@ -139,7 +167,7 @@ def _check_pirl(config: Any) -> None:
             f"DATA.TRAIN.DATA_SOURCES is {train.DATA_SOURCES} and ENABLE_QUEUE_DATASET {train.ENABLE_QUEUE_DATASET}; "
             f"pirl_loss needs one source, and no queue (which would train on another image in place of a broken one)."
         )
-    keys = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
+    keys = _inputs(config)
     for key, value in (
         ("COLLATE_FUNCTION", "pirl_collator"),
         ("INPUT_KEY_NAMES", keys),
@@ -160,12 +188,19 @@ def _check_pirl(config: Any) -> None:
             f"views ready for the network: one of {', '.join(sorted(PRETEXT_TRANSFORMS))}."
         )
     task = PRETEXT_TRANSFORMS[tasks[0]].from_config(train.TRANSFORMS[0])
-    if keys not in (["images", "pretext"], ["images"]):
+    mapped = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
+    if mapped not in (["images", "pretext"], []):
         raise ConfigError(
-            f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {keys}; pirl_loss needs ['images', 'pretext'], in that order."
+            f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {mapped}; pirl_loss needs ['images', 'pretext'], in that order, or "
+            f"no mapping at all ([]) for the image alone."
         )
     if settings.lambda_ > 0 and "pretext" not in keys:
         raise ConfigError(f"pirl_loss.lambda_ is {settings.lambda_}, which needs a head for the input `pretext`.")
+    if ("pretext" in keys) != (task.num_views > 0):
+        raise ConfigError(
+            f"{task.name} yields {task.num_views} pretext views, but MODEL.MULTI_INPUT_HEAD_MAPPING maps {mapped}; "
+            f"with image_view_transform it must be [], with any other task map ['images', 'pretext']."
+        )
     for key, head in _heads(config):
         branch, dim = head.get("branch"), head.get("embedding_dim", 128)
         wanted = "image" if key == "images" else task.branch
@@ -175,6 +210,12 @@ def _check_pirl(config: Any) -> None:
             )
         check_keys(head, keyword_arguments(PIRLHead) - {"model_config"}, "pirl_heads")
         PIRLHead(None, **head)
+        channels = _trunk_channels(config)
+        if channels is not None and head["in_channels"] != channels:
+            raise ConfigError(
+                f"pirl_heads.in_channels ({branch}) is {head['in_channels']}, but the trunk gives {channels} features "
+                f"a view; leave in_channels out, and it is filled in."
+            )
         if dim != settings.embedding_dim:
             raise ConfigError(
                 f"pirl_heads.embedding_dim ({branch}) is {dim}, but pirl_loss.embedding_dim is "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +61,13 @@ def _save(trainer, features: dict, targets: dict, chunk: int, split: str, output
         split=split,
         output_folder=output_folder,
     )
+
+
+def layers_and_splits(output_folder: str | Path) -> set[tuple[str, str]]:
+    """(split, layer) of all features that an extraction wrote."""
+    names = [path.name for path in Path(output_folder).glob("rank*_chunk*_*_*_features.npy")]
+    matches = (re.fullmatch(r"rank\d+_chunk\d+_([^_]+)_(.+)_features\.npy", name) for name in names)
+    return {match.groups() for match in matches if match}
 
 
 def collect(output_folder: str, split: str, layer: str) -> tuple[np.ndarray, np.ndarray]:

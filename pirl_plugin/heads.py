@@ -10,7 +10,7 @@ from vissl.models.heads import register_model_head
 
 from pirl_plugin.validation import check_choice, check_integer
 
-BRANCHES = ("image", "jigsaw", "rotation")
+BRANCHES = ("image", "jigsaw", "rotation", "view")
 
 
 def projection(in_channels: int, embedding_dim: int, use_mlp: bool) -> nn.Module:
@@ -29,13 +29,13 @@ class PIRLHead(nn.Module):
     - image, f(v_I): one projection of the image's features.
     - jigsaw, g(v_It): a projection of each patch's features; an image's patch vectors, concatenated in the
       order in which they come (the random order of the permutation), go through a second Linear.
-    - rotation, g(v_It): one projection of the transformed image's features.
+    - rotation, view, g(v_It): one projection of the transformed image's features.
 
     The output is not normalised: the loss uses cosine similarity.
 
     Args:
         model_config: config.MODEL (VISSL's).
-        branch: image, jigsaw or rotation.
+        branch: image, jigsaw, rotation or view.
         in_channels: C, features of the trunk (2048 for ResNet-50).
         embedding_dim: d of all projections.
         num_patches: n, patches an image (jigsaw only).

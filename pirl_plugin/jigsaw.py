@@ -103,10 +103,14 @@ class JigsawPatchTransform(PretextTransform):
         number = int(torch.randint(len(permutations), (), generator=generator))
         return torch.from_numpy(permutations[number].astype("int64"))
 
+    def transform_canvas(self, canvas: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What is done to the crop uint8 [3, S, S] before it is cut: nothing."""
+        return canvas
+
     def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
         """uint8 [n, 3, patch_size, patch_size], already in the permutation's order."""
         box = draw_crop_box(*image.size, self.patch_crop_scale, generator=generator)
-        canvas = resized_crop(image, box, self.patch_crop_size)
+        canvas = self.transform_canvas(resized_crop(image, box, self.patch_crop_size), generator)
         jitter = self.patch_crop_size // self.grid_size - self.patch_size
         offsets = torch.randint(jitter + 1, (self.num_views, 2), generator=generator)
         patches = cut_patches(canvas, self.grid_size, self.patch_size, offsets)

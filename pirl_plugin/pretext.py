@@ -1,8 +1,8 @@
 """What a pretext task is: a set T of image transformations, and how VISSL's loader applies one of them.
 
-A task is a subclass of `PretextTransform` with one method, `pretext_views`, under the decorator
-`register_pretext`. The base class makes the plain view of the image, augments all views photometrically,
-normalises them and puts them into VISSL's sample.
+A task is a subclass of `PretextTransform` with one method, `pretext_views`, or of `SingleViewTransform` with one
+method, `transform`, under the decorator `register_pretext`. The base class makes the plain view of the image, augments
+all views photometrically, normalises them and puts them into VISSL's sample. docs/add_a_pretext_task.md shows how.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PretextTransform(ClassyTransform):
     @property
     @abstractmethod
     def num_views(self) -> int:
-        """V, the number of pretext views of an image."""
+        """V, the number of pretext views of an image; 0 for none."""
 
     @abstractmethod
     def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
@@ -114,7 +114,9 @@ class PretextTransform(ClassyTransform):
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """VISSL's sample with `data` (one RGB PIL image) replaced by `images` and `pretext`."""
         (image,) = sample.pop("data")
-        sample["images"], sample["pretext"] = self.views(image)
+        sample["images"], pretext = self.views(image)
+        if self.num_views:
+            sample["pretext"] = pretext
         return sample
 
     @classmethod
@@ -127,3 +129,44 @@ class PretextTransform(ClassyTransform):
         settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
         check_keys(settings, keyword_arguments(cls), cls.name)
         return cls(**settings)
+
+
+class SingleViewTransform(PretextTransform):
+    """A task whose t(image) is one view of the same kind as the plain one: a crop of its own, then `transform`.
+
+    Args:
+        pretext_crop_size: side of the square view, in pixels.
+        pretext_crop_scale: share of the image's area that its crop covers, (low, high) in (0, 1].
+        **common: arguments of PretextTransform.
+    """
+
+    branch = "view"
+
+    def __init__(
+        self, pretext_crop_size: int = 224, pretext_crop_scale: Sequence[float] = (0.08, 1.0), **common: Any
+    ) -> None:
+        super().__init__(**common)
+        if isinstance(pretext_crop_size, Sequence):
+            raise ConfigError(
+                f"{self.name}.pretext_crop_size is {list(pretext_crop_size)}; the view must be square: give one number."
+            )
+        self.pretext_crop_size = check_integer(pretext_crop_size, f"{self.name}.pretext_crop_size", 1)
+        self.pretext_crop_scale = check_interval(pretext_crop_scale, f"{self.name}.pretext_crop_scale", 1e-6, 1.0)
+
+    @property
+    def num_views(self) -> int:
+        return 1
+
+    def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
+        box = draw_crop_box(*image.size, self.pretext_crop_scale, generator=generator)
+        view = resized_crop(image, box, self.pretext_crop_size)
+        return self.transform(view, generator).unsqueeze(0)
+
+    @abstractmethod
+    def transform(self, view: Tensor, generator: torch.Generator | None) -> Tensor:
+        """t(view) for a random t in T, drawn from `generator`: uint8 [3, S, S] -> the same."""
+
+
+def draw_number(count: int, generator: torch.Generator | None) -> int:
+    """Which of `count` transformations, uniformly: an int in [0, count)."""
+    return int(torch.randint(count, (), generator=generator))

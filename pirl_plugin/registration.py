@@ -11,15 +11,27 @@ host.require_vissl()
 # Only for their decorators.
 from pirl_plugin import (  # noqa: E402
     collator,
+    covariant_jigsaw,
     heads,
     image_files,
-    jigsaw,
     loss,
     memory_bank,
     sharded_memory_bank,
     trunks,
 )
+from pirl_plugin.user_modules import import_pretext_tasks, import_user_modules  # noqa: E402
 
+import_pretext_tasks()
+import_user_modules()
 host.mend_imported()
 
-__all__ = ["collator", "heads", "image_files", "jigsaw", "loss", "memory_bank", "sharded_memory_bank", "trunks"]
+__all__ = [
+    "collator",
+    "covariant_jigsaw",
+    "heads",
+    "image_files",
+    "loss",
+    "memory_bank",
+    "sharded_memory_bank",
+    "trunks",
+]

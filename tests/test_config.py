@@ -1,5 +1,7 @@
 """The shipped configs against the paper's numbers, and what the user gets wrong against one clear sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from pirl_plugin.composition import config_names, expand_sweep
@@ -47,10 +49,178 @@ def test_one_gpu_keeps_the_linear_scaling_rule():
     assert config.OPTIMIZER.num_epochs == 800 and config.LOSS.pirl_loss.num_negatives == 32000
 
 
-def test_every_shipped_config_composes():
-    assert len(config_names()) >= 4
-    for name in config_names():
+# The paper's settings of each config: pretext transform, |T|, epochs, N, lambda, branches, width; what is not given is
+# that of the main result.
+MAIN = {
+    "task": "jigsaw_patch_transform",
+    "epochs": 800,
+    "num_negatives": 32000,
+    "lambda_": 0.5,
+    "branches": ["image", "jigsaw"],
+    "width": 1,
+    "batch": 1024,
+    "contrast": "nce",
+    "temperature": 0.07,
+    "mlp": False,
+}
+ROTATION = {"task": "rotation_transform", "branches": ["image", "rotation"]}
+BOTH = {"task": "rotation_jigsaw_transform"}
+VIEW = {"branches": ["image", "view"]}
+ANALYSIS = {"epochs": 400, "num_negatives": 4096}
+MLP = {"mlp": True, "contrast": "infonce", "temperature": 0.1}
+NO_TASK = {"task": "image_view_transform", "branches": ["image"], "lambda_": 0}
+PIRL_CONFIGS = {
+    "pirl/jigsaw": {},
+    "pirl/jigsaw_8node": {},
+    "pirl/jigsaw_1gpu": {"batch": 256},
+    "pirl/rotation": ROTATION,
+    "pirl/rotation_8node": ROTATION,
+    "pirl/rotation_jigsaw": BOTH,
+    "pirl/rotation_jigsaw_8node": BOTH,
+    "pirl/jigsaw_analysis_8node": ANALYSIS,
+    "pirl/rotation_analysis_8node": {**ROTATION, **ANALYSIS},
+    "pirl/rotation_jigsaw_analysis_8node": {**BOTH, **ANALYSIS},
+    "pirl/jigsaw_wide_8node": {"width": 2},
+    "pirl/jigsaw_second_8node": {},
+    "pirl/jigsaw_yfcc1m_8node": {},
+    "pirl/jigsaw_mlp_8node": MLP,
+    "pirl/jigsaw_mlp_blur_8node": MLP,
+    "pirl/jigsaw_wide_mlp_8node": {**MLP, "width": 2},
+    "pirl/jigsaw_wide4_mlp_8node": {**MLP, "width": 4},
+    "pirl/affine_8node": {"task": "affine_transform", **VIEW},
+    "pirl/channel_shuffle_8node": {"task": "channel_shuffle_transform", **VIEW},
+    "pirl/cutout_8node": {"task": "cutout_transform", **VIEW},
+    "npid/npid_plus_plus_8node": NO_TASK,
+    "npid/npid_1node": {**NO_TASK, "epochs": 200, "num_negatives": 4096, "batch": 256, "contrast": "npid"},
+}
+BASELINES = ("jigsaw/covariant_100", "jigsaw/covariant_2000", "jigsaw/covariant_10000", "rotnet/covariant")
+OPTIONS = ("pirl/analysis", "pirl/nodes/1node", "pirl/nodes/4node", "pirl/nodes/8node")
+SMALL_CONFIGS = ("pretrain/pirl/jigsaw_small_images_cpu", "benchmark/nearest_neighbor/small_images_cpu")
+
+
+def test_every_shipped_config_is_in_these_tests():
+    known = {f"pretrain/{name}" for name in (*PIRL_CONFIGS, *BASELINES, *OPTIONS, "supervised/resnet50")}
+    assert set(config_names()) == known | set(SMALL_CONFIGS)
+    for name in SMALL_CONFIGS:
         assert compose([f"config={name}"], check=False).LOSS.name
+
+
+@pytest.mark.parametrize("name", PIRL_CONFIGS)
+def test_every_pirl_and_npid_config_has_the_papers_settings(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yfcc1m.txt").write_text("a.jpg\n")
+    config, expected = compose([f"config=pretrain/{name}"]), {**MAIN, **PIRL_CONFIGS[name]}
+    loss, optimizer, distributed = config.LOSS.pirl_loss, config.OPTIMIZER, config.DISTRIBUTED
+    (transform,) = config.DATA.TRAIN.TRANSFORMS
+    heads = [head[1] for head in config.MODEL.HEAD.PARAMS]
+    batch = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * distributed.NUM_NODES * distributed.NUM_PROC_PER_NODE
+    assert {
+        "task": transform["name"],
+        "epochs": optimizer.num_epochs,
+        "num_negatives": loss.num_negatives,
+        "lambda_": loss.lambda_,
+        "branches": [head["branch"] for head in heads],
+        "width": config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER,
+        "batch": batch,
+        "contrast": loss.contrast,
+        "temperature": loss.temperature,
+        "mlp": all(head.get("use_mlp", False) for head in heads),
+    } == expected
+    assert any(head.get("use_mlp", False) for head in heads) == expected["mlp"]  # in all heads or in none
+    assert {head["in_channels"] for head in heads} == {2048 * expected["width"]}
+    assert (loss.negatives, loss.memory_bank.momentum, loss.embedding_dim) == ("per_image", 0.5, 128)
+    assert transform["image_crop_size"] == 224 and transform["image_crop_scale"] == [0.08, 1.0]
+    if "jigsaw" in transform["name"]:
+        keys = ("patch_crop_size", "patch_crop_scale", "grid_size", "patch_size", "num_permutations")
+        assert [transform[key] for key in keys] == [255, [0.6, 1.0], 3, 64, 362_880]
+    if "rotation" in transform["name"]:
+        assert transform["num_rotations"] == 4
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
+    schedule = optimizer.param_schedulers.lr
+    if name == "npid/npid_1node":
+        assert (schedule["values"], schedule["milestones"]) == ([0.03, 0.003, 0.0003], [120, 160])
+    else:
+        assert schedule.name == "cosine" and schedule.start_value == pytest.approx(0.12 * batch / 1024)
+        assert schedule.end_value == pytest.approx(1.2e-4 * batch / 1024)
+
+
+def test_the_second_network_of_the_ensemble_differs_in_its_seed_alone():
+    first, second = (compose([f"config=pretrain/pirl/{name}"]) for name in ("jigsaw_8node", "jigsaw_second_8node"))
+    assert first.SEED_VALUE + 64 <= second.SEED_VALUE and second.LOSS.pirl_loss.seed == second.SEED_VALUE
+    second.SEED_VALUE = second.LOSS.pirl_loss.seed = second.MODEL._MODEL_INIT_SEED = first.SEED_VALUE
+    assert first == second
+
+
+@pytest.mark.parametrize("size", [100, 2000, 10000])
+def test_the_jigsaw_baselines_head_has_a_class_for_each_permutation(size):
+    config = compose([f"config=pretrain/jigsaw/covariant_{size}"])
+    assert config.DATA.TRAIN.TRANSFORMS[-1] == {
+        "name": "shuffle_patches_transform", "num_patches": 9, "num_permutations": size, "permutation_seed": 0
+    }  # fmt: skip
+    assert config.MODEL.HEAD.PARAMS[-1] == ["mlp", {"dims": [9000, size]}]
+    assert config.OPTIMIZER.num_epochs == 105 and config.LOSS.name == "cross_entropy_multiple_output_single_target"
+
+
+@pytest.mark.parametrize(("name", "classes"), [("rotnet/covariant", 4), ("supervised/resnet50", 1000)])
+def test_the_other_baselines_are_vissls(name, classes):
+    config = compose([f"config=pretrain/{name}"])
+    assert [["mlp", {"dims": [2048, classes]}]] == config.MODEL.HEAD.PARAMS
+    assert config.OPTIMIZER.num_epochs == 105 and config.OPTIMIZER.param_schedulers.lr["values"][0] == 0.1
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 8])
+@pytest.mark.parametrize("task", ["jigsaw_8node", "rotation_analysis_8node"])
+def test_any_number_of_nodes_keeps_batch_and_learning_rate(task, nodes):
+    config = compose([f"config=pretrain/pirl/{task}", f"+config/pretrain/pirl/nodes={nodes}node"])
+    assert nodes == config.DISTRIBUTED.NUM_NODES
+    assert config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * nodes * config.DISTRIBUTED.NUM_PROC_PER_NODE == 1024
+    assert config.OPTIMIZER.param_schedulers.lr.start_value == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["config=pretrain/pirl/jigsaw_8node"], None),
+        (["config=pretrain/pirl/jigsaw_8node", "config.DISTRIBUTED.NUM_NODES=1"], None),  # VISSL scales
+        (
+            ["config=pretrain/pirl/jigsaw_8node", "config.OPTIMIZER.param_schedulers.lr.start_value=0.3"],
+            "has no effect: VISSL scales the learning rate for the global batch and uses 0.12",
+        ),
+        (
+            [
+                "config=pretrain/pirl/jigsaw_8node",
+                "config.DISTRIBUTED.NUM_NODES=1",
+                "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.auto_scale=false",
+            ],
+            "starts at 0.12, but for the global batch of 128 images the linear scaling rule (0.03 for 256) gives 0.015",
+        ),
+    ],
+)
+def test_an_override_that_breaks_the_linear_scaling_rule_is_warned_of(caplog, overrides, message):
+    compose(overrides)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (message is None and not warnings) or any(message in warning for warning in warnings), warnings
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("config.LOSS.pirl_loss.lambda_", [0, 0.25, 0.5, 0.75, 1]),
+        ("config.DATA.TRAIN.TRANSFORMS.0.num_permutations", [100, 2000, 10000, 362880]),
+        ("config.LOSS.pirl_loss.num_negatives", [1024, 4096, 16384, 32000]),
+    ],
+    ids=["Figure 6", "Figure 7", "Figure 8"],
+)
+def test_the_sweeps_of_the_readme_compose(key, values):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    sweep = f"{key}={','.join(map(str, values))}"
+    assert sweep in readme
+    runs = expand_sweep(["config=pretrain/pirl/jigsaw_analysis_8node", sweep, "config.CHECKPOINT.DIR=runs"])
+    assert len(runs) == len(values) and len({run[-1] for run in runs}) == len(values)
+    for run, value in zip(runs, values, strict=True):
+        config = compose(run)
+        found = config.DATA.TRAIN.TRANSFORMS[0] if "TRANSFORMS" in key else config.LOSS.pirl_loss
+        assert found[key.split(".")[-1]] == value
 
 
 def test_heads_follow_the_width_of_the_trunk(photo_folder):
@@ -122,6 +292,28 @@ TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
         (["config.LOSS.pirl_loss.embedding_dim=64"], "must be equal"),
         ([f"{TRANSFORM}.grid_size=2", f"{TRANSFORM}.num_permutations=24"], "yields 4 patches"),
         (["config.MODEL.HEAD.PARAMS.1.1.branch=rotation"], "needs branch 'jigsaw'"),
+        (
+            [
+                "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[flatten]]]",
+                "config.DATA.TRAIN.INPUT_KEY_NAMES=[images]",
+            ],
+            r"maps \['images'\]; pirl_loss needs",
+        ),
+        (
+            ["config.DATA.TRAIN.TRANSFORMS=[{name: image_view_transform}]"],
+            "image_view_transform yields 0 pretext views",
+        ),
+        (
+            [
+                "config.LOSS.pirl_loss.lambda_=0",
+                "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[]",
+                "config.DATA.TRAIN.INPUT_KEY_NAMES=[images]",
+            ],
+            "yields 9 pretext views",
+        ),
+        ([f"{TRANSFORM}.name=rotation_transfrm"], r"one of affine_transform, .*rotation_transform"),
+        (["+config.MODEL.HEAD.PARAMS.0.1.in_channels=100"], "is 100, but the trunk gives 128 features"),
+        (["config.DATA.TRAIN.LABEL_TYPE=standard", "config.DATA.TRAIN.TARGET_KEY_NAMES=[label]"], "image_index"),
         (["config.DATA.TRAIN.DATA_PATHS=[/no/such/folder]"], "no such folder"),
         (["config.SEED_VALUE"], "write key=value"),
     ],

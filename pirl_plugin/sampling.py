@@ -1,0 +1,65 @@
+"""A random part of a very large collection of photos, the same wherever and in whatever order it is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pirl_plugin.image_files import walk_images
+from pirl_plugin.validation import ConfigError, check_integer
+
+
+def _names(source: Path) -> Iterator[str]:
+    """Paths of the images of a folder (relative to it) or of a .txt list (as they stand there), one by one."""
+    if source.is_dir():
+        for path in walk_images(source):
+            yield os.path.relpath(path, source)
+    elif source.is_file() and source.suffix == ".txt":
+        with source.open(encoding="utf-8") as lines:
+            yield from filter(None, map(str.strip, lines))
+    else:
+        raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path a line.")
+
+
+def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress: bool = True) -> list[str]:
+    """`count` different images of a folder or list, each as likely as any other.
+
+    Those are taken whose names have the smallest keyed hashes (BLAKE2b): the choice depends on the names and the seed
+    alone, and a smaller sample is part of a larger one. Memory grows with `count`, not with the collection.
+
+    Args:
+        source: a folder of any depth, or a .txt file with one path a line (relative ones start at the list's folder).
+        count: at least 1.
+        seed: another seed is another sample.
+        progress: show how many names were read.
+
+    Returns:
+        absolute paths, sorted.
+
+    Raises:
+        ConfigError: where the source has no image or fewer than `count` different ones.
+    """
+    source = Path(source)
+    check_integer(count, "count", 1)
+    key = check_integer(seed, "seed", 0).to_bytes(8, "little")
+    kept: list[tuple[int, str]] = []  # a heap with the largest hash, negated, on top
+    seen: set[str] = set()
+    for name in tqdm(_names(source), desc=f"Reading names of {source}", unit=" images", disable=not progress):
+        value = -int.from_bytes(hashlib.blake2b(os.fsencode(name), key=key, digest_size=16).digest(), "little")
+        if name in seen or (len(kept) == count and value < kept[0][0]):
+            continue
+        seen.add(name)
+        if len(kept) < count:
+            heapq.heappush(kept, (value, name))
+        else:
+            _, dropped = heapq.heapreplace(kept, (value, name))
+            seen.discard(dropped)
+    if len(kept) < count:
+        raise ConfigError(f"{source} has {len(kept)} different images, fewer than the {count} asked for.")
+    folder = source if source.is_dir() else source.parent
+    return sorted(os.path.abspath(os.path.join(folder, name)) for _, name in kept)
