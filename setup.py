@@ -39,8 +39,8 @@ class CleanBuildPy(build_py):
 # Loose bounds: installing must upgrade nothing that a cluster owns. The exact pins are in requirements.txt.
 # Hydra 1.4 drops the behaviour of 1.1 that VISSL's configs are written for.
 INSTALL_REQUIRES = [
-    "torch>=2.4",
-    "torchvision>=0.19",
+    "torch>=2.6",
+    "torchvision>=0.21",
     "numpy",
     "scipy",
     "pillow",
@@ -74,6 +74,8 @@ CONSOLE_SCRIPTS = {
     "pirl-extract-features": "pirl_plugin.commands:extract_features",
     "pirl-train-svm": "pirl_plugin.commands:train_svm",
     "pirl-nearest-neighbors": "pirl_plugin.commands:nearest_neighbors",
+    "pirl-export-weights": "pirl_plugin.commands:export_weights",
+    "pirl-embed": "pirl_plugin.commands:embed",
     "pirl-demo": "pirl_plugin.commands:demo",
 }
 

@@ -96,7 +96,7 @@ if command -v flock >/dev/null; then
     flock -n 9 || { echo "Waiting for another install in $root to end ..." && flock 9; }
 fi
 
-lock_sum=$(checksum requirements.txt)
+lock_sum=$(checksum requirements.txt extra_scripts/install_detectron2.py)
 project_sum=$(checksum setup.py pyproject.toml)
 environment_ok=no
 if [ "$(cat "$venv/lock.stamp" 2>/dev/null)" = "$lock_sum" ] && version=$(version_of "$venv_python"); then
@@ -112,7 +112,7 @@ if [ $environment_ok = yes ]; then
     steps=1
     rm -f "$venv/project.stamp"
 else
-    steps=4
+    steps=5
     python=$(find_python)
     rm -rf "$venv"
     free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
@@ -125,6 +125,8 @@ else
     step 2 "Installing $(grep -c '^[a-z].*==' requirements.txt) pinned packages, 5 GB: the long step" \
         pip_install --no-build-isolation -r requirements.txt
     step 3 "Putting $(pinned classy-vision) on top of vissl's copy" install_classy_vision
+    step 4 "Adding Detectron2 (optional elsewhere; the tests use it)" \
+        "$venv_python" -I extra_scripts/install_detectron2.py
     printf '%s\n' "$lock_sum" >"$venv/lock.stamp"
 fi
 step $steps "Installing this project, editable" pip_install --no-build-isolation -e .

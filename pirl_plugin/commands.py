@@ -42,5 +42,13 @@ def nearest_neighbors() -> None:
     _call("tools", "nearest_neighbors")
 
 
+def export_weights() -> None:
+    _call("tools", "export_weights")
+
+
+def embed() -> None:
+    _call("tools", "embed")
+
+
 def demo() -> None:
     _call("demo", "main")

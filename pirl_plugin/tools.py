@@ -6,12 +6,14 @@ the work; only the nearest-neighbour test is the plugin's, because VISSL's needs
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
@@ -104,3 +106,44 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
             logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
             print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
         return accuracies
+
+
+def export_weights(arguments: list[str] | None = None) -> None:
+    """`pirl-export-weights CHECKPOINT --format F --output FILE`."""
+    from pirl_plugin.export import SUFFIXES, describe, export
+
+    parser = argparse.ArgumentParser(
+        prog="pirl-export-weights", description="Weights for other libraries, checked there."
+    )
+    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
+    parser.add_argument("--format", choices=list(SUFFIXES), help="without it: say what the file holds")
+    parser.add_argument("--output", help=f"the file to write ({', '.join(f'{k}: {v}' for k, v in SUFFIXES.items())})")
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        if options.format is None:
+            print(describe(options.checkpoint))
+        elif options.output is None:
+            raise ConfigError("--output is missing: the file to write.")
+        else:
+            print(export(options.checkpoint, options.format, options.output))
+
+
+def embed(arguments: list[str] | None = None) -> None:
+    """`pirl-embed CHECKPOINT IMAGES --output features.npy`."""
+    from pirl_plugin.embedding import LAYERS, embed_folder
+
+    parser = argparse.ArgumentParser(prog="pirl-embed", description="Features of a folder of images, to .npy and .txt.")
+    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
+    parser.add_argument("images", help="a folder of any depth, or a .txt or .npy list of files")
+    parser.add_argument("--output", required=True, help="features.npy; the files go to features.txt")
+    parser.add_argument("--layer", choices=LAYERS, default="flatten", help="default: res5, averaged")
+    parser.add_argument("--size", type=int, help="side of the centre crop; default 224 (32 with a 3x3 stem)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = vars(parser.parse_args(arguments))
+    with one_sentence_errors():
+        count, unreadable = embed_folder(**options)
+        for line in unreadable:
+            print(f"Not read: {line}")
+        print(f"{options['output']}: features of {count} images; {len(unreadable)} could not be read")

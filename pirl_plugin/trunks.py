@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from vissl.config import AttrDict
 from vissl.models.model_helpers import (
     Flatten,
     get_trunk_forward_outputs,
@@ -19,6 +20,7 @@ LAYOUTS = {
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 STEMS = ("imagenet", "small")
 
@@ -30,11 +32,24 @@ def feature_channels(depth: int, width_multiplier: float) -> dict[str, int]:
     return {"conv1": width, **{f"res{i + 2}": width * 2**i * expansion for i in range(4)}}
 
 
+def trunk_config(depth: int, width_multiplier: float = 1.0, stem: str = "imagenet") -> AttrDict:
+    """The part of config.MODEL that `pirl_resnet` reads, outside a run of VISSL."""
+    resnets = {"DEPTH": depth, "WIDTH_MULTIPLIER": width_multiplier, "STEM": stem, "ZERO_INIT_RESIDUAL": False}
+    checkpointing = {"USE_ACTIVATION_CHECKPOINTING": False, "NUM_ACTIVATION_CHECKPOINTING_SPLITS": 2}
+    return AttrDict(
+        {
+            "TRUNK": {"NAME": "pirl_resnet", "RESNETS": resnets},
+            "INPUT_TYPE": "rgb",
+            "ACTIVATION_CHECKPOINTING": checkpointing,
+        }
+    )
+
+
 @register_model_trunk("pirl_resnet")
 class PIRLResNet(nn.Module):
     """torchvision's ResNet in VISSL's clothes, with the same layer names as VISSL's `resnet` trunk.
 
-    Reads MODEL.TRUNK.RESNETS of the config: DEPTH 18, 34, 50 or 101; WIDTH_MULTIPLIER, any number that leaves
+    Reads MODEL.TRUNK.RESNETS of the config: DEPTH 18, 34, 50, 101 or 152; WIDTH_MULTIPLIER, any number that leaves
     at least 8 channels in conv1; ZERO_INIT_RESIDUAL; STEM `imagenet` (7x7 stride 2, max-pool) or `small` (3x3
     stride 1, no max-pool, for 32x32 images).
     """

@@ -16,7 +16,8 @@ def install(tmp_path: Path, commands: dict[str, str], **environment: str) -> sub
     copy, tools = tmp_path / "copy", tmp_path / "bin"
     (copy / "extra_scripts").mkdir(parents=True)
     tools.mkdir()
-    shutil.copy(ROOT / "extra_scripts" / "install.sh", copy / "extra_scripts")
+    for name in ("install.sh", "install_detectron2.py"):
+        shutil.copy(ROOT / "extra_scripts" / name, copy / "extra_scripts")
     for name in ("requirements.txt", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     for name in (
