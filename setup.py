@@ -73,6 +73,7 @@ CONSOLE_SCRIPTS = {
     "run_distributed_engines.py": "pirl_plugin.commands:run_distributed_engines",
     "pirl-extract-features": "pirl_plugin.commands:extract_features",
     "pirl-train-svm": "pirl_plugin.commands:train_svm",
+    "pirl-train-svm-low-shot": "pirl_plugin.commands:train_svm_low_shot",
     "pirl-nearest-neighbors": "pirl_plugin.commands:nearest_neighbors",
     "pirl-export-weights": "pirl_plugin.commands:export_weights",
     "pirl-embed": "pirl_plugin.commands:embed",

@@ -22,7 +22,7 @@ except ConfigError as error:  # a module of the user's that is not there
 
 
 def _call(module: str, function: str) -> None:
-    # A console script exits with what this returns.
+    # A console script exits with what it returns: nothing.
     getattr(importlib.import_module(f"pirl_plugin.{module}"), function)()
 
 
@@ -36,6 +36,10 @@ def extract_features() -> None:
 
 def train_svm() -> None:
     _call("tools", "train_svm")
+
+
+def train_svm_low_shot() -> None:
+    _call("tools", "train_svm_low_shot")
 
 
 def nearest_neighbors() -> None:

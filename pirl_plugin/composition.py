@@ -20,7 +20,7 @@ from vissl.config import AttrDict
 from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
 
 from hydra_plugins.pirl_plugin_path import PirlPluginPath, config_folder
-from pirl_plugin.config_check import check_config, complete
+from pirl_plugin.config_check import check_config, complete, warn_of_learning_rate
 from pirl_plugin.validation import ConfigError, nearest
 
 # In a default editable install Hydra does not find search-path plugins outside the checkout.
@@ -42,8 +42,11 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
     complete(composed.config)
     if check:
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
+    if composed.engine_name == "train":
+        warn_of_learning_rate(composed.config)
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
-    _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
+    if composed.engine_name == "train":
+        _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
     return whole
 
 

@@ -63,7 +63,6 @@ def check_config(config: Any) -> None:
         ConfigError: one sentence with key, value and what would be right.
     """
     _check_data(config)
-    _warn_of_learning_rate(config)
     if config.LOSS.name == "pirl_loss":
         _check_pirl(config)
 
@@ -84,7 +83,7 @@ def _check_data(config: Any) -> None:
                 _check_folder(f"DATA.{split}.DATA_PATHS", str(path), source)
 
 
-def _warn_of_learning_rate(config: Any) -> None:
+def warn_of_learning_rate(config: Any) -> None:
     """Say so where the learning rate does not follow the linear scaling rule that the config states."""
     schedule = config.OPTIMIZER.param_schedulers.lr
     scaling = schedule.auto_lr_scaling

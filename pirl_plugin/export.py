@@ -1,4 +1,4 @@
-"""Weights for other libraries: torchvision, timm, Detectron2, or a plain safetensors file.
+"""Weights for other libraries: torchvision, timm, Detectron2, a plain safetensors file, or VISSL.
 
 Beside the weights goes a .json file with the preprocessing that they want: a mismatch changes no shape, so nothing
 else would say so.
@@ -21,7 +21,13 @@ from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError, check_choice
 from pirl_plugin.weights import Architecture, infer_architecture, read_trunk_weights, trunk_from_weights
 
-SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "detectron2": ".pth", "safetensors": ".safetensors"}
+SUFFIXES = {
+    "torchvision": ".pth",
+    "timm": ".pth",
+    "detectron2": ".pth",
+    "safetensors": ".safetensors",
+    "vissl": ".torch",
+}
 TOLERANCE = 1e-5  # of the features, relative to the largest
 
 
@@ -106,7 +112,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
 
     Args:
         source: any file that `read_trunk_weights` reads.
-        form: torchvision, timm, detectron2 or safetensors.
+        form: one of SUFFIXES.
         output: the file; OUTPUT.json beside it has the preprocessing.
 
     Returns:
@@ -122,13 +128,16 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     weights = read_trunk_weights(source)
     trunk = trunk_from_weights(weights, str(source))
     architecture = trunk.architecture
-    if form != "safetensors" and (architecture.width_multiplier != 1 or architecture.stem != "imagenet"):
+    if form in _MODELS and (architecture.width_multiplier != 1 or architecture.stem != "imagenet"):
         raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
     notes = preprocessing(architecture, form)
     if form == "safetensors":
         save_file(
             {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
         )
+    elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
+        model = {"trunk": trunk.resnet.state_dict(), "heads": {}}
+        torch.save({"classy_state_dict": {"base_model": {"model": model}}}, output)
     elif form == "detectron2":
         named = {detectron2_name(key): value for key, value in weights.items() if "num_batches_tracked" not in key}
         torch.save({"model": named, "__author__": "pirl_plugin", "matching_heuristics": True}, output)
@@ -142,7 +151,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
 def _check(output: Path, form: str, trunk: nn.Module) -> str:
     """Read the file back in its library and compare the features of a random image with the trunk's."""
     architecture = trunk.architecture
-    if form == "safetensors":
+    if form not in _MODELS:
         other = trunk_from_weights(read_trunk_weights(output))
     else:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import random
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def _compose(arguments: list[str] | None) -> AttrDict:
     Raises:
         ConfigError: where the tool could not do what the config says.
     """
-    whole = composition.compose(_overrides(arguments), write_config=True)
+    whole = composition.compose([*_overrides(arguments), "engine_name=extract_features"], write_config=True)
     folder = get_checkpoint_folder(whole.config)
     if whole.config.SLURM.USE_SLURM:
         raise ConfigError("SLURM.USE_SLURM is true, which this tool cannot do; run it inside a job of your own.")
@@ -80,6 +81,49 @@ def train_svm(arguments: list[str] | None = None) -> None:
             if not path.is_file():
                 raise ConfigError(f"The SVMs of layer {layer} have no result at {path}; the log above says why.")
             print(f"{layer}: mean AP {100 * np.mean(np.load(path)):.2f}%")
+
+
+def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
+    """`pirl-train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images a class.
+
+    The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns by layer and
+    k the mean, min, max and standard deviation over the samples of the mean AP, in per cent, at the best cost.
+    """
+    from extra_scripts.create_low_shot_samples import generate_voc07_low_shot_samples
+    from vissl.utils.misc import merge_features
+
+    from pirl_plugin.low_shot import LowShotTrainer
+
+    with one_sentence_errors():
+        whole = _compose(arguments)
+        config = whole.config
+        low_shot = config.SVM.low_shot
+        if low_shot.dataset_name != "voc":
+            raise ConfigError(f"SVM.low_shot.dataset_name is {low_shot.dataset_name!r}; this tool knows voc.")
+        launcher.launch(config, whole.node_id, "extract_features")
+        folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
+        results = {}
+        for layer in get_trunk_output_feature_names(config.MODEL) or ["heads"]:
+            train, test = (merge_features(folder, split, layer) for split in ("train", "test"))
+            fewest = int((train["targets"] == 1).sum(axis=0).min())
+            if max(low_shot.k_values) > fewest:
+                raise ConfigError(
+                    f"SVM.low_shot.k_values has {max(low_shot.k_values)}, but the class with the fewest images has "
+                    f"{fewest}: lower it."
+                )
+            random.seed(config.SEED_VALUE)  # VISSL's function draws from it
+            drawing = (low_shot.k_values, low_shot.sample_inds, folder, layer)
+            generate_voc07_low_shot_samples(train["targets"], *drawing)
+            trainer = LowShotTrainer(config.SVM, layer=layer, output_dir=folder)
+            for sample in low_shot.sample_inds:
+                for k in low_shot.k_values:
+                    targets = np.load(f"{folder}/{layer}_sample{sample}_k{k}.npy")
+                    trainer.train(train["features"], targets, sample, k)
+                    trainer.test(test["features"], test["targets"], sample, k)
+            results[layer] = trainer.aggregate_stats(low_shot.k_values, low_shot.sample_inds)
+            for k, values in results[layer].items():
+                print(f"{layer}, {k}: mean AP {values['mean']:.2f}% +- {values['std']:.2f}")
+        return results
 
 
 def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
