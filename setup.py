@@ -77,6 +77,7 @@ CONSOLE_SCRIPTS = {
     "pirl-nearest-neighbors": "pirl_plugin.commands:nearest_neighbors",
     "pirl-export-weights": "pirl_plugin.commands:export_weights",
     "pirl-embed": "pirl_plugin.commands:embed",
+    "pirl-train-detector": "pirl_plugin.commands:train_detector",
     "pirl-demo": "pirl_plugin.commands:demo",
 }
 

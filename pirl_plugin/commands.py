@@ -54,5 +54,9 @@ def embed() -> None:
     _call("tools", "embed")
 
 
+def train_detector() -> None:
+    _call("detection", "main")
+
+
 def demo() -> None:
     _call("demo", "main")

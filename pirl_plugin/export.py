@@ -52,12 +52,23 @@ def preprocessing(architecture: Architecture, form: str, mean=IMAGENET_MEAN, std
             "INPUT.FORMAT": "RGB",
             "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in mean],
             "MODEL.PIXEL_STD": [round(255 * value, 3) for value in std],
-            "MODEL.RESNETS.DEPTH": architecture.depth,
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            **_detectron2_keys(architecture),
         }
     size = 224 if architecture.stem == "imagenet" else 32
     resize = {"resize": 256, "crop": 224} if size == 224 else {"resize": 32, "crop": 32}
     return {**common, "channels": "RGB", "levels": "[0, 1]", "mean": list(mean), "std": list(std), **resize}
+
+
+def _detectron2_keys(architecture: Architecture) -> dict[str, int]:
+    """The keys of Detectron2's config that build the network."""
+    width = round(64 * architecture.width_multiplier)
+    return {
+        "MODEL.RESNETS.DEPTH": architecture.depth,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": width,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if architecture.depth >= 50 else 1),
+    }
 
 
 def _torchvision_model(architecture: Architecture) -> nn.Module:
@@ -80,11 +91,9 @@ def _detectron2_model(architecture: Architecture) -> nn.Module:
     from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
     config = get_cfg()
-    config.MODEL.RESNETS.DEPTH = architecture.depth
+    config.merge_from_list([part for pair in _detectron2_keys(architecture).items() for part in pair])
     config.MODEL.RESNETS.STRIDE_IN_1X1 = False
     config.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    if architecture.depth < 50:
-        config.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
 
     class Averaged(nn.Module):
         def __init__(self) -> None:
@@ -128,7 +137,8 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     weights = read_trunk_weights(source)
     trunk = trunk_from_weights(weights, str(source))
     architecture = trunk.architecture
-    if form in _MODELS and (architecture.width_multiplier != 1 or architecture.stem != "imagenet"):
+    other_width = architecture.width_multiplier != 1 and form != "detectron2"
+    if form in _MODELS and (other_width or architecture.stem != "imagenet"):
         raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
     notes = preprocessing(architecture, form)
     if form == "safetensors":
