@@ -21,10 +21,14 @@ def main() -> None:
     try:
         if options.output.suffix != ".txt":
             raise ConfigError(f"--output is {options.output}; it must end in .txt, for DATA_PATHS to take it.")
+        if not options.output.resolve().parent.is_dir():
+            raise ConfigError(f"--output is {options.output}; its folder is not there.")
         paths = sample_images(options.source, options.count, options.seed)
     except ConfigError as error:
         sys.exit(f"Error: {error}")
-    options.output.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+    unfinished = options.output.with_suffix(".unfinished")
+    unfinished.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8", errors="surrogateescape")
+    unfinished.replace(options.output)
     print(f"{options.output}: {len(paths)} of the images of {options.source}, seed {options.seed}")
 
 

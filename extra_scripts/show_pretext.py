@@ -28,7 +28,7 @@ def main() -> None:
         sys.exit(f"Error: {options.photo} cannot be read as an image: {error}")
     try:
         drawn = draw(image, options.output, options.tasks, options.columns, options.seed, options.dpi)
-    except ConfigError as error:
+    except (ConfigError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
     print(f"{options.output}: {', '.join(drawn)}")
 

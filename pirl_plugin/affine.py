@@ -66,7 +66,11 @@ class AffineTransform(SingleViewTransform):
         self.translation = check_number(translation, f"{self.name}.translation", 0, 1)
         if num_transformations is not None:
             check_integer(num_transformations, f"{self.name}.num_transformations (|T|)", 1, 10**6)
-        elif not any((self.degrees, self.shear, self.translation)) and self.scale == (1.0, 1.0):
+        if (
+            num_transformations != 1
+            and not any((self.degrees, self.shear, self.translation))
+            and self.scale == (1.0, 1.0)
+        ):
             raise ConfigError(f"{self.name} allows the identity alone; give degrees, scale, shear or translation.")
         self.num_transformations = num_transformations
         self.set_seed = check_integer(set_seed, f"{self.name}.set_seed", 0)

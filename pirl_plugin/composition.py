@@ -138,6 +138,11 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
     return " ".join(re.sub(r"\s+", " ", str(error)).split())
 
 
+def _prefix(override: Override) -> str:
+    """The + or ++ that an override was written with."""
+    return re.match(r"\+*", override.input_line).group()
+
+
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
     """The runs of a sweep: `key=a,b` stands for one run with each value, several such keys for all combinations.
 
@@ -160,7 +165,7 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     choices = [[(o, value) for value in o.sweep_string_iterator()] for o in swept]
     runs = []
     for combination in itertools.product(*choices):
-        values = [f"{o.key_or_group}={value}" for o, value in combination]
+        values = [f"{_prefix(o)}{o.key_or_group}={value}" for o, value in combination]
         name = "_".join(f"{o.key_or_group.split('.')[-1].rstrip('_')}-{value}" for o, value in combination)
         name = re.sub(r"[^\w.-]+", "-", name)
         kept = [o for o in fixed if not o.startswith("config.CHECKPOINT.DIR=")]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
 from pirl_plugin.heads import PIRLHead
@@ -16,7 +16,7 @@ from pirl_plugin.image_files import EXTENSIONS, walk_images
 from pirl_plugin.loss import PIRLLoss
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
-from pirl_plugin.validation import ConfigError, check_choice, check_keys, keyword_arguments
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, keyword_arguments
 
 
 def complete(config: DictConfig) -> None:
@@ -32,7 +32,7 @@ def complete(config: DictConfig) -> None:
                 head["in_channels"] = channels
     if config.LOSS.name != "pirl_loss":
         return
-    if "pirl_loss" not in config.LOSS:
+    if not OmegaConf.is_dict(config.LOSS.get("pirl_loss")):
         raise ConfigError("LOSS.name is pirl_loss, but there is no LOSS.pirl_loss with its settings; {} will do.")
     loss = config.LOSS.pirl_loss
     with open_dict(loss):
@@ -68,6 +68,7 @@ def check_config(config: Any) -> None:
 
 
 def _check_data(config: Any) -> None:
+    check_integer(config.DATA.TRAIN.BATCHSIZE_PER_REPLICA, "DATA.TRAIN.BATCHSIZE_PER_REPLICA", 1)
     for split in ("TRAIN", "TEST"):
         data = config.DATA[split]
         sources, paths = data.DATA_SOURCES, data.DATA_PATHS
@@ -200,6 +201,12 @@ def _check_pirl(config: Any) -> None:
             f"{task.name} yields {task.num_views} pretext views, but MODEL.MULTI_INPUT_HEAD_MAPPING maps {mapped}; "
             f"with image_view_transform it must be [], with any other task map ['images', 'pretext']."
         )
+    branches = [head.get("branch") for _, head in _heads(config)]
+    if len(branches) != len(keys) or len(config.MODEL.HEAD.PARAMS) != len(keys):
+        raise ConfigError(
+            f"MODEL.HEAD.PARAMS has {len(config.MODEL.HEAD.PARAMS)} heads, of which {len(branches)} pirl_heads; the "
+            f"inputs {keys} need one pirl_heads each."
+        )
     for key, head in _heads(config):
         branch, dim = head.get("branch"), head.get("embedding_dim", 128)
         wanted = "image" if key == "images" else task.branch
@@ -219,6 +226,11 @@ def _check_pirl(config: Any) -> None:
             raise ConfigError(
                 f"pirl_heads.embedding_dim ({branch}) is {dim}, but pirl_loss.embedding_dim is "
                 f"{settings.embedding_dim}; they must be equal."
+            )
+        if key == "pretext" and branch != "jigsaw" and task.num_views != 1:
+            raise ConfigError(
+                f"{task.name} yields {task.num_views} views, but branch {branch!r} of pirl_heads reads one; several "
+                f"are combined by branch 'jigsaw'."
             )
         if branch == "jigsaw" and head.get("num_patches", 9) != task.num_views:
             raise ConfigError(

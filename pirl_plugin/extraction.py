@@ -80,3 +80,9 @@ def collect(output_folder: str, split: str, layer: str) -> tuple[np.ndarray, np.
 
     merged = ExtractedFeaturesLoader.load_features(output_folder, split, layer, flatten_features=True)
     return merged["features"], merged["targets"].reshape(-1)
+
+
+def collect_indices(output_folder: str, split: str, layer: str) -> np.ndarray:
+    """The images' places in the data set, ascending: int64 [images]; those of the rows of `collect`."""
+    parts = Path(output_folder).glob(f"rank*_chunk*_{split}_{layer}_inds.npy")
+    return np.unique(np.concatenate([np.load(part).reshape(-1) for part in parts]))

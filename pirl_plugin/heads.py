@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from vissl.models.heads import register_model_head
 
-from pirl_plugin.validation import check_choice, check_integer
+from pirl_plugin.validation import check_boolean, check_choice, check_integer
 
 BRANCHES = ("image", "jigsaw", "rotation", "view")
 
@@ -59,7 +59,7 @@ class PIRLHead(nn.Module):
         self.in_channels = check_integer(in_channels, "pirl_heads.in_channels", 1)
         self.embedding_dim = check_integer(embedding_dim, "pirl_heads.embedding_dim", 1)
         self.num_patches = check_integer(num_patches, "pirl_heads.num_patches", 1) if branch == "jigsaw" else 1
-        self.projection = projection(in_channels, embedding_dim, use_mlp)
+        self.projection = projection(in_channels, embedding_dim, check_boolean(use_mlp, "pirl_heads.use_mlp"))
         if branch == "jigsaw":
             self.combine = nn.Linear(num_patches * embedding_dim, embedding_dim)
 

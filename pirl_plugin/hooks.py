@@ -90,7 +90,7 @@ class BankAgreementHook(Hook):
 class ShardsHook(Hook):
     """Writes the shards of a sharded_memory_bank when VISSL is about to write the checkpoint that names them.
 
-    The shards of this checkpoint and of the one before are kept.
+    They are kept as long as that checkpoint.
     """
 
     def on_step(self, task) -> None:
@@ -107,11 +107,10 @@ class ShardsHook(Hook):
         if not task.train or not (due or last):
             return
         bank = task.base_loss.memory_bank
-        before = bank.shards
         bank.save_shard(f"model_{mode}{number}")
         barrier()
         if is_primary():
-            bank.delete_shards(keep=[*before, *bank.shards])
+            bank.delete_orphans()
 
 
 class LossReportHook(Hook):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pirl_plugin.extraction import collect, layers_and_splits
+from pirl_plugin.extraction import collect, collect_indices, layers_and_splits
 from pirl_plugin.validation import ConfigError
 
 
@@ -41,7 +41,8 @@ def join_folders(
         (images, dimensions) by (split, layer).
 
     Raises:
-        ConfigError: where a folder holds no features, they have none in common, or they are of other images.
+        ConfigError: where a folder holds no features, the output holds some, they have none in common, or the
+            numbers, places or labels of the images differ.
     """
     if len(folders) < 2:
         raise ConfigError(f"Features of {len(folders)} network(s) were given; joining takes at least two.")
@@ -53,15 +54,18 @@ def join_folders(
     if not common:
         raise ConfigError(f"The extractions have no split and layer in common: {[sorted(pairs) for pairs in found]}.")
     output = Path(output)
+    if any(output.resolve() == Path(folder).resolve() for folder in folders) or layers_and_splits(output):
+        raise ConfigError(f"{output} holds features already; give the joined ones a folder of their own.")
     output.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for split, layer in common:
         features, targets = zip(*(collect(str(folder), split, layer) for folder in folders), strict=True)
-        for folder, other in zip(folders[1:], targets[1:], strict=True):
-            if not np.array_equal(targets[0], other):
+        indices = [collect_indices(str(folder), split, layer) for folder in folders]
+        for folder, other, order in zip(folders[1:], targets[1:], indices[1:], strict=True):
+            if not (np.array_equal(targets[0], other) and np.array_equal(indices[0], order)):
                 raise ConfigError(
                     f"{folders[0]} and {folder} have {len(targets[0])} and {len(other)} images of the split {split} or "
-                    f"other labels: extract both from the same images."
+                    f"other places or labels: extract both from the same images."
                 )
         joined = join(features, normalise)
         stem = output / f"rank0_chunk0_{split}_{layer}"

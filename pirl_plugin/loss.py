@@ -18,9 +18,18 @@ from pirl_plugin.distributed import sum_over_ranks, world_size
 from pirl_plugin.fused_contrast import OnScores, contrast_per_image, contrast_shared
 from pirl_plugin.memory_bank import MEMORY_BANKS
 from pirl_plugin.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number, keyword_arguments
+from pirl_plugin.validation import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_keys,
+    check_mapping,
+    check_number,
+    keyword_arguments,
+)
 
 TERMS = ("image", "pretext")
+DRAWN_AT_ONCE = 2**20  # numbers, where a rank keeps only those that it holds
 # Up to so many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
 NO_DEARER_THAN = {"per_image": 8, "shared": 2}
 
@@ -86,11 +95,6 @@ class PIRLLoss(ClassyLoss):
                 f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
                 f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
             )
-        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():
-            logging.info(
-                f"pirl_loss: with {self.num_rows} images and N = {self.num_negatives}, negatives: all, the exact "
-                f"softmax over all of them, costs no more than {self.negatives}."
-            )
         # Colder than this, the share of the smallest score is less than float32 can hold.
         self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0.025)
         self.lambda_ = check_number(lambda_, "pirl_loss.lambda_", 0, 1)
@@ -99,7 +103,7 @@ class PIRLLoss(ClassyLoss):
         self.report_frequency = check_integer(report_frequency, "pirl_loss.report_frequency", 1)
         self.steps = 0
         self.z_is_set = False
-        bank = dict(memory_bank or {})
+        bank = dict(check_mapping(memory_bank or {}, "pirl_loss.memory_bank"))
         name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
         bank_class = MEMORY_BANKS.get(name)
         own_keys = keyword_arguments(bank_class) - {"num_rows", "dim", "seed", "batch_capacity"}
@@ -144,6 +148,11 @@ class PIRLLoss(ClassyLoss):
                 f"MODEL.MULTI_INPUT_HEAD_MAPPING must list `images`, then `pretext` (or set lambda_ to 0)."
             )
         self._check_target(target, image)
+        if pretext is not None and len(pretext) != len(image):
+            raise ValueError(
+                f"pirl_loss got {len(pretext)} embeddings of pretext views for {len(image)} images; the head of "
+                f"`pretext` must combine the views of an image into one."
+            )
         weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
         terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
         # DDP wants every parameter to have a gradient.
@@ -151,15 +160,24 @@ class PIRLLoss(ClassyLoss):
 
         queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
         losses, valid = self._contrast(queries, target, [term for term, _, _ in terms])
-        weight = torch.tensor([weight for _, weight, _ in terms], device=losses.device).unsqueeze(1)
-        total = total + (weight * losses.masked_fill(~valid, 0)).sum()
+        for (_, weight, _), of_term in zip(terms, losses.masked_fill(~valid, 0), strict=True):
+            total = total + weight * of_term.sum()
 
         count = sum_over_ranks(valid.sum())
         loss = total * (world_size() / count.clamp(min=1))
         if self._in_training():
+            if not self.steps:
+                self._say_what_all_would_cost()
             self.memory_bank.update(target, normalize(image.detach().float(), dim=1))
             self.steps += 1
         return loss
+
+    def _say_what_all_would_cost(self) -> None:
+        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():
+            logging.info(
+                f"pirl_loss: with {self.num_rows} images and N = {self.num_negatives}, negatives: all, the exact "
+                f"softmax over all of them, costs no more than {self.negatives}."
+            )
 
     def _check_target(self, target: Tensor, image: Tensor) -> None:
         if target.dim() != 1 or len(target) != len(image):
@@ -175,10 +193,8 @@ class PIRLLoss(ClassyLoss):
                 f"must be an image's place in the data set, as pirl_collator gives it."
             )
 
-    def _draw(self, rows: Tensor) -> Tensor | None:
-        """Row numbers of the negatives of images int64 [B]: [B, N] (per_image), [N] (shared), or None for all."""
-        if self.negatives == "all":
-            return None
+    def _draw(self, rows: Tensor) -> Tensor:
+        """Row numbers of the negatives of images int64 [B]: [B, N] (per_image) or [N] (shared)."""
         draw = (self.num_rows, self.num_negatives, self.seed, self.steps)
         return (
             draw_negatives(rows, *draw) if self.negatives == "per_image" else draw_shared_negatives(*draw, rows.device)
@@ -194,8 +210,13 @@ class PIRLLoss(ClassyLoss):
         everyone = exchange.gather(target, -1)
         rows = everyone.clamp(min=0)
         valid = (everyone >= 0) & bank.is_filled(rows)
-        positives, drawn = bank.lookup(rows), self._draw(rows)
-        if drawn is not None:
+        positives = bank.lookup(rows)
+        # With several holders, few images at a time: what a draw takes is W times what is kept of it.
+        some = len(rows) if exchange.holders == 1 else max(1, DRAWN_AT_ONCE // self.num_negatives)
+        if self.negatives == "per_image":
+            places = torch.cat([bank.held(self._draw(part)) for part in rows.split(some)])
+        elif self.negatives == "shared":
+            drawn = self._draw(rows)
             places = bank.held(drawn)
         watch = _Watch(len(terms), valid)
         report = self.steps % self.report_frequency == 0
@@ -204,7 +225,7 @@ class PIRLLoss(ClassyLoss):
             arguments = (self.temperature, threshold, on_scores, exchange)
             if self.negatives == "per_image":
                 return contrast_per_image(self.contrast, queries, positives, bank.rows, places, *arguments)
-            if drawn is None:
+            if self.negatives == "all":
                 held = (bank.rows, bank.held_places())
             else:
                 held = (bank.rows.index_select(0, places.clamp(min=0)), places)
@@ -213,18 +234,19 @@ class PIRLLoss(ClassyLoss):
         if self.contrast != "npid":
             result = losses(None, watch.report if report else None)
         else:
-            counts = torch.full_like(rows, self.num_rows - 1 if drawn is None else self.num_negatives)
+            counts = torch.full_like(rows, self.num_rows - 1 if self.negatives == "all" else self.num_negatives)
             if self.negatives == "shared":
                 counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
             offset = (counts.clamp(min=1) / self.num_rows).log().expand(len(terms), -1)
+            chosen = slice(terms[0], terms[-1] + 1)
             if not self.z_is_set:  # waits for the device, until Z is set
-                if bool(self.log_z[terms].isnan().any()):
+                if bool(self.log_z[chosen].isnan().any()):
                     with torch.no_grad():
                         losses(offset, watch.sum_exponentials)
                     self._follow_z(watch, terms)
                     watch = _Watch(len(terms), valid)
-                self.z_is_set = not bool(self.log_z[terms].isnan().any())
-            log_z = self.log_z[terms].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
+                self.z_is_set = not bool(self.log_z[chosen].isnan().any())
+            log_z = self.log_z[chosen].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
             watch.also_report = report
             result = losses(log_z + offset, watch.sum_exponentials)
             if self._in_training():
@@ -244,9 +266,10 @@ class PIRLLoss(ClassyLoss):
         """Move log Z of the terms towards this batch's estimate, alike on every rank."""
         total, count = sum_over_ranks(torch.stack([watch.exponentials, watch.counts]))
         estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
-        before = self.log_z[terms]
+        chosen = slice(terms[0], terms[-1] + 1)
+        before = self.log_z[chosen]
         after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
-        self.log_z[terms] = torch.where(count > 0, after, before)
+        self.log_z[chosen] = torch.where(count > 0, after, before)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"steps": self.steps}

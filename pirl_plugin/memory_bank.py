@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pirl_plugin.distributed import Alone, AmongRanks, largest_over_ranks
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_number
+from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_number
 
 MEMORY_BANKS = Registry("memory_bank")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,7 +66,7 @@ def initial_rows(
             skipped = next((n for n in range(min(period, len(numbers))) if (numbers[n] - first) % step == 0), None)
             if skipped is None:
                 continue
-            values.normal_(generator=generator.manual_seed((seed * 1_000_003 + lane) * 1_000_003 + start))
+            values.normal_(generator=generator.manual_seed(((seed * 1_000_003 + lane) * 1_000_003 + start) % 2**63))
             norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
             some = slice(skipped, len(numbers), period)
             place, count = (numbers[skipped] - first) // step, len(numbers[skipped::period])
@@ -142,7 +142,7 @@ class MemoryBank(nn.Module):
         self.momentum = check_number(momentum, "pirl_loss.memory_bank.momentum", 0, 1)
         if self.momentum == 1:
             raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
-        self.fill_first = bool(fill_first)
+        self.fill_first = check_boolean(fill_first, "pirl_loss.memory_bank.fill_first")
         self.batch_capacity = batch_capacity
         self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
 
@@ -220,6 +220,12 @@ class MemoryBank(nn.Module):
         saved = state_dict.get(prefix + "rows")
         if saved is not None and saved.shape != self.rows.shape:
             raise self.other_size(*saved.shape)
+        whole = "rows" not in self._non_persistent_buffers_set
+        if whole and saved is None and prefix + "_extra_state" in state_dict:
+            raise ConfigError(
+                "The checkpoint has the shards of a sharded_memory_bank, but this run has a memory_bank: set "
+                "pirl_loss.memory_bank.name to sharded_memory_bank (with any number of ranks)."
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def other_size(self, num_rows: int, dim: int) -> ConfigError:

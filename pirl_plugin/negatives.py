@@ -79,5 +79,5 @@ def draw_shared_negatives(
 
     Each image must pass over its own row where that was drawn; what it keeps is uniform over the others.
     """
-    key = draw_keys(torch.tensor([SHARED_KEY], device=device), seed, step)
+    key = draw_keys(torch.full((1,), SHARED_KEY, device=device), seed, step)
     return draw(key, num_negatives, num_rows).squeeze(0)

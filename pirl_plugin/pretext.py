@@ -52,7 +52,8 @@ def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[Prete
 class PretextTransform(ClassyTransform):
     """One image in; one view of it and the views of its pretext transformation out.
 
-    Subclasses set `branch`, call this class's `__init__` and implement `num_views` and `pretext_views`.
+    Subclasses set `branch` where it is not `view`, call this class's `__init__` and implement `num_views` and
+    `pretext_views`.
 
     Args:
         image_crop_size: side of the image view, in pixels.
@@ -62,7 +63,7 @@ class PretextTransform(ClassyTransform):
     """
 
     name: ClassVar[str]
-    branch: ClassVar[str]  # which branch of pirl_heads reads the pretext views
+    branch: ClassVar[str] = "view"  # which branch of pirl_heads reads the pretext views
 
     def __init__(
         self,
@@ -76,8 +77,8 @@ class PretextTransform(ClassyTransform):
         self.image_crop_scale = check_interval(image_crop_scale, f"{self.name}.image_crop_scale", 1e-6, 1.0)
         self.photometric = PhotometricSettings.from_config(photometric or {}, f"{self.name}.photometric")
         for key, values, low in (("mean", mean, 0.0), ("std", std, 1e-6)):
-            if len(values) != 3:
-                raise ConfigError(f"{self.name}.{key} is {list(values)}; it must be three numbers, one a channel.")
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise ConfigError(f"{self.name}.{key} is {values}; it must be three numbers, one a channel.")
             for value in values:
                 check_number(value, f"{self.name}.{key}", low, 1.0)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
@@ -105,6 +106,11 @@ class PretextTransform(ClassyTransform):
         """
         image_view = self.image_view(image, generator).unsqueeze(0)
         pretext_views = self.pretext_views(image, generator)
+        if len(pretext_views) != self.num_views or pretext_views.dtype != torch.uint8:
+            raise ValueError(
+                f"{self.name} made {len(pretext_views)} views of {pretext_views.dtype}; pretext_views must return "
+                f"uint8 [num_views, 3, h, w] with num_views {self.num_views}."
+            )
         return self._augment(image_view, generator)[0], self._augment(pretext_views, generator)
 
     def _augment(self, views: Tensor, generator: torch.Generator | None) -> Tensor:

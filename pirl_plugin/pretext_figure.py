@@ -12,7 +12,7 @@ from PIL import Image
 
 from pirl_plugin.figures import contact_sheet, new_figure, show_image
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS, PretextTransform
-from pirl_plugin.validation import check_choice
+from pirl_plugin.validation import ConfigError, check_choice, check_integer
 
 
 def picture(task: PretextTransform, image: Image.Image, generator: torch.Generator) -> np.ndarray:
@@ -41,10 +41,14 @@ def draw(
     Raises:
         ConfigError: for an unknown task, with those that there are.
     """
+    check_integer(columns, "--columns", 1, 50)
+    check_integer(dpi, "--dpi", 10, 1000)
     for name in tasks:
         check_choice(name, PRETEXT_TRANSFORMS, "the pretext task")
     built = {name: PRETEXT_TRANSFORMS[name]() for name in tasks or PRETEXT_TRANSFORMS}
     built = {name: task for name, task in built.items() if task.num_views}
+    if not built:
+        raise ConfigError(f"{', '.join(tasks)} has no pretext views to draw.")
     figure = new_figure(2.1 * (columns + 1), 2.3 * len(built))
     figure.get_layout_engine().set(wspace=0.08)
     grid = figure.subplots(len(built), columns + 1, squeeze=False)

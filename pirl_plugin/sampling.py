@@ -20,7 +20,7 @@ def _names(source: Path) -> Iterator[str]:
         for path in walk_images(source):
             yield os.path.relpath(path, source)
     elif source.is_file() and source.suffix == ".txt":
-        with source.open(encoding="utf-8") as lines:
+        with source.open(encoding="utf-8", errors="surrogateescape") as lines:
             yield from filter(None, map(str.strip, lines))
     else:
         raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path a line.")
@@ -46,7 +46,7 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
     """
     source = Path(source)
     check_integer(count, "count", 1)
-    key = check_integer(seed, "seed", 0).to_bytes(8, "little")
+    key = check_integer(seed, "seed", 0, 2**63).to_bytes(8, "little")
     kept: list[tuple[int, str]] = []  # a heap with the largest hash, negated, on top
     seen: set[str] = set()
     for name in tqdm(_names(source), desc=f"Reading names of {source}", unit=" images", disable=not progress):

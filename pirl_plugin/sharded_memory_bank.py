@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +118,12 @@ class ShardedMemoryBank(MemoryBank):
         save_file(tensors, unfinished)
         os.replace(unfinished, path)
 
-    def delete_shards(self, keep: Iterable[str]) -> None:
-        """Delete the shard files of `folder` but those of some names; one rank must."""
-        for path in Path(self.folder).glob("*_bank*of*.safetensors"):
-            if path.name not in keep:
+    def delete_orphans(self) -> None:
+        """Delete shard files of `folder` whose checkpoint is not there, but for the last saved; one rank must."""
+        for path in Path(self.folder).glob("model_*_bank*of*.safetensors"):
+            name = path.name.partition("_bank")[0]
+            final = name.replace("model_", "model_final_checkpoint_", 1)
+            if path.name not in self.shards and not any(path.with_name(f"{n}.torch").exists() for n in (name, final)):
                 path.unlink()
 
     def get_extra_state(self) -> dict[str, Any]:

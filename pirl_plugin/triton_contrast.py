@@ -35,7 +35,7 @@ TAIL = 1 / 128
 HEAVY = 0.6
 ROWS_OF_A_BLOCK = 32  # with 4 warps no register is spilled; compiled for, but not yet timed on, a GPU
 ROWS_OF_A_PROGRAM = 2048
-LARGEST_DIM = 512
+LARGEST_DIM = 256  # beyond it, tiles outgrow the shared memory of many GPUs
 MOST_TERMS = 5  # three sums a term fit the 16 rows of a matrix product
 
 
@@ -52,7 +52,7 @@ def usable(queries: Tensor, table: Tensor) -> bool:
 
 if triton is not None:
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["size"])  # 1 would become a plain int
     def _draw(keys, drawn, count, size, BLOCK: tl.constexpr):
         """pirl_plugin.negatives.draw, bit by bit."""
         image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)

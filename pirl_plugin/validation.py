@@ -45,6 +45,28 @@ def check_choice(value: Any, choices: Collection[Any], where: str) -> Any:
     return value
 
 
+def check_boolean(value: Any, where: str) -> bool:
+    """`value`, which must be true or false; Hydra hands on other words (no, off, None) as text.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}; it must be true or false.")
+    return value
+
+
+def check_mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """`value`, which must have keys.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}; it must be a mapping of keys to values.")
+    return value
+
+
 def check_integer(value: Any, where: str, minimum: int, maximum: int | None = None) -> int:
     """`value`, which must be a whole number in [minimum, maximum].
 

@@ -321,6 +321,11 @@ TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
         (["config.DATA.TRAIN.LABEL_TYPE=standard", "config.DATA.TRAIN.TARGET_KEY_NAMES=[label]"], "image_index"),
         (["config.DATA.TRAIN.DATA_PATHS=[/no/such/folder]"], "no such folder"),
         (["config.SEED_VALUE"], "write key=value"),
+        (["config.LOSS.pirl_loss=null"], "there is no LOSS.pirl_loss with its settings"),
+        (["config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=0"], "must be a whole number at least 1"),
+        (["config.MODEL.HEAD.PARAMS=[]"], "has 0 heads, of which 0 pirl_heads"),
+        ([f"{TRANSFORM}.mean=0.5"], "mean is 0.5; it must be three numbers"),
+        (["+config.MODEL.HEAD.PARAMS.0.1.use_mlp=no"], "use_mlp is 'no'; it must be true or false"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(photo_folder, overrides, message):
@@ -345,4 +350,6 @@ def test_a_sweep_is_all_combinations_each_in_its_own_folder():
     runs = expand_sweep(["-m", "config=a", "config.CHECKPOINT.DIR=/x", "config.L.n=1,2", "config.L.m=0.5,1"])
     assert len(runs) == 4
     assert runs[0] == ["config=a", "config.L.n=1", "config.L.m=0.5", "config.CHECKPOINT.DIR='/x/n-1_m-0.5'"]
+    new = expand_sweep(["config=a", "+config.L.n=1,2", "+config/nodes=1node,4node"])
+    assert new[3][1:3] == ["+config.L.n=2", "+config/nodes=4node"]
     assert expand_sweep(["config=a", "config.L.n=[1,2]"]) == [["config=a", "config.L.n=[1,2]"]]

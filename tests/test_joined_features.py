@@ -66,6 +66,8 @@ def test_the_script_shows_that_two_networks_know_more_than_one(two_networks, tmp
 
 def test_features_that_do_not_fit_are_refused(two_networks, tmp_path):
     folders, classes = two_networks
+    with pytest.raises(ConfigError, match="network1 holds features already"):
+        join_folders(folders, folders[1])
     with pytest.raises(ConfigError, match="at least two"):
         join_folders(folders[:1], tmp_path / "x")
     (tmp_path / "empty").mkdir()

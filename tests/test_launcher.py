@@ -140,7 +140,7 @@ def test_a_sharded_bank_trains_on_two_ranks_and_resumes_on_one(tmp_path, photo_f
         f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
         f"config.CHECKPOINT.DIR={run}",
         "config.LOSS.pirl_loss.memory_bank.name=sharded_memory_bank",
-        "+config.LOSS.pirl_loss.memory_bank.dtype=bfloat16",
+        "config.LOSS.pirl_loss.memory_bank.dtype=bfloat16",
         "config.HOOKS.TENSORBOARD_SETUP.USE_TENSORBOARD=true",
         f"config.HOOKS.TENSORBOARD_SETUP.LOG_DIR={run}",
         "config.LOG_FREQUENCY=1",

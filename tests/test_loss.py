@@ -252,7 +252,10 @@ def test_embeddings_that_are_not_finite_show_in_the_loss_and_stay_out_of_the_ban
 )
 def test_the_log_says_where_all_costs_no_more(caplog, negatives, num_negatives, said):
     caplog.set_level("INFO")
-    make_loss(negatives=negatives, num_negatives=num_negatives)
+    loss = make_loss(negatives=negatives, num_negatives=num_negatives)
+    assert "negatives: all" not in caplog.text  # configs are tried out on two images
+    image, pretext, target = batch()
+    loss([image, pretext], target)
     assert ("negatives: all" in caplog.text) == said
 
 
@@ -267,6 +270,8 @@ def test_the_log_says_where_all_costs_no_more(caplog, negatives, num_negatives, 
         ({"memory_bank": {"momentun": 0.5}}, "did you mean momentum"),
         ({"num_negativs": 3}, "did you mean num_negatives"),
         ({"num_negatives": 3.5}, "whole number"),
+        ({"memory_bank": {"fill_first": "no"}}, "fill_first is 'no'; it must be true or false"),
+        ({"memory_bank": "sharded_memory_bank"}, "must be a mapping of keys to values"),
     ],
 )
 def test_bad_configs_are_refused(config, message):

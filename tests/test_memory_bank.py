@@ -63,6 +63,7 @@ def test_first_rows_are_unit_vectors_spread_evenly_and_depend_on_seed_and_number
         assert torch.equal(initial_rows(num_rows, dim, 1), rows[:num_rows])
     assert torch.equal(initial_rows(500, dim, 1, dtype=torch.bfloat16), rows[:500].bfloat16())
     assert not torch.equal(initial_rows(10, dim, seed=2), rows[:10])
+    assert initial_rows(10, dim, seed=2**63 - 1).isfinite().all() and initial_rows(10, dim, 20240101).isfinite().all()
 
 
 @pytest.mark.parametrize("indices", [[3, 0, 7], [4, -1, 4, 9, -1, 1]])

@@ -207,6 +207,7 @@ def test_a_cell_is_covered_pixel_by_pixel(grid_size):
         ("cutout_transform", {"grid_size": 40}, "at most pretext_crop_size, 32"),
         ("affine_transform", {"degrees": 0, "shear": 0, "translation": 0, "scale": [1, 1]}, "the identity alone"),
         ("affine_transform", {"scale": [0, 1]}, "scale"),
+        ("rotation_transform", {"std": 0.2}, "must be three numbers"),
         ("rotation_jigsaw_transform", {"patch_crop_size": 43}, "does not divide"),
     ],
 )
@@ -215,10 +216,21 @@ def test_settings_that_make_no_sense_are_refused(name, settings, message):
         make(name, **settings)
 
 
+def test_a_task_that_breaks_its_word_is_told(make_photo):
+    class Broken(PRETEXT_TRANSFORMS["rotation_transform"]):
+        def pretext_views(self, image, generator):
+            return super().pretext_views(image, generator).float() / 255
+
+    with pytest.raises(ValueError, match=r"made 1 views of torch.float32; pretext_views must return uint8"):
+        Broken().views(make_photo(1))
+
+
 def test_a_picture_of_all_tasks_is_drawn(tmp_path, make_photo):
     drawn = draw(make_photo(1, 120, 90), tmp_path / "x.png", columns=2, dpi=40)
     assert set(TASKS) <= set(drawn)
     width, height = Image.open(tmp_path / "x.png").size
     assert height > 20 * len(drawn) and width > 100
+    with pytest.raises(ConfigError, match="image_view_transform has no pretext views"):
+        draw(make_photo(1), tmp_path / "y.png", ["image_view_transform"])
     with pytest.raises(ConfigError, match="did you mean rotation_transform"):
         draw(make_photo(1), tmp_path / "y.png", ["rotation_transfrm"])

@@ -81,19 +81,24 @@ def test_the_bank_of_a_memory_bank_checkpoint_can_be_loaded(bank_of):
         assert torch.equal(bank.updated[: bank.num_held], whole.updated[rank::3])
 
 
-def test_old_shards_are_deleted_and_no_other_file(bank_of, tmp_path):
-    (tmp_path / "model_phase1.torch").touch()
-    kept = []
-    for number in range(3):
+def test_shards_are_kept_as_long_as_their_checkpoint(bank_of, tmp_path):
+    checkpoints = ["model_phase1.torch", "model_iteration7.torch", "model_final_checkpoint_phase2.torch"]
+    for name in checkpoints:
+        (tmp_path / name).touch()
+    (tmp_path / "other_bank0of1.safetensors").touch()
+    for name in ("phase0", "phase1", "iteration7", "phase2", "phase3"):
         bank = bank_of(0, 1)
-        bank.save_shard(f"model_phase{number}")
-        kept.append(bank.shards)
-    bank.delete_shards(keep=kept[1] + kept[2])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "model_phase1.torch",
-        "model_phase1_bank0of1.safetensors",
-        "model_phase2_bank0of1.safetensors",
-    ]
+        bank.save_shard(f"model_{name}")
+    bank.delete_orphans()
+    kept = [f"model_{name}_bank0of1.safetensors" for name in ("phase1", "iteration7", "phase2", "phase3")]
+    assert {path.name for path in tmp_path.iterdir()} == {*checkpoints, *kept, "other_bank0of1.safetensors"}
+
+
+def test_a_memory_bank_says_that_it_cannot_take_shards(bank_of):
+    bank = bank_of(0, 1)
+    bank.save_shard("model_phase0")
+    with pytest.raises(ConfigError, match="name to sharded_memory_bank"):
+        MemoryBank(50, dim=4).load_state_dict(bank.state_dict())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "of another size"])

@@ -77,7 +77,7 @@ def test_kernels_take_any_size(form, dim, num_negatives, terms, monkeypatch):
     torch.testing.assert_close(kernels[1], plain[1], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(("count", "size"), [(3, 10), (1500, 1_281_166), (40, 100_000_000)])
+@pytest.mark.parametrize(("count", "size"), [(3, 10), (5, 1), (1500, 1_281_166), (40, 100_000_000)])
 def test_the_draw_by_a_kernel_is_the_plain_draw(count, size):
     keys = draw_keys(torch.tensor([0, 5, 77]), seed=3, step=11)
     assert torch.equal(triton_contrast.draw_on_gpu(keys.to(DEVICE), count, size).cpu(), draw(keys, count, size))
@@ -104,8 +104,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from pirl_plugin import triton_contrast as kernels
 
-capability, rows = int(sys.argv[1]), sys.argv[2]
-tile = {"TERMS": 2, "M": 16, "BLOCK": 32, "BLOCKS": 64, "D": 128, "PRECISION": "tf32x3" if capability >= 80 else "ieee"}
+capability, rows, dim = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+tile = {"TERMS": 2, "M": 16, "BLOCK": 32, "BLOCKS": 64, "D": dim, "PRECISION": "tf32x3" if capability >= 80 else "ieee"}
 whole = {"drawn": "*i64", "keys": "*i64", "heavy": "*i32", "table": rows, "inverse_temperature": "fp32"}
 whole |= dict.fromkeys(("images", "count", "dim", "size"), "i32")
 for kernel, constants in [
@@ -116,16 +116,18 @@ for kernel, constants in [
     signature = {n: "constexpr" if n in constants else whole.get(n, "*fp32") for n in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     compiled = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", capability, 32))
-    assert compiled.asm["cubin"] and compiled.metadata.shared <= 99 * 1024
+    limit = {70: 96, 75: 64, 80: 99, 90: 227}[capability]  # KiB; 80 stands for 8.6 and 8.9, too
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= limit * 1024, compiled.metadata.shared
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
-@pytest.mark.parametrize("capability", [70, 80, 90])
-def test_kernels_compile_for_gpus_that_are_not_here(capability, rows):
+@pytest.mark.parametrize("capability", [70, 75, 80, 90])
+@pytest.mark.parametrize("dim", [128, 256])
+def test_kernels_compile_for_gpus_that_are_not_here(capability, rows, dim):
     code = COMPILE.replace("kernels_forms", repr(FORMS))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "0"}
-    run = [sys.executable, "-c", code, str(capability), rows]
+    run = [sys.executable, "-c", code, str(capability), rows, str(dim)]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
