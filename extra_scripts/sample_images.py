@@ -27,7 +27,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"Error: {error}")
     unfinished = options.output.with_suffix(".unfinished")
-    unfinished.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8", errors="surrogateescape")
+    unfinished.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
     unfinished.replace(options.output)
     print(f"{options.output}: {len(paths)} of the images of {options.source}, seed {options.seed}")
 

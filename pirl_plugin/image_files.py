@@ -60,7 +60,7 @@ def list_images(path: str | os.PathLike) -> list[str]:
     elif path.is_file() and path.suffix in (".txt", ".npy"):
         try:
             if path.suffix == ".txt":
-                lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+                lines = path.read_text(encoding="utf-8").splitlines()
             else:
                 lines = [str(line) for line in np.load(path, allow_pickle=False)]
         except ValueError as error:

@@ -42,7 +42,7 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
         absolute paths, sorted.
 
     Raises:
-        ConfigError: where the source has no image or fewer than `count` different ones.
+        ConfigError: where the source has no image or fewer than `count` different ones, or a name is not UTF-8.
     """
     source = Path(source)
     check_integer(count, "count", 1)
@@ -50,6 +50,8 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
     kept: list[tuple[int, str]] = []  # a heap with the largest hash, negated, on top
     seen: set[str] = set()
     for name in tqdm(_names(source), desc=f"Reading names of {source}", unit=" images", disable=not progress):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ConfigError(f"The name {os.fsencode(name)!r} in {source} is not UTF-8, which lists are; rename it.")
         value = -int.from_bytes(hashlib.blake2b(os.fsencode(name), key=key, digest_size=16).digest(), "little")
         if name in seen or (len(kept) == count and value < kept[0][0]):
             continue
