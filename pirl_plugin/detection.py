@@ -96,7 +96,7 @@ def check_data(config: Any) -> None:
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     for name in {*config.DATASETS.TRAIN, *config.DATASETS.TEST}:
         data = MetadataCatalog.get(name)
-        if data.get("evaluator_type") == "pascal_voc" or "dirname" in data.as_dict():
+        if "dirname" in data.as_dict():  # a VOC tree
             hint = f"; DETECTRON2_DATASETS is {root!r}" if data.dirname.startswith(root) else ""
             check_split(data.dirname, data.split, f"{name}{hint}")
 
@@ -137,7 +137,7 @@ def worker(options: argparse.Namespace, config: Any) -> dict:
     from detectron2.engine import default_setup
 
     if options.data:
-        register_own_data(options.data, options.classes.split(","))
+        register_own_data(options.data, options.classes)
     default_setup(config, options)
     trainer_class = _trainer()
     if options.eval_only:
@@ -162,7 +162,8 @@ def parser() -> argparse.ArgumentParser:
     arguments.epilog = None
     arguments.add_argument("--weights", help="a checkpoint of this plugin or of VISSL, ...: converted and checked")
     arguments.add_argument("--data", help="a VOC tree of your own, with ImageSets/Main/train.txt and test.txt")
-    arguments.add_argument("--classes", help="with --data: the objects' names, separated by commas")
+    names = {"type": lambda text: text.split(","), "help": "with --data: the objects' names, separated by commas"}
+    arguments.add_argument("--classes", **names)
     return arguments
 
 
@@ -177,9 +178,9 @@ def prepare(options: argparse.Namespace) -> Any:
     config = detection_config(options.config_file or "", [value for value in options.opts if value != "--"])
     options.config_file = str(config_path(options.config_file))
     if options.data:
-        register_own_data(options.data, options.classes.split(","))
+        register_own_data(options.data, options.classes)
         config.DATASETS.TRAIN, config.DATASETS.TEST = ("voc_own_train",), ("voc_own_test",)
-        config.MODEL.ROI_HEADS.NUM_CLASSES = len(options.classes.split(","))
+        config.MODEL.ROI_HEADS.NUM_CLASSES = len(options.classes)
     if options.weights:
         check_weights_fit(config, options.weights)
     check_data(config)

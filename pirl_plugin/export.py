@@ -55,8 +55,7 @@ def preprocessing(architecture: Architecture, form: str, mean=IMAGENET_MEAN, std
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
             **_detectron2_keys(architecture),
         }
-    size = 224 if architecture.stem == "imagenet" else 32
-    resize = {"resize": 256, "crop": 224} if size == 224 else {"resize": 32, "crop": 32}
+    resize = {"resize": 256, "crop": 224} if architecture.stem == "imagenet" else {"resize": 32, "crop": 32}
     return {**common, "channels": "RGB", "levels": "[0, 1]", "mean": list(mean), "std": list(std), **resize}
 
 

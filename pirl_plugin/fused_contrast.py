@@ -204,10 +204,6 @@ def contrast_per_image(
     Returns:
         losses [T, b], differentiable in `queries`.
     """
-    if triton_contrast.usable(queries, table):
-        bytes_per_image = triton_contrast.bytes_per_image(len(queries), drawn.shape[1], queries.shape[2])
-    else:
-        bytes_per_image = 4 * drawn.shape[1] * queries.shape[2]
 
     def by_kernel(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
         arguments = (table, drawn[chunk], temperature, threshold, exchange)
@@ -229,7 +225,11 @@ def contrast_per_image(
         losses, positive_weights, weights = _in_pieces(form, positive, scores, threshold, exchange)
         return losses, positive_weights, torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)
 
-    evaluate = by_kernel if triton_contrast.usable(queries, table) else plainly
+    if triton_contrast.usable(queries, table):
+        evaluate = by_kernel
+        bytes_per_image = triton_contrast.bytes_per_image(len(queries), drawn.shape[1], queries.shape[2])
+    else:
+        evaluate, bytes_per_image = plainly, 4 * drawn.shape[1] * queries.shape[2]
     return _contrast_in_chunks(queries, positives, bytes_per_image, evaluate, temperature, threshold, exchange)
 
 

@@ -11,8 +11,8 @@ from vissl.config import AttrDict
 from vissl.hooks import SSLTensorboardHook, default_hook_generator
 from vissl.utils.checkpoint import is_checkpoint_phase
 
+from pirl_plugin import sharded_memory_bank
 from pirl_plugin.distributed import barrier, smallest_and_largest_over_ranks, sum_over_ranks, world_size
-from pirl_plugin.sharded_memory_bank import ShardedMemoryBank
 
 
 class Hook(ClassyHook):
@@ -74,7 +74,7 @@ class BankAgreementHook(Hook):
 
     def on_phase_end(self, task) -> None:
         bank = task.base_loss.memory_bank
-        if isinstance(bank, ShardedMemoryBank):
+        if isinstance(bank, sharded_memory_bank.ShardedMemoryBank):
             return  # each rank holds other rows
         number = bank.checksum()
         lowest, highest = smallest_and_largest_over_ranks(number)
@@ -135,7 +135,6 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     hooks = default_hook_generator(config)
     if config.LOSS.name == "pirl_loss":
         # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
-        bank = config.LOSS.pirl_loss.get("memory_bank") or {}
-        shards = [ShardsHook()] if bank.get("name") == "sharded_memory_bank" else []
+        shards = [ShardsHook()] if sharded_memory_bank.settings_in(config) is not None else []
         hooks = [BankAgreementHook(), *shards, UnreadableImagesHook(), LossReportHook(), *hooks]
     return hooks

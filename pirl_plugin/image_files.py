@@ -36,6 +36,23 @@ def walk_images(folder: str | os.PathLike) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
+def class_folders(folder: str | os.PathLike) -> list[Path]:
+    """The sub-folders of `folder`, one a class, in the order of their names."""
+    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+
+
+def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
+    """`class_folders`, at least two.
+
+    Raises:
+        ConfigError: where there are fewer.
+    """
+    classes = class_folders(folder)
+    if len(classes) < 2:
+        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
+    return classes
+
+
 def _refuse_folder(error: OSError) -> None:
     raise ConfigError(f"The folder {error.filename} cannot be listed: {error.strerror}.") from error
 

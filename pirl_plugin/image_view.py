@@ -17,8 +17,6 @@ class ImageViewTransform(PretextTransform):
         **common: arguments of PretextTransform.
     """
 
-    branch = "image"
-
     @property
     def num_views(self) -> int:
         return 0

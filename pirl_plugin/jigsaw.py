@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pirl_plugin.crops import draw_crop_box, resized_crop
 from pirl_plugin.permutations import permutation_set
-from pirl_plugin.pretext import PretextTransform, register_pretext
+from pirl_plugin.pretext import PretextTransform, draw_number, register_pretext
 from pirl_plugin.validation import ConfigError, check_integer, check_interval
 
 
@@ -100,8 +100,7 @@ class JigsawPatchTransform(PretextTransform):
     def draw_permutation(self, generator: torch.Generator | None) -> Tensor:
         """A permutation, uniformly from T: int64 [n], which patch comes at each place."""
         permutations = permutation_set(self.num_views, self.num_permutations, self.permutation_seed)
-        number = int(torch.randint(len(permutations), (), generator=generator))
-        return torch.from_numpy(permutations[number].astype("int64"))
+        return torch.from_numpy(permutations[draw_number(len(permutations), generator)].astype("int64"))
 
     def transform_canvas(self, canvas: Tensor, generator: torch.Generator | None) -> Tensor:
         """What is done to the crop uint8 [3, S, S] before it is cut: nothing."""

@@ -20,6 +20,7 @@ from pirl_plugin import (
     composition,
     host,
     registration,  # noqa: F401  (registers the plugin in every process that imports this)
+    sharded_memory_bank,
 )
 from pirl_plugin.config_check import check_machine
 from pirl_plugin.hooks import hook_generator
@@ -50,8 +51,8 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     """
     check_machine(config)
     host.register_data_paths(config)
-    bank = (config.LOSS.get("pirl_loss") or {}).get("memory_bank") or {}
-    if bank.get("name") == "sharded_memory_bank":
+    bank = sharded_memory_bank.settings_in(config)
+    if bank is not None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.launch_distributed(

@@ -214,7 +214,8 @@ class PIRLLoss(ClassyLoss):
         # With several holders, few images at a time: what a draw takes is W times what is kept of it.
         some = len(rows) if exchange.holders == 1 else max(1, DRAWN_AT_ONCE // self.num_negatives)
         if self.negatives == "per_image":
-            places = torch.cat([bank.held(self._draw(part)) for part in rows.split(some)])
+            parts = [bank.held(self._draw(part)) for part in rows.split(some)]
+            places = parts[0] if len(parts) == 1 else torch.cat(parts)  # no copy of the usual one
         elif self.negatives == "shared":
             drawn = self._draw(rows)
             places = bank.held(drawn)

@@ -146,8 +146,6 @@ class SingleViewTransform(PretextTransform):
         **common: arguments of PretextTransform.
     """
 
-    branch = "view"
-
     def __init__(
         self, pretext_crop_size: int = 224, pretext_crop_scale: Sequence[float] = (0.08, 1.0), **common: Any
     ) -> None:

@@ -11,14 +11,9 @@ from vissl.config import AttrDict
 
 from pirl_plugin.evaluation import linear_probe, weighted_knn
 from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
-from pirl_plugin.image_files import list_images
+from pirl_plugin.image_files import class_folders, labelled_class_folders, list_images
 from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError
-
-
-def class_folders(folder: str | Path) -> list[Path]:
-    """The sub-folders of `folder`, one a class, in the order of their names."""
-    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
@@ -33,9 +28,7 @@ def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[
     Raises:
         ConfigError: where there are fewer than two class folders, or no images.
     """
-    classes = class_folders(folder)
-    if len(classes) < 2:
-        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
+    classes = labelled_class_folders(folder)
     files: list[str] = []
     labels: list[int] = []
     for number, path in enumerate(classes):

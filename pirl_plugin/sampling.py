@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pirl_plugin.image_files import walk_images
+from pirl_plugin.image_files import labelled_class_folders, walk_images
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 
@@ -82,9 +82,7 @@ def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int =
         ConfigError: where there are no classes, or one is too small.
     """
     check_number(percent, "--percent", 1e-6, 100)
-    classes = sorted(path for path in Path(folder).glob("*") if path.is_dir())
-    if len(classes) < 2:
-        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
+    classes = labelled_class_folders(folder)
     counts = {path: sum(1 for _ in walk_images(path)) for path in tqdm(classes, desc=f"Counting {folder}")}
     each = max(1, round(sum(counts.values()) * percent / 100 / len(classes)))
     smallest = min(classes, key=counts.get)

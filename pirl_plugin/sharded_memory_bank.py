@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def most_held(count: int, holders: int) -> int:
     """
     mean = count / holders
     return count if holders == 1 else min(count, math.ceil(mean + 10 * math.sqrt(mean) + 10))
+
+
+def settings_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """LOSS.pirl_loss.memory_bank of a run's config where it is a sharded_memory_bank, else None."""
+    bank = (config["LOSS"].get("pirl_loss") or {}).get("memory_bank") or {}
+    return bank if bank.get("name") == "sharded_memory_bank" else None
 
 
 @register_memory_bank("sharded_memory_bank")
