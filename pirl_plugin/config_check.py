@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
+from vissl.utils.checkpoint import get_checkpoint_folder, has_checkpoint
 
 from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import EXTENSIONS, walk_images
+from pirl_plugin.initial_weights import check_initial_weights
 from pirl_plugin.loss import PIRLLoss
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
@@ -130,8 +132,8 @@ def check_machine(config: Any) -> None:
             f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
             f"config.DISTRIBUTED.BACKEND=gloo."
         )
-    if weights and not os.path.isfile(weights):
-        raise ConfigError(f"MODEL.WEIGHTS_INIT.PARAMS_FILE is {weights!r}; there is no such file.")
+    if weights and not has_checkpoint(get_checkpoint_folder(config)):  # else VISSL goes on from that
+        check_initial_weights(config)
 
 
 def _inputs(config: Any) -> list[str]:
@@ -154,6 +156,11 @@ def _check_pirl(config: Any) -> None:
     loss, train = config.LOSS.pirl_loss, config.DATA.TRAIN
     # Every setting of the loss but the number of images, on a bank of two rows.
     trial = {**loss, "num_train_samples": 2}
+    if isinstance(loss.get("memory_bank"), Mapping):
+        rows = loss.memory_bank.get("initial_rows")
+        trial["memory_bank"] = {key: value for key, value in loss.memory_bank.items() if key != "initial_rows"}
+        if rows is not None and not os.path.isfile(str(rows)):
+            raise ConfigError(f"pirl_loss.memory_bank.initial_rows is {rows!r}; there is no such checkpoint file.")
     if isinstance(loss.get("num_negatives"), int) and loss.num_negatives > 0:
         trial["num_negatives"] = 1
     settings = PIRLLoss.from_config(trial)

@@ -24,11 +24,12 @@ from pirl_plugin import (
     figures,
     registration,  # noqa: F401
 )
+from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.composition import quote
 from pirl_plugin.crops import draw_crop_box, resized_crop
 from pirl_plugin.demo_data import DemoData, make_bundled_data, make_own_data
 from pirl_plugin.evaluation import instance_retrieval, nearest_neighbors
-from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
+from pirl_plugin.features import build_trunk, center_view, embed
 from pirl_plugin.image_files import load_rgb
 from pirl_plugin.launcher import compose
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS

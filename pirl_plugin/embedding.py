@@ -67,7 +67,7 @@ def embed_folder(
         raise ConfigError(f"--output is {output}; it must end in .npy.")
     check_choice(layer, LAYERS, "--layer")
     trunk = load_trunk(checkpoint).to(device)
-    size = check_integer(size or (32 if trunk.architecture.stem == "small" else 224), "--size", 8)
+    size = check_integer(size or trunk.architecture.input_size, "--size", 8)
     files = list_images(images)
     loader = DataLoader(_Views(files, size), batch_size=batch_size, num_workers=workers)
     matrix, kept, unreadable = None, [], []

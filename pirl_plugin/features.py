@@ -19,48 +19,6 @@ from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError
 
 
-def read_safely(path: str | Path) -> Any:
-    """What `torch.save` wrote to a file, on the CPU, without running code from it.
-
-    Raises:
-        ConfigError: where the file is missing, cut short or holds anything but tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"There is no checkpoint file at {path}.")
-    try:
-        # Old checkpoints of VISSL hold numbers of NumPy, which are plain values.
-        with torch.serialization.safe_globals(_NUMPY_VALUES):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {reason}"
-        ) from error
-
-
-# NumPy 1 and 2 name the same function differently.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_VALUES = [
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")},
-]
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A VISSL checkpoint on the CPU, read without running code from it.
-
-    Raises:
-        ConfigError: as `read_safely`, and where the file is another's.
-    """
-    checkpoint = read_safely(path)
-    if not isinstance(checkpoint, dict) or "classy_state_dict" not in checkpoint:
-        raise ConfigError(f"{path} is not a checkpoint of VISSL: it has no classy_state_dict.")
-    return checkpoint
-
-
 def build_trunk(config: AttrDict, checkpoint: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
     """The trunk that `config.MODEL` describes, in eval mode: with a checkpoint's weights, or untrained.
 

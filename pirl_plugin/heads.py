@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from vissl.models.heads import register_model_head
 
-from pirl_plugin.validation import check_boolean, check_choice, check_integer
+from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer
 
 BRANCHES = ("image", "jigsaw", "rotation", "view")
 
@@ -40,6 +40,7 @@ class PIRLHead(nn.Module):
         embedding_dim: d of all projections.
         num_patches: n, patches an image (jigsaw only).
         use_mlp: a hidden layer of C units with ReLU in the projection (not in the paper; VISSL's MLP head).
+        patch_relu: a ReLU after each patch's projection (jigsaw only; not in the paper; VISSL's MLP head).
 
     Raises:
         ConfigError: for an unknown branch or a value out of range.
@@ -53,6 +54,7 @@ class PIRLHead(nn.Module):
         embedding_dim: int = 128,
         num_patches: int = 9,
         use_mlp: bool = False,
+        patch_relu: bool = False,
     ) -> None:
         super().__init__()
         self.branch = check_choice(branch, BRANCHES, "pirl_heads.branch")
@@ -60,6 +62,9 @@ class PIRLHead(nn.Module):
         self.embedding_dim = check_integer(embedding_dim, "pirl_heads.embedding_dim", 1)
         self.num_patches = check_integer(num_patches, "pirl_heads.num_patches", 1) if branch == "jigsaw" else 1
         self.projection = projection(in_channels, embedding_dim, check_boolean(use_mlp, "pirl_heads.use_mlp"))
+        self.patch_relu = check_boolean(patch_relu, "pirl_heads.patch_relu")
+        if patch_relu and branch != "jigsaw":
+            raise ConfigError(f"pirl_heads.patch_relu is true, but the branch {branch!r} has no patches.")
         if branch == "jigsaw":
             self.combine = nn.Linear(num_patches * embedding_dim, embedding_dim)
 
@@ -85,4 +90,6 @@ class PIRLHead(nn.Module):
         embeddings = self.projection(features)
         if self.branch != "jigsaw":
             return embeddings
+        if self.patch_relu:
+            embeddings = embeddings.relu()
         return self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))

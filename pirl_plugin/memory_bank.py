@@ -15,6 +15,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from pirl_plugin.checkpoints import read_bank_rows
 from pirl_plugin.distributed import Alone, AmongRanks, largest_over_ranks
 from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_number
 
@@ -118,6 +119,8 @@ class MemoryBank(nn.Module):
             there are few.
         dtype: float32 or bfloat16, in which the rows are stored; all arithmetic is float32.
         seed: of the initial rows.
+        initial_rows: a checkpoint (of this plugin, or of VISSL's PIRL or NPID) whose bank of as many rows is the first
+            one, with all rows as updated, for a warm start; None for random rows.
         batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
             of waiting for the device.
 
@@ -134,6 +137,7 @@ class MemoryBank(nn.Module):
         fill_first: bool = False,
         dtype: str = "float32",
         seed: int = 0,
+        initial_rows: str | None = None,
         batch_capacity: int | None = None,
     ) -> None:
         super().__init__()
@@ -145,10 +149,23 @@ class MemoryBank(nn.Module):
         self.fill_first = check_boolean(fill_first, "pirl_loss.memory_bank.fill_first")
         self.batch_capacity = batch_capacity
         self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
+        if initial_rows is not None:
+            rows = read_bank_rows(initial_rows)
+            if rows.shape != (self.num_rows, self.dim):
+                raise ConfigError(
+                    f"pirl_loss.memory_bank.initial_rows is {initial_rows!r}, whose bank has {len(rows)} rows of "
+                    f"{rows.shape[1]} numbers; this run has {self.num_rows} images and embedding_dim {self.dim}."
+                )
+            self._take_rows(rows, torch.ones(len(rows), dtype=torch.bool))
 
     def _create_rows(self, dtype: torch.dtype, seed: int) -> None:
         self.register_buffer("rows", initial_rows(self.num_rows, self.dim, seed, dtype=dtype))
         self.register_buffer("updated", torch.zeros(self.num_rows, dtype=torch.bool))
+
+    def _take_rows(self, rows: Tensor, updated: Tensor) -> None:
+        """Take over a whole bank, [|D|, d] and bool [|D|]."""
+        self.rows.copy_(rows)
+        self.updated.copy_(updated)
 
     def exchange(self, batch: int) -> Alone:
         """With whom the contrasts of a step are computed, for `batch` images of this rank."""

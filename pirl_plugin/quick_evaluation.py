@@ -9,8 +9,9 @@ import numpy as np
 import yaml
 from vissl.config import AttrDict
 
+from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.evaluation import linear_probe, weighted_knn
-from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
+from pirl_plugin.features import build_trunk, center_view, embed
 from pirl_plugin.image_files import class_folders, labelled_class_folders, list_images
 from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError

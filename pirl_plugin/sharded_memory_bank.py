@@ -152,10 +152,13 @@ class ShardedMemoryBank(MemoryBank):
         if whole is not None:  # of a memory_bank
             if whole.shape != (self.num_rows, self.dim):
                 raise self.other_size(*whole.shape)
-            self.rows[: self.num_held] = whole[self.holder :: self.holders].to(self.rows)
-            self.updated[: self.num_held] = state_dict.pop(prefix + "updated")[self.holder :: self.holders]
+            self._take_rows(whole, state_dict.pop(prefix + "updated"))
             state_dict = {**state_dict, prefix + "_extra_state": None}
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_rows(self, rows: Tensor, updated: Tensor) -> None:
+        self.rows[: self.num_held] = rows[self.holder :: self.holders].to(self.rows)
+        self.updated[: self.num_held] = updated[self.holder :: self.holders]
 
     def _load_shard(self, path: Path, holder: int, holders: int) -> None:
         """Take what this rank holds from the file of rank `holder` of `holders`."""

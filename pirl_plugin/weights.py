@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pirl_plugin import (
     registration,  # noqa: F401  (the mends that VISSL needs)
 )
-from pirl_plugin.features import read_safely
+from pirl_plugin.checkpoints import read_safely
 from pirl_plugin.trunks import LAYOUTS, PIRLResNet, trunk_config
 from pirl_plugin.validation import ConfigError
 
@@ -51,6 +51,11 @@ class Architecture:
     width_multiplier: float = 1.0
     stem: str = "imagenet"
 
+    @property
+    def input_size(self) -> int:
+        """Side of the images that it is usually measured on, in pixels."""
+        return 32 if self.stem == "small" else 224
+
     def __str__(self) -> str:
         width = "" if self.width_multiplier == 1 else f" of {self.width_multiplier:g} times the width"
         return f"ResNet-{self.depth}{width}{' with a 3x3 stem' if self.stem == 'small' else ''}"
@@ -79,6 +84,15 @@ def read_trunk_weights(path: str | Path) -> dict[str, Tensor]:
             raise ConfigError(f"{path} is not a whole .safetensors file: {error}") from error
     else:
         content = read_safely(path)
+    return trunk_weights_in(content, str(path))
+
+
+def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
+    """`read_trunk_weights` of what a file held, already read.
+
+    Args:
+        source: the file's name, for the message.
+    """
     for place in _PLACES:
         found = content
         for key in place:
@@ -91,7 +105,7 @@ def read_trunk_weights(path: str | Path) -> dict[str, Tensor]:
             if place and found:
                 break
     raise ConfigError(
-        f"{path} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or of "
+        f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or of "
         f"another architecture."
     )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.composition import config_names
-from pirl_plugin.features import load_checkpoint
 from pirl_plugin.sampling import sample_images
 
 ROOT = Path(__file__).resolve().parent.parent

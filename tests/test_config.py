@@ -261,7 +261,7 @@ def test_any_folder_name_can_be_quoted_in_an_override(tmp_path, make_photo, fold
     [
         (["config=pretrain/pirl/jigsaw_8node"], "8 nodes must be told where to meet"),
         (["config=pretrain/pirl/jigsaw_1gpu", "config.DISTRIBUTED.NUM_PROC_PER_NODE=999"], "NUM_PROC_PER_NODE is 999"),
-        ([SMALL, "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=/no/file"], "there is no such file"),
+        ([SMALL, "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=/no/file"], "There is no checkpoint file at /no/file"),
     ],
 )
 def test_what_this_machine_cannot_run_is_refused_before_it_starts(overrides, message):

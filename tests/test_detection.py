@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pirl_plugin import detection
+from pirl_plugin.checkpoints import read_safely
 from pirl_plugin.detection import check_weights_fit, config_files, detection_config
-from pirl_plugin.features import read_safely
 from pirl_plugin.trunks import PIRLResNet, trunk_config
 from pirl_plugin.validation import ConfigError
 from pirl_plugin.voc import check_split, make_tree

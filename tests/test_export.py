@@ -11,9 +11,10 @@ import torch
 import torchvision
 
 from pirl_plugin import tools
+from pirl_plugin.checkpoints import read_safely
 from pirl_plugin.embedding import embed_folder
 from pirl_plugin.export import SUFFIXES, detectron2_name, export
-from pirl_plugin.features import center_view, read_safely
+from pirl_plugin.features import center_view
 from pirl_plugin.image_files import list_images, load_rgb
 from pirl_plugin.trunks import LAYOUTS
 from pirl_plugin.validation import ConfigError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pirl_plugin.features import build_trunk, center_view, embed, load_checkpoint
+from pirl_plugin.checkpoints import load_checkpoint
+from pirl_plugin.features import build_trunk, center_view, embed
 from pirl_plugin.launcher import compose
 from pirl_plugin.quick_evaluation import labelled_images, table
 from pirl_plugin.validation import ConfigError
