@@ -1,6 +1,7 @@
 """The console scripts: where VISSL is missing they say so in one sentence, before anything needs it.
 
 A console script imports this module at top level, and so do the processes that it spawns: hence the registration.
+`python -m pirl_plugin.commands train_svm ...` is pirl-train-svm without the script.
 """
 
 from __future__ import annotations
@@ -60,3 +61,8 @@ def train_detector() -> None:
 
 def demo() -> None:
     _call("demo", "main")
+
+
+if __name__ == "__main__":
+    command = sys.argv.pop(1)
+    globals()[command]()

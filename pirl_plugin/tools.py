@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import random
 import sys
@@ -123,6 +124,7 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
             results[layer] = trainer.aggregate_stats(low_shot.k_values, low_shot.sample_inds)
             for k, values in results[layer].items():
                 print(f"{layer}, {k}: mean AP {values['mean']:.2f}% +- {values['std']:.2f}")
+        Path(folder, "low_shot.json").write_text(json.dumps(results, indent=2, default=float) + "\n")
         return results
 
 
@@ -149,6 +151,7 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
             )
             logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
             print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+        Path(folder, "nearest_neighbors.json").write_text(json.dumps(accuracies, indent=2) + "\n")
         return accuracies
 
 

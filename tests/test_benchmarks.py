@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pirl_plugin.benchmarking import BENCHMARKS
 from pirl_plugin.export import preprocessing
 from pirl_plugin.image_files import list_images
 from pirl_plugin.launcher import compose
@@ -153,6 +154,8 @@ def test_linear_evaluation_trains_five_layers_and_leaves_the_trunk_bit_by_bit(re
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
     tested = next(line["test_accuracy_list_meter"] for line in metrics if "test_accuracy_list_meter" in line)
     assert list(tested["top_1"]) == LAYERS and all(0 <= value <= 100 for value in tested["top_5"].values())
+    figures = BENCHMARKS["linear_imagenet"].read(tmp_path / "run")
+    assert list(figures) == [*LAYERS, "best layer"] and figures["best layer"] == max(figures.values())
     final = tmp_path / "run" / "model_final_checkpoint_phase1.torch"
     before, after = read_trunk_weights(resnet50), read_trunk_weights(final)
     assert set(before) == set(after)
@@ -182,6 +185,7 @@ def test_semi_supervised_learning_runs_on_a_drawn_subset_and_changes_the_trunk(r
         read_trunk_weights(resnet50),
         read_trunk_weights(tmp_path / "run" / "model_final_checkpoint_phase1.torch"),
     )
+    assert list(BENCHMARKS["semi_supervised_1percent"].read(tmp_path / "run")) == ["top-1", "top-5"]
     first = next(key for key in before if key.endswith("layer1.0.conv1.weight"))
     assert not torch.equal(before[first], after[first])
     assert (before[first] - after[first]).abs().max() < 0.1  # it started from the given weights
@@ -221,4 +225,7 @@ def test_svms_and_low_shot_svms_run_on_five_layers(resnet50, photo_folder, tmp_p
             found = re.findall(rf"^{layer}(?:, k=\d+)?: mean AP ([\d.]+)%", printed, re.MULTILINE)
             assert len(found) == (1 if function == "train_svm" else 2), printed[-2000:]
             assert all(20 < float(value) <= 100 for value in found)
+        figures = BENCHMARKS["svm_voc07" if function == "train_svm" else "low_shot_voc07"].read(tmp_path / "run")
+        metrics = {*LAYERS, "best layer"} if function == "train_svm" else {"k=1, best layer", "k=2, best layer"}
+        assert set(figures) == metrics and all(20 < value <= 100 for value in figures.values())
         shutil.rmtree(tmp_path / "run")

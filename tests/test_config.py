@@ -96,11 +96,15 @@ PIRL_CONFIGS = {
 BASELINES = ("jigsaw/covariant_100", "jigsaw/covariant_2000", "jigsaw/covariant_10000", "rotnet/covariant")
 OPTIONS = ("pirl/analysis", "pirl/nodes/1node", "pirl/nodes/4node", "pirl/nodes/8node")
 BENCHMARKS = [  # tests/test_benchmarks.py
-    *(f"benchmark/linear/{name}" for name in ("imagenet", "places205", "inaturalist18")),
+    *(f"benchmark/linear/{name}" for name in ("imagenet", "imagenet_wide", "places205", "inaturalist18")),
     *(f"benchmark/semi_supervised/imagenet_{percent}percent" for percent in (1, 10)),
-    *("benchmark/svm/voc07", "benchmark/svm/voc07_low_shot"),
+    *("benchmark/svm/voc07", "benchmark/svm/voc07_low_shot", "benchmark/nearest_neighbor/imagenet"),
 ]
-SMALL_CONFIGS = ("pretrain/pirl/jigsaw_small_images_cpu", "benchmark/nearest_neighbor/small_images_cpu")
+SMALL_CONFIGS = (
+    "pretrain/pirl/jigsaw_small_images_cpu",
+    "benchmark/nearest_neighbor/small_images_cpu",
+    "benchmark/linear/small_images_cpu",
+)
 
 
 def test_every_shipped_config_is_in_these_tests():

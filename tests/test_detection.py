@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pirl_plugin import detection
+from pirl_plugin.benchmarking import BENCHMARKS
 from pirl_plugin.checkpoints import read_safely
 from pirl_plugin.detection import check_weights_fit, config_files, detection_config
 from pirl_plugin.trunks import PIRLResNet, trunk_config
@@ -261,5 +262,6 @@ def test_a_detector_trains_on_a_tree_of_ones_own(narrow, voc_root, tmp_path):
     options = [*NARROW, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"]
     printed = run(voc_root, "--config-file", "voc07_pirl", "--weights", narrow, *own, *options)
     assert "AP50" in printed
+    assert list(BENCHMARKS["detection_voc07"].read(tmp_path / "run")) == ["AP", "AP50", "AP75"]
     model = read_safely(tmp_path / "run" / "model_final.pth")["model"]
     assert model["roi_heads.box_predictor.cls_score.weight"].shape[0] == 2  # dog and background
