@@ -101,14 +101,17 @@ def test_a_subset_has_as_many_images_of_each_class_and_grows_with_the_percentage
 
 @pytest.fixture(scope="module")
 def resnet50(tmp_path_factory) -> Path:
+    return save_resnet50(tmp_path_factory.mktemp("resnet50") / "pretrained.torch")
+
+
+def save_resnet50(path: Path, width_multiplier: float = 1.0) -> Path:
     """A ResNet-50 of this plugin with BatchNorm statistics of its own, in a checkpoint as VISSL writes it."""
     torch.manual_seed(0)
-    trunk = PIRLResNet(trunk_config(50), "pirl_resnet")
+    trunk = PIRLResNet(trunk_config(50, width_multiplier), "pirl_resnet")
     for module in trunk.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    path = tmp_path_factory.mktemp("resnet50") / "pretrained.torch"
     torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": trunk.state_dict(), "heads": {}}}}}, path)
     return path
 
@@ -138,11 +141,15 @@ def launch(folder: Path, module: str, *overrides: str) -> str:
 
 
 @pytest.mark.slow
-def test_linear_evaluation_trains_five_layers_and_leaves_the_trunk_bit_by_bit(resnet50, few_photos, tmp_path):
+@pytest.mark.parametrize(("name", "width_multiplier"), [("imagenet", 1), ("imagenet_wide", 2)])
+def test_linear_evaluation_trains_five_layers_and_leaves_the_trunk_bit_by_bit(
+    name, width_multiplier, few_photos, tmp_path
+):
+    resnet50 = save_resnet50(tmp_path / "pretrained.torch", width_multiplier)
     launch(
         tmp_path,
         "pirl_plugin.launcher",
-        "config=benchmark/linear/imagenet",
+        f"config=benchmark/linear/{name}",
         f"config.DATA.TRAIN.DATA_PATHS=[{few_photos}]",
         f"config.DATA.TEST.DATA_PATHS=[{few_photos}]",
         f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={resnet50}",
@@ -162,6 +169,18 @@ def test_linear_evaluation_trains_five_layers_and_leaves_the_trunk_bit_by_bit(re
     for key in before:  # weights, BatchNorm's affine parameters and statistics
         if "num_batches_tracked" not in key:
             assert torch.equal(before[key], after[key]), key
+
+
+@pytest.mark.slow
+def test_nearest_neighbours_are_found_on_a_resnet50(resnet50, few_photos, tmp_path):
+    data = [f"config.DATA.{split}.DATA_PATHS=[{few_photos}]" for split in ("TRAIN", "TEST")]
+    weights = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={resnet50}"
+    tool = tmp_path / "tool.py"
+    tool.write_text("from pirl_plugin import commands\nif __name__ == '__main__':\n    commands.nearest_neighbors()\n")
+    printed = launch(tmp_path, "tool", "config=benchmark/nearest_neighbor/imagenet", *data, weights)
+    # Each image is among the training images too: its own vote, cosine 1, is the heaviest.
+    assert "res5avg: weighted kNN top-1" in printed
+    assert BENCHMARKS["knn_imagenet"].read(tmp_path / "run")["res5avg"] >= 25
 
 
 @pytest.mark.slow

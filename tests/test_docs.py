@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pirl_plugin.launcher import compose
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,3 +50,21 @@ def test_a_module_that_is_not_there_is_refused_in_one_sentence():
     assert (
         done.stderr.startswith("Error: PIRL_PLUGIN_MODULES names '/no/such/task.py'") and done.stderr.count("\n") == 1
     )
+
+
+def test_every_key_that_vissls_yaml_becomes_is_a_key_of_ours():
+    text = (ROOT / "docs" / "from_vissl.md").read_text(encoding="utf-8")
+    keys = set(re.findall(r"`((?:DATA|MODEL|LOSS)\.[\w.]+)`", "\n".join(line.split("|")[2] for line in rows_of(text))))
+    assert len(keys) > 20
+    config = compose(["config=pretrain/pirl/jigsaw_8node"], check=False)
+    for key in sorted(keys):
+        node = config
+        for part in key.split("."):
+            node = node[int(part)] if part.isdigit() else node[part]  # KeyError: the table is out of date
+
+
+def rows_of(text: str) -> list[str]:
+    """The rows of the Markdown tables of a text, without headings."""
+    return [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| VISSL's |"))
+    ]
