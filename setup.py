@@ -49,6 +49,7 @@ INSTALL_REQUIRES = [
     "tqdm",
     "pyyaml",
     "safetensors>=0.4",
+    "simplejpeg>=1.6",
     # What VISSL needs, as nobody reads its own list.
     "fvcore",
     "hydra-core>=1.1,<1.4",
@@ -61,6 +62,8 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
+    # Augmentation in the loader's workers. Not above: beside a cluster's opencv-python it would overwrite that.
+    "opencv": ["opencv-python-headless"],
     # What Detectron2 needs beyond the list above. Detectron2 itself has no release to name: see the README.
     "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
     # The photos that the demo trains on when it is given none.

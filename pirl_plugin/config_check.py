@@ -17,6 +17,7 @@ from pirl_plugin.image_files import EXTENSIONS, walk_images
 from pirl_plugin.initial_weights import check_initial_weights
 from pirl_plugin.loss import PIRLLoss
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
+from pirl_plugin.step_settings import StepSettings
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
 from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, keyword_arguments
 
@@ -43,6 +44,15 @@ def complete(config: DictConfig) -> None:
         loss.num_train_samples = -1  # VISSL fills it in where it is there
         loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
         loss.report_frequency = config.LOG_FREQUENCY
+    for transform in config.DATA.TRAIN.TRANSFORMS:
+        if transform.get("name") in PRETEXT_TRANSFORMS:
+            with open_dict(transform):
+                own_step = config.TRAINER.TRAIN_STEP_NAME == "pirl_train_step"
+                transform["normalize_on"] = "device" if own_step else "workers"
+    if config.TRAINER.get("PIRL_TRAIN_STEP", {}).get("precision") == "float16":
+        config.MODEL.AMP_PARAMS.USE_AMP, config.MODEL.AMP_PARAMS.AMP_TYPE = True, "pytorch"  # VISSL's loss scaling
+    if config.MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING:
+        config.DISTRIBUTED.MANUAL_GRADIENT_REDUCTION = True  # DDP would see each parameter twice
 
 
 def _trunk_channels(config: Any) -> int | None:
@@ -152,8 +162,28 @@ def _heads(config: Any) -> Iterator[tuple[str, dict]]:
                 yield key, arguments
 
 
+def _check_step(config: Any) -> None:
+    trainer = config.TRAINER
+    settings = StepSettings.from_config(trainer.get("PIRL_TRAIN_STEP", {}))
+    own = trainer.TRAIN_STEP_NAME == "pirl_train_step"
+    if own and trainer.TASK_NAME != "pirl_task":
+        raise ConfigError(
+            f"TRAINER.TASK_NAME is {trainer.TASK_NAME!r}; TRAIN_STEP_NAME pirl_train_step needs pirl_task."
+        )
+    if not own and settings != StepSettings(channels_last=settings.channels_last):
+        raise ConfigError(
+            f"TRAINER.TRAIN_STEP_NAME is {trainer.TRAIN_STEP_NAME!r}, but TRAINER.PIRL_TRAIN_STEP asks for more than "
+            f"that can do; set it to pirl_train_step."
+        )
+    if settings.precision == "float16" and config.MACHINE.DEVICE != "gpu":
+        raise ConfigError(
+            "TRAINER.PIRL_TRAIN_STEP.precision is 'float16', which needs a GPU; on a CPU use bfloat16 or float32."
+        )
+
+
 def _check_pirl(config: Any) -> None:
     loss, train = config.LOSS.pirl_loss, config.DATA.TRAIN
+    _check_step(config)
     # Every setting of the loss but the number of images, on a bank of two rows.
     trial = {**loss, "num_train_samples": 2}
     if isinstance(loss.get("memory_bank"), Mapping):

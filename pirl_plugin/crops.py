@@ -1,4 +1,4 @@
-"""RandomResizedCrop of a PIL image to a tensor, with its box drawn apart from its application."""
+"""RandomResizedCrop, with its box drawn apart from its application."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
 
@@ -43,8 +44,27 @@ def draw_crop_box(
     return left, top, left + crop_width, top + crop_height
 
 
-def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The part of an RGB image inside `box`, resized (bilinear, antialiased): uint8 [3, size, size]."""
-    # Not resize(box=...): that lets pixels from outside the box into the filter.
-    resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
+    """(width, height) of a PIL image or of a tensor [..., H, W]."""
+    return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else image.size
+
+
+def resized_crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The part of an RGB image inside `box`, resized (bilinear, antialiased; to a level the same as PIL's).
+
+    Args:
+        image: PIL, or uint8 [3, H, W] (quickest where the channels are last in memory).
+        box: (left, top, right, bottom); pixels outside it play no part.
+        size: of the result.
+
+    Returns:
+        uint8 [3, size, size], channels last in memory.
+    """
+    left, top, right, bottom = box
+    if isinstance(image, Tensor):
+        pixels = image[:, top:bottom, left:right].permute(1, 2, 0)
+    else:
+        pixels = torch.from_numpy(np.array(image.crop(box)))
+    # PyTorch has a quick path for channels last; of a batch of one only the strides can tell it.
+    part = pixels.contiguous().unsqueeze(0).permute(0, 3, 1, 2)
+    return interpolate(part, (size, size), mode="bilinear", antialias=True)[0]

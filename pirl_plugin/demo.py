@@ -40,7 +40,7 @@ CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, of the views that are evaluated
 BATCH = 32  # images a step, over all processes
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
-LINE = re.compile(r"\[ep: (\d+)\] iter: (\d+);.*? loss: ([\d.einfa+-]+);.*? eta: (.+?);")
+LINE = re.compile(r"epoch (\d+) of \d+, iteration (\d+) of \d+: loss ([\d.einfa+-]+),.* (\S+(?: days?, \S+)?) left")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -208,7 +208,7 @@ def pretrain(overrides: list[str], output: Path, processes: int, deadline: float
                     losses.append((int(iteration), float(loss)))
                 if sys.stdout.isatty() or len(losses) % 10 == 1:
                     end = "" if sys.stdout.isatty() else "\n"
-                    text = f"epoch {int(epoch) + 1}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
+                    text = f"epoch {epoch}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
                     print(f"\r      {text}    ", end=end, flush=True)
     print()
     if late.is_set():

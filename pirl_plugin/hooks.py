@@ -9,25 +9,15 @@ from classy_vision.generic.distributed_util import is_primary
 from classy_vision.hooks import ClassyHook
 from vissl.config import AttrDict
 from vissl.hooks import SSLTensorboardHook, default_hook_generator
-from vissl.utils.checkpoint import is_checkpoint_phase
+from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
+from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutputHook
+from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin import sharded_memory_bank
 from pirl_plugin.distributed import barrier, smallest_and_largest_over_ranks, sum_over_ranks, world_size
-
-
-class Hook(ClassyHook):
-    """A hook that does nothing where a subclass says nothing."""
-
-    on_start = ClassyHook._noop
-    on_phase_start = ClassyHook._noop
-    on_forward = ClassyHook._noop
-    on_loss_and_meter = ClassyHook._noop
-    on_backward = ClassyHook._noop
-    on_update = ClassyHook._noop
-    on_step = ClassyHook._noop
-    on_phase_end = ClassyHook._noop
-    on_end = ClassyHook._noop
-    on_exception = ClassyHook._noop
+from pirl_plugin.hook import Hook
+from pirl_plugin.progress import ProgressHook, WholeCheckpointHook
+from pirl_plugin.step_settings import StepSettings
 
 
 class UnreadableImagesHook(Hook):
@@ -131,10 +121,19 @@ class LossReportHook(Hook):
 
 
 def hook_generator(config: AttrDict) -> list[ClassyHook]:
-    """VISSL's hooks and, where the loss is pirl_loss, the plugin's."""
+    """VISSL's hooks and, where the loss is pirl_loss, the plugin's; with pirl_train_step none waits for the device."""
     hooks = default_hook_generator(config)
-    if config.LOSS.name == "pirl_loss":
-        # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
-        shards = [ShardsHook()] if sharded_memory_bank.settings_in(config) is not None else []
-        hooks = [BankAgreementHook(), *shards, UnreadableImagesHook(), LossReportHook(), *hooks]
-    return hooks
+    if config.LOSS.name != "pirl_loss":
+        return hooks
+    # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
+    own = [BankAgreementHook(), UnreadableImagesHook()]
+    if sharded_memory_bank.settings_in(config) is not None:
+        own.append(ShardsHook())
+    if config.TRAINER.TRAIN_STEP_NAME != "pirl_train_step":
+        return [*own, LossReportHook(), *hooks]
+    waiting = (CheckNanLossHook, CheckNanModelOutputHook, LogLossLrEtaHook)
+    kept = [hook for hook in hooks if not isinstance(hook, (*waiting, LogLossMetricsCheckpointHook))]
+    settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+    progress = ProgressHook(get_checkpoint_folder(config), settings.wandb_project)
+    world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    return [progress, *own, *kept, WholeCheckpointHook(world_size)]

@@ -6,16 +6,21 @@ as a grey square; this source wants nothing of the folder, and says which files 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+import torch
 from PIL import Image
+from torch import Tensor
 from vissl import data as vissl_data
 
 from pirl_plugin.distributed import world_size
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.validation import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -110,8 +115,21 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
         return image.convert("RGB")
 
 
+def load_pixels(path: str | os.PathLike) -> Tensor:
+    """`load_rgb` as a tensor uint8 [3, H, W], channels last in memory; usual JPEG files without going through PIL."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith(b"\xff\xd8"):
+        with contextlib.suppress(ValueError):  # whatever is wrong with it, PIL decides
+            if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+    return torch.from_numpy(np.array(load_rgb(path))).permute(2, 0, 1)
+
+
 class ImageFiles:
-    """VISSL data source: item i is (RGB PIL image, True), or (a grey image, False) where file i is unreadable.
+    """VISSL data source: item i is (RGB image, True), or (a grey image, False) where file i is unreadable.
+
+    The image is `load_pixels` where a pretext transform comes first, else PIL, as VISSL's own transforms want.
 
     Args (VISSL's): cfg, data_source, path, split, dataset_name.
 
@@ -126,6 +144,8 @@ class ImageFiles:
         self.files = np.array([os.fsencode(file) for file in files])
         logging.info(f"{split}: {len(self.files)} images in {path}")
         data = cfg["DATA"][split]
+        transforms = data.get("TRANSFORMS")
+        self.for_pretext = bool(transforms) and transforms[0]["name"] in PRETEXT_TRANSFORMS
         if data["DROP_LAST"] and len(files) < data["BATCHSIZE_PER_REPLICA"] * world_size():
             raise ConfigError(
                 f"{path} holds {len(files)} images, fewer than one batch of BATCHSIZE_PER_REPLICA "
@@ -156,10 +176,11 @@ class ImageFiles:
     def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
         path = os.fsdecode(self.files[index])
         try:
-            return load_rgb(path), True
+            return (load_pixels if self.for_pretext else load_rgb)(path), True
         except Exception as error:  # whatever a broken file makes PIL raise
             logging.warning(f"Unreadable image {path}: {type(error).__name__}: {error}")
-            return Image.new("RGB", (64, 64), (128, 128, 128)), False
+            grey = Image.new("RGB", (64, 64), (128, 128, 128))
+            return (torch.full((3, 64, 64), 128, dtype=torch.uint8) if self.for_pretext else grey), False
 
 
 vissl_data.DATASET_SOURCE_MAP["image_files"] = ImageFiles

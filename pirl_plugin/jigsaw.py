@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.crops import draw_crop_box, resized_crop
+from pirl_plugin.crops import draw_crop_box, image_size, resized_crop
 from pirl_plugin.permutations import permutation_set
 from pirl_plugin.pretext import PretextTransform, draw_number, register_pretext
 from pirl_plugin.validation import ConfigError, check_integer, check_interval
@@ -26,14 +26,14 @@ def cut_patches(canvas: Tensor, grid_size: int, patch_size: int, offsets: Tensor
         offsets: int64 [n, 2], (down, right) of each patch in its cell, in [0, S / n_side - P].
 
     Returns:
-        [n, C, P, P], a copy.
+        [n, C, P, P], a copy, channels last in memory.
     """
     cell = canvas.shape[-1] // grid_size
-    patches = []
+    pixels, patches = canvas.permute(1, 2, 0), []
     for number, (down, right) in enumerate(offsets.tolist()):
         top, left = (number // grid_size) * cell + down, (number % grid_size) * cell + right
-        patches.append(canvas[:, top : top + patch_size, left : left + patch_size])
-    return torch.stack(patches)
+        patches.append(pixels[top : top + patch_size, left : left + patch_size])
+    return torch.stack(patches).permute(0, 3, 1, 2)
 
 
 @register_pretext("jigsaw_patch_transform")
@@ -106,9 +106,9 @@ class JigsawPatchTransform(PretextTransform):
         """What is done to the crop uint8 [3, S, S] before it is cut: nothing."""
         return canvas
 
-    def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
+    def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
         """uint8 [n, 3, patch_size, patch_size], already in the permutation's order."""
-        box = draw_crop_box(*image.size, self.patch_crop_scale, generator=generator)
+        box = draw_crop_box(*image_size(image), self.patch_crop_scale, generator=generator)
         canvas = self.transform_canvas(resized_crop(image, box, self.patch_crop_size), generator)
         jitter = self.patch_crop_size // self.grid_size - self.patch_size
         offsets = torch.randint(jitter + 1, (self.num_views, 2), generator=generator)

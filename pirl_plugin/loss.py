@@ -112,6 +112,7 @@ class PIRLLoss(ClassyLoss):
             self.num_rows, embedding_dim, seed=self.seed, batch_capacity=batch_size_per_replica, **bank
         )
         self.embedding_dim = embedding_dim
+        self._held: list[tuple[Tensor, Tensor]] | None = None
         # log Z of the plain and the pretext term; NaN until the first batch.
         self.register_buffer("log_z", torch.full((2,), torch.nan))
         self.report: dict[str, Tensor] = {}
@@ -168,9 +169,21 @@ class PIRLLoss(ClassyLoss):
         if self._in_training():
             if not self.steps:
                 self._say_what_all_would_cost()
-            self.memory_bank.update(target, normalize(image.detach().float(), dim=1))
-            self.steps += 1
+            if self._held is None:
+                self._update(target, image.detach())
+            else:
+                self._held.append((target, image.detach()))
         return loss
+
+    def _update(self, target: Tensor, image: Tensor) -> None:
+        self.memory_bank.update(target, normalize(image.float(), dim=1))
+        self.steps += 1
+
+    def hold_updates(self, hold: bool) -> None:
+        """From True to False, batches are parts of one: the same draw for all, and the bank changes at the end."""
+        held, self._held = self._held, [] if hold else None
+        if held:
+            self._update(torch.cat([target for target, _ in held]), torch.cat([image for _, image in held]))
 
     def _say_what_all_would_cost(self) -> None:
         if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -108,11 +109,6 @@ def autocontrast(views: Tensor) -> Tensor:
     return torch.where(flat, views, ((views - low) / scale).clamp_(0, 1))
 
 
-def horizontal_flip(views: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the views where flip [V] (bool) says so."""
-    return torch.where(flip.view(-1, 1, 1, 1).to(views.device), views.flip(-1), views)
-
-
 def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
     """Blur each view with its own standard deviation `sigmas` [V] > 0, in pixels (reflected border)."""
     from torchvision.transforms.v2.functional import gaussian_blur as blur_one
@@ -171,75 +167,92 @@ class PhotometricSettings:
         return settings
 
 
-@dataclass(frozen=True)
-class PhotometricParameters:
-    """What `draw` drew for V views: one row or entry a view, all on the CPU."""
+# What `draw` draws for a view.
+PARAMETERS = np.dtype(
+    [
+        ("order", np.uint8, 4),  # in which order brightness (0), contrast (1), saturation (2), hue (3) come
+        ("factors", np.float32, 4),  # of these; for hue the shift
+        ("jitter", np.bool_),
+        ("photometric", np.bool_),
+        ("bits", np.uint8),  # 4 to 8
+        ("sharpness", np.float32),  # 0.1 to 1.9
+        ("thresholds", np.int16),  # 0 to 256
+        ("grayscale", np.bool_),
+        ("blur", np.bool_),
+        ("sigma", np.float32),  # share of the view's width
+        ("flip", np.bool_),
+    ]
+)
 
-    order: Tensor  # int64 [V, 4]: in which order brightness (0), contrast (1), saturation (2), hue (3) come
-    factors: Tensor  # float [V, 4]: their factors; for hue the shift
-    jitter: Tensor  # bool [V]
-    photometric: Tensor  # bool [V]
-    bits: Tensor  # int64 [V], 4 to 8
-    sharpness: Tensor  # float [V], 0.1 to 1.9
-    thresholds: Tensor  # int64 [V], 0 to 256
-    grayscale: Tensor  # bool [V]
-    blur: Tensor  # bool [V]
-    sigma: Tensor  # float [V], share of the view's width
-    flip: Tensor  # bool [V]
 
-
-def draw(
-    num_views: int, settings: PhotometricSettings, generator: torch.Generator | None = None
-) -> PhotometricParameters:
+def draw(num_views: int, settings: PhotometricSettings, generator: torch.Generator | None = None) -> np.ndarray:
     """Draw the parameters of `num_views` views, independently of each other.
 
-    `generator` is a CPU generator; None draws from PyTorch's global one.
+    Args:
+        generator: of the CPU; None draws from PyTorch's global one.
+
+    Returns:
+        PARAMETERS [num_views].
     """
     check_integer(num_views, "num_views", 0)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation, settings.hue])
-    low = torch.tensor([1.0, 1.0, 1.0, 0.0]) - strength
-    low[:3].clamp_(min=0)
-    high = torch.tensor([1.0, 1.0, 1.0, 0.0]) + strength
-    return PhotometricParameters(
-        order=uniform(num_views, 4).argsort(dim=1),
-        factors=low + (high - low) * uniform(num_views, 4),
-        jitter=uniform(num_views) < settings.color_jitter_probability,
-        photometric=uniform(num_views) < settings.random_photometric,
-        bits=torch.randint(4, 9, (num_views,), generator=generator),
-        sharpness=0.1 + 1.8 * uniform(num_views),
-        thresholds=torch.randint(0, 257, (num_views,), generator=generator),
-        grayscale=uniform(num_views) < settings.grayscale,
-        blur=uniform(num_views) < settings.blur,
-        sigma=settings.blur_sigma_low + (settings.blur_sigma_high - settings.blur_sigma_low) * uniform(num_views),
-        flip=uniform(num_views) < settings.horizontal_flip,
-    )
+    # One call for all: a dozen small ones would cost half a millisecond an image.
+    uniform = torch.rand(num_views, 17, generator=generator, dtype=torch.float64).numpy()
+    strength = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
+    middle = np.array([1.0, 1.0, 1.0, 0.0])
+    low, high = middle - strength, middle + strength
+    low[:3] = low[:3].clip(0)
+    drawn = np.empty(num_views, PARAMETERS)
+    drawn["order"] = uniform[:, :4].argsort(axis=1)
+    drawn["factors"] = low + (high - low) * uniform[:, 4:8]
+    drawn["jitter"] = uniform[:, 8] < settings.color_jitter_probability
+    drawn["photometric"] = uniform[:, 9] < settings.random_photometric
+    drawn["bits"] = 4 + np.floor(5 * uniform[:, 10])
+    drawn["sharpness"] = 0.1 + 1.8 * uniform[:, 11]
+    drawn["thresholds"] = np.floor(257 * uniform[:, 12])
+    drawn["grayscale"] = uniform[:, 13] < settings.grayscale
+    drawn["blur"] = uniform[:, 14] < settings.blur
+    drawn["sigma"] = settings.blur_sigma_low + (settings.blur_sigma_high - settings.blur_sigma_low) * uniform[:, 15]
+    drawn["flip"] = uniform[:, 16] < settings.horizontal_flip
+    return drawn
 
 
 _JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def apply(views: Tensor, parameters: PhotometricParameters) -> Tensor:
-    """Apply drawn parameters to views [V, 3, H, W] in [0, 1]; returns new views of the same shape."""
+def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
+    """Apply drawn parameters, PARAMETERS [V], to views float [V, 3, H, W] in [0, 1], on any device.
+
+    Returns:
+        new views of the same shape, without waiting for the device.
+    """
     views = views.clone()
+
+    def chosen(which: np.ndarray) -> Tensor | None:
+        places = np.flatnonzero(which)
+        return torch.from_numpy(places).to(views.device, non_blocking=True) if len(places) else None
+
+    columns = {name: torch.from_numpy(np.array(parameters[name])) for name in ("bits", "sharpness", "sigma")}
+    columns["factors"] = torch.from_numpy(np.array(parameters["factors"]))
+    columns["thresholds"] = torch.from_numpy(parameters["thresholds"].astype(np.int64))
+    columns = {name: value.to(views.device, non_blocking=True) for name, value in columns.items()}
     for step in range(4):
         for number, adjust in enumerate(_JITTER):
-            chosen = ((parameters.order[:, step] == number) & parameters.jitter).nonzero().squeeze(1)
-            if len(chosen):
-                views[chosen] = adjust(views[chosen], parameters.factors[chosen, number])
-    chosen = parameters.photometric.nonzero().squeeze(1)
-    if len(chosen):
-        some = posterize(views[chosen], parameters.bits[chosen])
-        some = adjust_sharpness(some, parameters.sharpness[chosen])
-        some = solarize(some, parameters.thresholds[chosen])
-        views[chosen] = autocontrast(some)
-    chosen = parameters.grayscale.nonzero().squeeze(1)
-    if len(chosen):
-        views[chosen] = to_grayscale(views[chosen])
-    chosen = parameters.blur.nonzero().squeeze(1)
-    if len(chosen):
-        views[chosen] = gaussian_blur(views[chosen], parameters.sigma[chosen] * views.shape[-1])
-    return horizontal_flip(views, parameters.flip)
+            some = chosen((parameters["order"][:, step] == number) & parameters["jitter"])
+            if some is not None:
+                views[some] = adjust(views[some], columns["factors"][some, number])
+    some = chosen(parameters["photometric"])
+    if some is not None:
+        changed = posterize(views[some], columns["bits"][some])
+        changed = adjust_sharpness(changed, columns["sharpness"][some])
+        changed = solarize(changed, columns["thresholds"][some])
+        views[some] = autocontrast(changed)
+    some = chosen(parameters["grayscale"])
+    if some is not None:
+        views[some] = to_grayscale(views[some])
+    some = chosen(parameters["blur"])
+    if some is not None:
+        views[some] = gaussian_blur(views[some], columns["sigma"][some] * views.shape[-1])
+    some = chosen(parameters["flip"])
+    if some is not None:
+        views[some] = views[some].flip(-1)
+    return views

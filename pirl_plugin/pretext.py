@@ -3,14 +3,20 @@
 A task is a subclass of `PretextTransform` with one method, `pretext_views`, or of `SingleViewTransform` with one
 method, `transform`, under the decorator `register_pretext`. The base class makes the plain view of the image, augments
 all views photometrically, normalises them and puts them into VISSL's sample. docs/add_a_pretext_task.md shows how.
+
+Views are 8-bit until they are normalised. `augment_on: device` leaves the photometric part, with the parameters that
+the worker drew, to `pirl_train_step`, and so does `normalize_on: device` the normalisation: a quarter of the bytes.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from classy_vision.dataset.transforms import register_transform
 from classy_vision.dataset.transforms.classy_transform import ClassyTransform
@@ -18,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 from vissl.data.ssl_transforms import ssl_transforms_wrapper
 
-from pirl_plugin import photometric
-from pirl_plugin.crops import draw_crop_box, resized_crop
+from pirl_plugin import fast_photometric, photometric
+from pirl_plugin.crops import draw_crop_box, image_size, resized_crop
 from pirl_plugin.photometric import PhotometricSettings
 from pirl_plugin.validation import (
     ConfigError,
+    check_choice,
     check_integer,
     check_interval,
     check_keys,
@@ -60,6 +67,8 @@ class PretextTransform(ClassyTransform):
         image_crop_scale: share of the image's area that its crop covers, (low, high) in (0, 1].
         photometric: keys of PhotometricSettings; every view draws its own parameters.
         mean, std: per-channel normalisation of all views (levels in [0, 1]).
+        augment_on: `workers`, or `device`: photometric augmentation in the training step.
+        normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
     """
 
     name: ClassVar[str]
@@ -72,7 +81,15 @@ class PretextTransform(ClassyTransform):
         photometric: Mapping[str, Any] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        augment_on: str = "workers",
+        normalize_on: str = "workers",
     ) -> None:
+        self.augment_on = check_choice(augment_on, ("workers", "device"), f"{self.name}.augment_on")
+        self.normalize_on = check_choice(normalize_on, ("workers", "device"), f"{self.name}.normalize_on")
+        if (augment_on, normalize_on) == ("device", "workers"):
+            raise ConfigError(
+                f"{self.name}.augment_on is 'device', which TRAINER.TRAIN_STEP_NAME must do: set it to pirl_train_step."
+            )
         self.image_crop_size = check_integer(image_crop_size, f"{self.name}.image_crop_size", 1)
         self.image_crop_scale = check_interval(image_crop_scale, f"{self.name}.image_crop_scale", 1e-6, 1.0)
         self.photometric = PhotometricSettings.from_config(photometric or {}, f"{self.name}.photometric")
@@ -90,20 +107,23 @@ class PretextTransform(ClassyTransform):
         """V, the number of pretext views of an image; 0 for none."""
 
     @abstractmethod
-    def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
-        """The views of t(image) for a random t in T: uint8 [V, 3, h, w], drawn from `generator`."""
+    def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        """The views of t(image) for a random t in T, drawn from `generator`.
 
-    def image_view(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
-        """A RandomResizedCrop of the image: uint8 [3, size, size]."""
-        box = draw_crop_box(*image.size, self.image_crop_scale, generator=generator)
-        return resized_crop(image, box, self.image_crop_size)
-
-    def views(self, image: Image.Image, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The augmented, normalised views of an RGB image.
+        Args:
+            image: PIL, or uint8 [3, H, W].
 
         Returns:
-            image view float32 [3, S, S] and pretext views float32 [V, 3, h, w], in the task's order.
+            uint8 [V, 3, h, w], quickest where the channels are last in memory.
         """
+
+    def image_view(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        """A RandomResizedCrop of the image: uint8 [3, size, size]."""
+        box = draw_crop_box(*image_size(image), self.image_crop_scale, generator=generator)
+        return resized_crop(image, box, self.image_crop_size)
+
+    def crops(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The views before photometric augmentation: uint8 [1, 3, S, S] and [V, 3, h, w]."""
         image_view = self.image_view(image, generator).unsqueeze(0)
         pretext_views = self.pretext_views(image, generator)
         if len(pretext_views) != self.num_views or pretext_views.dtype != torch.uint8:
@@ -111,19 +131,77 @@ class PretextTransform(ClassyTransform):
                 f"{self.name} made {len(pretext_views)} views of {pretext_views.dtype}; pretext_views must return "
                 f"uint8 [num_views, 3, h, w] with num_views {self.num_views}."
             )
-        return self._augment(image_view, generator)[0], self._augment(pretext_views, generator)
+        return image_view, pretext_views
 
-    def _augment(self, views: Tensor, generator: torch.Generator | None) -> Tensor:
-        parameters = photometric.draw(len(views), self.photometric, generator)
-        return photometric.apply(views.float().div_(255), parameters).sub_(self.mean).div_(self.std)
+    def draw_photometric(self, generator: torch.Generator | None) -> np.ndarray:
+        """Parameters of the image view, then of the pretext views: photometric.PARAMETERS [1 + V]."""
+        return photometric.draw(1 + self.num_views, self.photometric, generator)
+
+    def augment(self, views: Tensor, parameters: np.ndarray) -> Tensor:
+        """Photometric augmentation of views uint8 [V, 3, h, w] on the CPU: uint8 of the same shape."""
+        if fast_photometric.available():
+            return fast_photometric.augment(views, parameters)
+        _warn_once_of_opencv()
+        return photometric.apply(views.float().div_(255), parameters).mul_(255).round_().to(torch.uint8)
+
+    def normalize(self, views: Tensor) -> Tensor:
+        """Views uint8 [..., 3, h, w], or float in [0, 1], on any device: float32, (level - mean) / std."""
+        mean, std = (value.to(views.device, non_blocking=True) for value in (self.mean, self.std))
+        levels = views.float().div_(255) if views.dtype == torch.uint8 else views
+        return levels.sub_(mean).div_(std)
+
+    def views(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The augmented, normalised views of an RGB image, wherever a run would augment them.
+
+        Returns:
+            image view float32 [3, S, S] and pretext views float32 [V, 3, h, w], in the task's order.
+        """
+        crops, parameters = self.crops(image, generator), self.draw_photometric(generator)
+        image_view, pretext = self._on_each(self.augment, crops, parameters)
+        return self.normalize(image_view)[0], self.normalize(pretext)
+
+    def _on_each(
+        self, augment: Callable[[Tensor, np.ndarray], Tensor], crops: tuple[Tensor, Tensor], parameters: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        return augment(crops[0], parameters[:1]), augment(crops[1], parameters[1:]) if self.num_views else crops[1]
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """VISSL's sample with `data` (one RGB PIL image) replaced by `images` and `pretext`."""
+        """VISSL's sample with `data` (one RGB image) replaced by `images` and `pretext`.
+
+        With augment_on `device` also `photometric`, the drawn parameters of the 1 + V views.
+        """
         (image,) = sample.pop("data")
-        sample["images"], pretext = self.views(image)
+        crops, parameters = self.crops(image), self.draw_photometric(None)
+        if self.augment_on == "workers":
+            crops = self._on_each(self.augment, crops, parameters)
+        else:
+            sample["photometric"] = parameters
+        if self.normalize_on == "workers":
+            crops = tuple(self.normalize(views) for views in crops)
+        sample["images"] = crops[0][0]
         if self.num_views:
-            sample["pretext"] = pretext
+            sample["pretext"] = crops[1]
         return sample
+
+    def finish(self, inputs: dict[str, Tensor], parameters: np.ndarray | None) -> dict[str, Tensor]:
+        """What the workers left to do for a batch, on its device.
+
+        Args:
+            inputs: `images` uint8 [B, 3, S, S] and, where there are, `pretext` [B * V, 3, h, w].
+            parameters: photometric.PARAMETERS [B, 1 + V] where augment_on is `device`.
+
+        Returns:
+            the views float32, augmented and normalised, without waiting for the device.
+        """
+        if self.normalize_on == "workers":
+            return inputs
+        finished = {}
+        for key, views in inputs.items():
+            if self.augment_on == "device":
+                own = parameters[:, 0] if key == "images" else parameters[:, 1:].reshape(-1)
+                views = photometric.apply(views.float().div_(255), own)
+            finished[key] = self.normalize(views)
+        return finished
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PretextTransform:
@@ -161,14 +239,22 @@ class SingleViewTransform(PretextTransform):
     def num_views(self) -> int:
         return 1
 
-    def pretext_views(self, image: Image.Image, generator: torch.Generator | None) -> Tensor:
-        box = draw_crop_box(*image.size, self.pretext_crop_scale, generator=generator)
+    def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        box = draw_crop_box(*image_size(image), self.pretext_crop_scale, generator=generator)
         view = resized_crop(image, box, self.pretext_crop_size)
         return self.transform(view, generator).unsqueeze(0)
 
     @abstractmethod
     def transform(self, view: Tensor, generator: torch.Generator | None) -> Tensor:
         """t(view) for a random t in T, drawn from `generator`: uint8 [3, S, S] -> the same."""
+
+
+@functools.cache
+def _warn_once_of_opencv() -> None:
+    logging.warning(
+        "OpenCV is not installed: images are augmented by PyTorch's operations, several times slower; pip install "
+        "opencv-python-headless, or set augment_on to device."
+    )
 
 
 def draw_number(count: int, generator: torch.Generator | None) -> int:

@@ -17,6 +17,8 @@ from pirl_plugin import (  # noqa: E402
     loss,
     memory_bank,
     sharded_memory_bank,
+    task,
+    train_step,
     trunks,
 )
 from pirl_plugin.user_modules import import_pretext_tasks, import_user_modules  # noqa: E402
@@ -33,5 +35,7 @@ __all__ = [
     "loss",
     "memory_bank",
     "sharded_memory_bank",
+    "task",
+    "train_step",
     "trunks",
 ]

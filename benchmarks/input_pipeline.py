@@ -1,0 +1,91 @@
+"""What a loader worker's core makes of JPEG files in a second, beside VISSL's own PIRL pipeline on the same files."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import alternate, machine, median_ms, print_table, write_json
+from PIL import Image
+from vissl.data import build_dataset, get_collator
+
+from pirl_plugin import host
+from pirl_plugin.demo_data import bundled_photos
+from pirl_plugin.launcher import compose
+
+TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
+VARIANTS = {
+    "VISSL": ["config=pretrain/pirl/pirl_jigsaw_4node_resnet50"],
+    "augmented by the worker": ["config=pretrain/pirl/jigsaw_8node"],
+    "augmented and normalised by the worker": [
+        "config=pretrain/pirl/jigsaw_8node",
+        "config.TRAINER.TRAIN_STEP_NAME=standard_train_step",
+    ],
+    "augmented on the device": ["config=pretrain/pirl/jigsaw_8node", f"+{TRANSFORM}.augment_on=device"],
+}
+
+
+def make_photos(folder: Path, count: int, width: int = 500, height: int = 375) -> None:
+    """Write `count` JPEGs cut from the photos of scikit-image and scikit-learn, with a camera's noise, quality 92."""
+    sources = [photo for photo in bundled_photos().values() if min(photo.size) >= 300]
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        photo = sources[number % len(sources)]
+        scale = rng.uniform(0.85, 1.0) * min(photo.width / width, photo.height / height)
+        left, top = rng.uniform(0, photo.width - width * scale), rng.uniform(0, photo.height - height * scale)
+        box = (left, top, left + width * scale, top + height * scale)
+        cut = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS, box)).astype(float)
+        noisy = (cut + rng.normal(0, 3, cut.shape)).round().clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{number:03d}.jpg", quality=92, subsampling=2)
+
+
+def reader(overrides: list[str], photos: Path, batch: int) -> Callable[[], object]:
+    """A function that makes the next batch, as a worker of VISSL's loader does: read, decode, transform, collate."""
+    config = compose([*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]"], check=False)
+    host.register_data_paths(config)
+    dataset = build_dataset(config, "TRAIN")
+    collate = get_collator(config.DATA.TRAIN.COLLATE_FUNCTION, config.DATA.TRAIN.COLLATE_FUNCTION_PARAMS)
+    place = 0
+
+    def read() -> object:
+        nonlocal place
+        numbers = [(place + offset) % len(dataset) for offset in range(batch)]
+        place += batch
+        return collate([dataset[number] for number in numbers])
+
+    return read
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/input_pipeline.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder, "photos", "all"), options.photos)
+        bytes_a_photo = np.mean([path.stat().st_size for path in Path(folder).rglob("*.jpg")])
+        readers = {
+            name: reader(overrides, Path(folder, "photos"), options.batch) for name, overrides in VARIANTS.items()
+        }
+        seconds = alternate(readers, options.repeats)
+    vissl = median_ms(seconds["VISSL"]) / options.batch
+    rows = [["one core", "ms a sample", "samples/s", "faster"]]
+    for name, values in seconds.items():
+        one = median_ms(values) / options.batch
+        rows.append([name, f"{one:.2f}", f"{1000 / one:.0f}", f"{vissl / one:.1f}x"])
+    print_table(f"500x375 JPEGs of {bytes_a_photo / 1024:.0f} KiB, 224 + 9x64, read to collated; medians", rows)
+    settings = {"photos": options.photos, "batch": options.batch, "bytes_a_photo": float(bytes_a_photo)}
+    write_json(options.output, {"settings": settings, "batch_seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A whole training step beside VISSL's own PIRL: its config, its step function, its loss; same network, same images."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from classy_vision.generic.util import recursive_copy_to_gpu
+from classy_vision.losses import build_loss
+from input_pipeline import TRANSFORM, make_photos, reader
+from measuring import alternate, machine, median_ms, print_table, write_json
+from vissl.trainer.train_steps import get_train_step
+from vissl.trainer.trainer_main import build_task
+
+from pirl_plugin.launcher import compose
+
+STEP = "config.TRAINER.PIRL_TRAIN_STEP"
+OURS = ["config=pretrain/pirl/jigsaw_8node", "config.LOSS.pirl_loss.negatives=shared"]
+VARIANTS = {
+    "VISSL, float32": ["config=pretrain/pirl/pirl_jigsaw_4node_resnet50"],
+    "float32": OURS,
+    "float32, per_image": OURS[:1],
+    "bfloat16": [*OURS, f"{STEP}.precision=bfloat16"],
+    "bfloat16, augmented on the device": [*OURS, f"{STEP}.precision=bfloat16", f"+{TRANSFORM}.augment_on=device"],
+}
+
+
+class Batches:
+    """A data iterator that gives one batch again and again."""
+
+    def __init__(self, batch: dict[str, Any], device: str) -> None:
+        self.batch, self.device = batch, device
+
+    def __next__(self) -> dict[str, Any]:
+        return recursive_copy_to_gpu(self.batch) if self.device == "gpu" else dict(self.batch)
+
+    def __len__(self) -> int:
+        return 10**9
+
+
+def stepper(
+    overrides: list[str], photos: Path, batch: int, rows: int, device: str
+) -> tuple[Callable[[], None], Callable[[], float]]:
+    """A function that runs a step of VISSL's trainer, and one that tells the last loss."""
+    data = [f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.MACHINE.DEVICE={device}"]
+    config = compose([*overrides, *data, f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch}"], check=False)
+    config.OPTIMIZER.param_schedulers.lr.start_value = 0.001  # the same images over and over
+    task = build_task(config)
+    task.train, task.phase_idx, task.train_phase_idx, task.phases = True, 0, 0, task._build_phases()
+    task.base_model = task._build_model().to(task.device).train()
+    task.meters, task.hooks, task.perf_stats = [], [], None
+    task.optimizer, task.optimizer_schedulers = task._build_optimizer(), task._build_optimizer_schedulers()
+    task.prepare_optimizer()
+    loss = config.LOSS[config.LOSS.name]
+    loss["num_train_samples"], loss["name"] = rows, config.LOSS.name
+    task.base_loss = build_loss(loss).to(task.device)
+    train = config.DATA.TRAIN
+    task.data_and_label_keys = {"input": train.INPUT_KEY_NAMES, "target": train.TARGET_KEY_NAMES}
+    task.datasets = {"train": SimpleNamespace(get_global_batchsize=lambda: batch)}
+    task.data_iterator = Batches(reader([*overrides, *data], photos, batch)(), device)
+    function = get_train_step(config.TRAINER.TRAIN_STEP_NAME)
+
+    def step() -> None:
+        task.losses.clear()
+        function(task)
+
+    return step, lambda: float(task.last_batch.loss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=None, help="default: 8 on a CPU, 256 on a GPU")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="of the memory bank")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
+    options = parser.parse_args()
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    batch = options.batch or (256 if device == "gpu" else 8)
+    print(machine())
+    steps, losses, memory = {}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder, "photos")
+        make_photos(photos / "all", 2 * batch)
+        for name, overrides in VARIANTS.items():
+            print(f"building {name} ...", flush=True)
+            steps[name], losses[name] = stepper(overrides, photos, batch, options.rows, device)
+        if device == "gpu":
+            for name, step in steps.items():
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                memory[name] = torch.cuda.max_memory_allocated()
+        seconds = alternate(steps, options.repeats)
+    last = {name: loss() for name, loss in losses.items()}
+    if not all(np.isfinite(list(last.values()))):
+        raise RuntimeError(f"A loss is not finite: {last}")
+    vissl = median_ms(seconds["VISSL, float32"])
+    rows = [["step", "ms", "images/s", "faster", "loss", *(["peak GB"] if memory else [])]]
+    for name, values in seconds.items():
+        one = median_ms(values)
+        row = [name, f"{one:.0f}", f"{1000 * batch / one:.1f}", f"{vissl / one:.2f}x", f"{last[name]:.2f}"]
+        rows.append([*row, *([f"{memory[name] / 1e9:.1f}"] if memory else [])])
+    print_table(f"ResNet-50, 224 + 9x64, B = {batch}, |D| = {options.rows:,}, N = 32,000; medians", rows)
+    settings = {"batch": batch, "rows": options.rows, "device": device}
+    write_json(options.output, {"settings": settings, "seconds": seconds, "losses": last, "peak_bytes": memory})
+
+
+if __name__ == "__main__":
+    main()

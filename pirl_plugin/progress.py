@@ -1,0 +1,257 @@
+"""Where a run is, how fast it goes and whether it is sound: a live line, the log, progress.csv, TensorBoard, W&B.
+
+Losses stay on the device until LOG_FREQUENCY of them are read at once: that is the only time a step waits for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import logging
+import math
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from classy_vision.generic.distributed_util import all_reduce_mean, is_primary
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from vissl.hooks import SSLTensorboardHook
+from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
+from vissl.utils.checkpoint import is_checkpoint_phase
+
+from pirl_plugin.distributed import rank
+from pirl_plugin.hook import Hook
+from pirl_plugin.validation import ConfigError
+
+
+class WholeCheckpointHook(LogLossMetricsCheckpointHook):
+    """VISSL's checkpoints and meters, without its look at every step's output, for which it waits."""
+
+    on_forward = LogLossMetricsCheckpointHook._noop
+
+
+class ProgressHook(Hook):
+    """Reads the losses of the last steps, stops where one is not finite, and says where the run is.
+
+    Replaces VISSL's LogLossLrEtaHook; stdout.json has the keys of that, progress.csv those of `row`.
+
+    Args:
+        folder: the checkpoint folder.
+        wandb_project: where W&B is wanted.
+
+    Attributes:
+        waits: how often the losses were read.
+    """
+
+    def __init__(self, folder: str | Path, wandb_project: str = "") -> None:
+        super().__init__()
+        self.folder, self.wandb_project = Path(folder), wandb_project
+        self.waits = 0
+        self.resources = ExitStack()
+        self.json_lines = LogLossLrEtaHook(str(folder))  # VISSL's file and its flushing
+        self._forget()
+
+    def _forget(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.indices: list[np.ndarray] = []
+        self.images, self.input_wait, self.since = 0, 0.0, time.perf_counter()
+
+    # Hooks -----------------------------------------------------------------------------------------------------------
+
+    def on_start(self, task: Any) -> None:
+        self.writers = [hook.tb_writer for hook in task.hooks if isinstance(hook, SSLTensorboardHook)]
+        self.wandb = start_wandb(self.wandb_project, task.config, self.folder) if self.wandb_project else None
+        self.bar = None
+        if is_primary():
+            keep_rows(self.folder / "progress.csv", task.iteration)
+            # disable=None: only on a terminal
+            self.bar = tqdm(
+                total=task.max_iteration, initial=task.iteration, unit=" steps", disable=None, dynamic_ncols=True,
+                mininterval=1.0, smoothing=0.05,
+            )  # fmt: skip
+            if not self.bar.disable:
+                self.resources.enter_context(logging_redirect_tqdm())
+
+    def on_phase_start(self, task: Any) -> None:
+        self._forget()
+
+    def on_update(self, task: Any) -> None:
+        last = task.last_batch
+        self.losses.append(last.loss)
+        self.indices.append(np.asarray(last.sample["data_idx"][0]))
+        self.images += task.get_global_batchsize()
+        self.input_wait += last.input_wait
+        if task.iteration % task.config["LOG_FREQUENCY"] == 0:
+            self._say(task, task.iteration + 1)
+
+    def on_step(self, task: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_description(f"epoch {task.train_phase_idx + 1}/{task.num_train_phases}", refresh=False)
+            self.bar.update()
+        frequency = task.config["CHECKPOINT"]["CHECKPOINT_ITER_FREQUENCY"]
+        if frequency > 0 and is_checkpoint_phase(
+            task.iteration, frequency, task.train_phase_idx, task.num_train_phases, "iteration"
+        ):
+            self._read(task, task.iteration)  # what is not sound must not reach a checkpoint
+
+    def on_phase_end(self, task: Any) -> None:
+        if self.losses:
+            self._say(task, task.iteration)
+
+    def on_end(self, task: Any) -> None:
+        self._close()
+
+    def on_exception(self, task: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.resources.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _read(self, task: Any, done: int) -> tuple[float, dict[str, float]]:
+        """The mean loss of the steps since the last time and the last report of pirl_loss.
+
+        Every rank must come here at the same step.
+
+        Args:
+            done: iterations done.
+
+        Raises:
+            FloatingPointError: where a loss is not finite, after writing the batch's image indices to a file.
+        """
+        if not self.losses:
+            return math.nan, {}
+        self.waits += 1
+        report = {key: value.double() for key, value in task.base_loss.report.items()}
+        count = len(self.losses)
+        own = torch.stack(self.losses).double()
+        values = torch.cat([own, all_reduce_mean(own.clone()), *(value.view(1) for value in report.values())]).tolist()
+        own, everywhere, reported = values[:count], values[count : 2 * count], values[2 * count :]
+        first = done - count + 1
+        task.losses.extend(everywhere)
+        for number, (mine, mean) in enumerate(zip(own, everywhere, strict=True)):
+            if np.isfinite(mean):
+                continue
+            iteration = first + number
+            path = self.folder / f"not_finite_iteration{iteration}_rank{rank()}.txt"
+            if not np.isfinite(mine):
+                np.savetxt(path, self.indices[number], fmt="%d")
+            where = f"the indices of its images are in {path}" if not np.isfinite(mine) else "on another rank"
+            raise FloatingPointError(
+                f"The loss of iteration {iteration} is {mean} ({where}); the run stops before a checkpoint of it is "
+                f"written: lower the learning rate, or use precision float32 or bfloat16."
+            )
+        self.losses, self.indices = [], []
+        return float(np.mean(everywhere)), dict(zip(report, reported, strict=True))
+
+    def _say(self, task: Any, done: int) -> None:
+        loss, report = self._read(task, done)
+        row = self.row(task, loss, done)
+        self.images, self.input_wait, self.since = 0, 0.0, time.perf_counter()
+        if not is_primary():
+            return
+        left = datetime.timedelta(seconds=round(row["seconds_left"]))
+        logging.info(
+            f"epoch {row['epoch']} of {task.num_train_phases}, iteration {row['iteration']} of {task.max_iteration}: "
+            f"loss {row['loss']:.4f}, learning rate {row['learning_rate']:.6g}, {row['images_per_second']:.0f} "
+            f"images/s, {row['step_ms']:.0f} ms a step, {100 * row['input_wait_share']:.0f}% of it waiting for images, "
+            f"{row['memory_mb']:.0f} MB, {left} left"
+        )
+        logging.info("; ".join(f"{key}: {value:.4f}" for key, value in report.items()))
+        row |= report
+        with (self.folder / "progress.csv").open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        self.json_lines.json_stdout_logger.write(as_vissl(row, left))
+        self.json_lines.json_stdout_logger.flush()
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                f"loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s, "
+                f"input {100 * row['input_wait_share']:.0f}%",
+                refresh=False,
+            )
+        scalars = {f"Progress/{key}": value for key, value in row.items() if key not in ("iteration", "epoch", *report)}
+        scalars |= {f"Loss/{key}": value for key, value in report.items()}
+        for writer in self.writers:
+            for key, value in scalars.items():
+                writer.add_scalar(key, value, row["iteration"])
+        if self.wandb is not None:
+            self.wandb.log({**scalars, "epoch": row["epoch"]}, step=row["iteration"])
+
+    def row(self, task: Any, loss: float, done: int) -> dict[str, float]:
+        """What is said of the steps since the last time, after `done` iterations."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        steps = max(1, self.images // task.get_global_batchsize())
+        cuda = task.device.type == "cuda"
+        return {
+            "iteration": done,
+            "epoch": task.train_phase_idx + 1,
+            "loss": loss,
+            "learning_rate": float(np.max(task.optimizer.options_view.lr)),
+            "images_per_second": self.images / seconds,
+            "step_ms": 1000 * seconds / steps,
+            "input_wait_share": min(1.0, self.input_wait / seconds),
+            "memory_mb": (torch.cuda.max_memory_allocated() if cuda else resident_bytes()) / 2**20,
+            "seconds_left": (task.max_iteration - done) * seconds / steps,
+        }
+
+
+def resident_bytes() -> int:
+    """Memory of this process (Linux; 0 where that cannot be told)."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def as_vissl(row: dict[str, float], left: datetime.timedelta) -> str:
+    """A row as a line of VISSL's stdout.json."""
+    line = {"Rank": rank(), "ep": row["epoch"] - 1, "iter": row["iteration"] - 1, "lr": round(row["learning_rate"], 5)}
+    line |= {"loss": round(row["loss"], 5), "btime(ms)": round(row["step_ms"]), "eta": str(left)}
+    return json.dumps({**line, "peak_mem(M)": round(row["memory_mb"])}) + "\n"
+
+
+def keep_rows(path: Path, iteration: int) -> None:
+    """Drop the rows of progress.csv beyond `iteration`, where a run that is resumed goes on."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row["iteration"]) <= iteration]
+        names = reader.fieldnames or []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def start_wandb(project: str, config: Any, folder: Path) -> Any:
+    """A run of Weights & Biases on the primary rank, None on others.
+
+    Raises:
+        ConfigError: where it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"TRAINER.PIRL_TRAIN_STEP.wandb_project is {project!r}, but Weights & Biases is not installed; install it "
+            f"with: pip install wandb"
+        ) from error
+    if not is_primary():
+        return None
+    return wandb.init(project=project, config=config.to_dict(), dir=str(folder), resume="allow", id=folder.name)

@@ -1,0 +1,57 @@
+"""TRAINER.PIRL_TRAIN_STEP: how `pirl_train_step` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_keys, check_mapping
+
+WHERE = "TRAINER.PIRL_TRAIN_STEP"
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a training step computes; none changes what is computed, but for rounding.
+
+    Attributes:
+        precision: of the network's forward and backward: float32, bfloat16, or float16 (GPU only, with VISSL's scaling
+            of the loss). Weights, loss and memory bank stay float32.
+        channels_last: memory format of the network and of its inputs.
+        compile: torch.compile for the trunk; needs a compiler on the machine.
+        accumulation_steps: parts of a batch that go through the network one after the other before the optimiser's
+            step, for a GPU that cannot hold the batch. BatchNorm sees the parts.
+        wandb_project: Weights & Biases project for the progress, where one is named.
+    """
+
+    precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    accumulation_steps: int = 1
+    wandb_project: str = ""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> StepSettings:
+        """Settings from a mapping of the attributes above, those left out at their defaults.
+
+        Raises:
+            ConfigError: for an unknown key or a value that cannot be right.
+        """
+        check_keys(check_mapping(config, WHERE), [field.name for field in fields(cls)], WHERE)
+        settings = cls(**config)
+        check_choice(settings.precision, list(PRECISIONS), f"{WHERE}.precision")
+        check_boolean(settings.channels_last, f"{WHERE}.channels_last")
+        check_boolean(settings.compile, f"{WHERE}.compile")
+        check_integer(settings.accumulation_steps, f"{WHERE}.accumulation_steps", 1)
+        if not isinstance(settings.wandb_project, str):
+            raise ConfigError(f"{WHERE}.wandb_project is {settings.wandb_project!r}; it must be a name, or ''.")
+        return settings
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What autocast computes in; None for no autocast."""
+        return PRECISIONS[self.precision]
