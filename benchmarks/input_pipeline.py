@@ -14,8 +14,11 @@ from PIL import Image
 from vissl.data import build_dataset, get_collator
 
 from pirl_plugin import host
+from pirl_plugin.collator import pirl_collator
 from pirl_plugin.demo_data import bundled_photos
+from pirl_plugin.image_files import list_images, load_pixels
 from pirl_plugin.launcher import compose
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 
 TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
 VARIANTS = {
@@ -61,6 +64,29 @@ def reader(overrides: list[str], photos: Path, batch: int) -> Callable[[], objec
     return read
 
 
+def breakdown(photos: Path, batch: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a batch of each stage of the plugin's pipeline, in the worker's order."""
+    task, files = PRETEXT_TRANSFORMS["jigsaw_patch_transform"](normalize_on="device"), list_images(photos)[:batch]
+    images = [load_pixels(file) for file in files]
+    crops = [task.crops(image) for image in images]
+    drawn = [task.draw_photometric(None) for _ in images]
+    samples = [{"images": a[0], "pretext": b, "data_idx": [0], "data_valid": [1]} for a, b in crops]
+
+    def augment() -> None:
+        for (image, pretext), parameters in zip(crops, drawn, strict=True):
+            task.augment(image, parameters[:1])
+            task.augment(pretext, parameters[1:])
+
+    stages = {
+        "read and decode": lambda: [load_pixels(file) for file in files],
+        "crop, cut, permute": lambda: [task.crops(image) for image in images],
+        "draw photometric parameters": lambda: [task.draw_photometric(None) for _ in images],
+        "photometric augmentation": augment,
+        "collate": lambda: pirl_collator(samples),
+    }
+    return alternate(stages, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=64)
@@ -77,14 +103,17 @@ def main() -> None:
             name: reader(overrides, Path(folder, "photos"), options.batch) for name, overrides in VARIANTS.items()
         }
         seconds = alternate(readers, options.repeats)
+        stages = breakdown(Path(folder, "photos"), options.batch, options.repeats)
     vissl = median_ms(seconds["VISSL"]) / options.batch
     rows = [["one core", "ms a sample", "samples/s", "faster"]]
     for name, values in seconds.items():
         one = median_ms(values) / options.batch
         rows.append([name, f"{one:.2f}", f"{1000 / one:.0f}", f"{vissl / one:.1f}x"])
     print_table(f"500x375 JPEGs of {bytes_a_photo / 1024:.0f} KiB, 224 + 9x64, read to collated; medians", rows)
+    rows = [["stage", "ms a sample"], *([name, f"{median_ms(v) / options.batch:.2f}"] for name, v in stages.items())]
+    print_table("Where a worker's time goes", rows)
     settings = {"photos": options.photos, "batch": options.batch, "bytes_a_photo": float(bytes_a_photo)}
-    write_json(options.output, {"settings": settings, "batch_seconds": seconds})
+    write_json(options.output, {"settings": settings, "batch_seconds": seconds, "stage_seconds": stages})
 
 
 if __name__ == "__main__":

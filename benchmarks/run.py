@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("objective",)
+PARTS = ("objective", "input_pipeline", "training_step")
 
 
 def main() -> None:

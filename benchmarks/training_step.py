@@ -16,16 +16,23 @@ from classy_vision.losses import build_loss
 from input_pipeline import TRANSFORM, make_photos, reader
 from measuring import alternate, machine, median_ms, print_table, write_json
 from vissl.trainer.train_steps import get_train_step
+from vissl.trainer.train_steps.standard_train_step import construct_sample_for_model
 from vissl.trainer.trainer_main import build_task
 
 from pirl_plugin.launcher import compose
+from pirl_plugin.train_step import channels_last
 
 STEP = "config.TRAINER.PIRL_TRAIN_STEP"
-OURS = ["config=pretrain/pirl/jigsaw_8node", "config.LOSS.pirl_loss.negatives=shared"]
+# VISSL's loss is the NPID form.
+OURS = [
+    "config=pretrain/pirl/jigsaw_8node",
+    "config.LOSS.pirl_loss.contrast=npid",
+    "config.LOSS.pirl_loss.negatives=shared",
+]
 VARIANTS = {
     "VISSL, float32": ["config=pretrain/pirl/pirl_jigsaw_4node_resnet50"],
     "float32": OURS,
-    "float32, per_image": OURS[:1],
+    "float32, per_image": OURS[:2],
     "bfloat16": [*OURS, f"{STEP}.precision=bfloat16"],
     "bfloat16, augmented on the device": [*OURS, f"{STEP}.precision=bfloat16", f"+{TRANSFORM}.augment_on=device"],
 }
@@ -44,10 +51,8 @@ class Batches:
         return 10**9
 
 
-def stepper(
-    overrides: list[str], photos: Path, batch: int, rows: int, device: str
-) -> tuple[Callable[[], None], Callable[[], float]]:
-    """A function that runs a step of VISSL's trainer, and one that tells the last loss."""
+def build(overrides: list[str], photos: Path, batch: int, rows: int, device: str) -> tuple[Any, Callable[[], None]]:
+    """A task of VISSL's trainer, and a function that runs a step of it."""
     data = [f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.MACHINE.DEVICE={device}"]
     config = compose([*overrides, *data, f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch}"], check=False)
     config.OPTIMIZER.param_schedulers.lr.start_value = 0.001  # the same images over and over
@@ -70,7 +75,26 @@ def stepper(
         task.losses.clear()
         function(task)
 
-    return step, lambda: float(task.last_batch.loss)
+    return task, step
+
+
+def parts(task: Any) -> dict[str, Callable[[], object]]:
+    """What a step consists of, to be run alone: the rest of it is the optimiser and what is between."""
+    sample = construct_sample_for_model(next(task.data_iterator), task)
+    target, dtype = sample["target"], task.step_settings.autocast_dtype
+
+    def network() -> list[torch.Tensor]:
+        with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
+            return task.base_model(channels_last(task.prepare_inputs(sample)))
+
+    outputs = [output.detach().requires_grad_() for output in network()]
+    return {
+        "finish the views": lambda: channels_last(task.prepare_inputs(sample)),
+        "and the network, forward": network,
+        "and its backward": lambda: sum(output.float().sum() for output in network()).backward(),
+        "loss, both ways, and bank": lambda: task.base_loss(outputs, target).backward(),
+        "optimiser": lambda: task.optimizer.step(where=task.where),
+    }
 
 
 def main() -> None:
@@ -83,31 +107,47 @@ def main() -> None:
     device = "gpu" if torch.cuda.is_available() else "cpu"
     batch = options.batch or (256 if device == "gpu" else 8)
     print(machine())
-    steps, losses, memory = {}, {}, {}
+    tasks, steps, first, memory = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder, "photos")
         make_photos(photos / "all", 2 * batch)
         for name, overrides in VARIANTS.items():
             print(f"building {name} ...", flush=True)
-            steps[name], losses[name] = stepper(overrides, photos, batch, options.rows, device)
-        if device == "gpu":
-            for name, step in steps.items():
+            tasks[name], steps[name] = build(overrides, photos, batch, options.rows, device)
+        for name, step in steps.items():
+            if device == "gpu":
                 torch.cuda.reset_peak_memory_stats()
-                step()
+            step()
+            first[name] = float(tasks[name].last_batch.loss)
+            if device == "gpu":
                 memory[name] = torch.cuda.max_memory_allocated()
         seconds = alternate(steps, options.repeats)
-    last = {name: loss() for name, loss in losses.items()}
-    if not all(np.isfinite(list(last.values()))):
-        raise RuntimeError(f"A loss is not finite: {last}")
+        last = {name: float(task.last_batch.loss) for name, task in tasks.items()}
+        shares = {name: alternate(parts(tasks[name]), 3) for name in ("float32", "bfloat16")}
+    if not all(np.isfinite([*first.values(), *last.values()])):
+        raise RuntimeError(f"A loss is not finite: {first}, {last}")
     vissl = median_ms(seconds["VISSL, float32"])
-    rows = [["step", "ms", "images/s", "faster", "loss", *(["peak GB"] if memory else [])]]
+    rows = [["step", "ms", "images/s", "faster", "first loss", "last", *(["peak GB"] if memory else [])]]
     for name, values in seconds.items():
         one = median_ms(values)
-        row = [name, f"{one:.0f}", f"{1000 * batch / one:.1f}", f"{vissl / one:.2f}x", f"{last[name]:.2f}"]
+        row = [name, f"{one:.0f}", f"{1000 * batch / one:.1f}", f"{vissl / one:.2f}x"]
+        row += [f"{first[name]:.2f}", f"{last[name]:.2f}"]
         rows.append([*row, *([f"{memory[name] / 1e9:.1f}"] if memory else [])])
     print_table(f"ResNet-50, 224 + 9x64, B = {batch}, |D| = {options.rows:,}, N = 32,000; medians", rows)
+    rows = [
+        ["part, ms", *shares],
+        *([part, *(f"{median_ms(v[part]):.0f}" for v in shares.values())] for part in shares["float32"]),
+    ]
+    print_table("Where a step's time goes", rows)
     settings = {"batch": batch, "rows": options.rows, "device": device}
-    write_json(options.output, {"settings": settings, "seconds": seconds, "losses": last, "peak_bytes": memory})
+    results = {
+        "seconds": seconds,
+        "first_losses": first,
+        "last_losses": last,
+        "peak_bytes": memory,
+        "part_seconds": shares,
+    }
+    write_json(options.output, {"settings": settings, **results})
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ def draw_crop_box(
     return left, top, left + crop_width, top + crop_height
 
 
+def largest_reduction(width: int, height: int, scale: tuple[float, float], size: int) -> float:
+    """How many times smaller an image may be decoded with no crop of draw_crop_box left smaller than `size`.
+
+    Below 1 where some crop of the whole image is smaller already.
+    """
+    smallest = math.sqrt(width * height * scale[0] * ASPECT_RATIO[0])
+    return min(smallest, width, height) / size
+
+
 def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
     """(width, height) of a PIL image or of a tensor [..., H, W]."""
     return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else image.size

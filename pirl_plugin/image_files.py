@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,14 +115,25 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
         return image.convert("RGB")
 
 
-def load_pixels(path: str | os.PathLike) -> Tensor:
-    """`load_rgb` as a tensor uint8 [3, H, W], channels last in memory; usual JPEG files without going through PIL."""
+def load_pixels(
+    path: str | os.PathLike, largest_reduction: Callable[[int, int], float] = lambda width, height: 1.0
+) -> Tensor:
+    """`load_rgb` as a tensor uint8 [3, H, W], channels last in memory; usual JPEG files without going through PIL.
+
+    Args:
+        largest_reduction: (width, height) -> how many times smaller the image may be; a JPEG is then decoded to 1/2,
+            1/4 or 1/8 of its size, which takes a fraction of the time.
+    """
     with open(path, "rb") as file:
         data = file.read()
     if data.startswith(b"\xff\xd8"):
         with contextlib.suppress(ValueError):  # whatever is wrong with it, PIL decides
-            if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
-                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "Gray"):
+                reduction = largest_reduction(width, height)
+                factor = next((factor for factor in (8, 4, 2) if factor <= reduction), 1)
+                smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", **smallest)).permute(2, 0, 1)
     return torch.from_numpy(np.array(load_rgb(path))).permute(2, 0, 1)
 
 
@@ -145,7 +156,8 @@ class ImageFiles:
         logging.info(f"{split}: {len(self.files)} images in {path}")
         data = cfg["DATA"][split]
         transforms = data.get("TRANSFORMS")
-        self.for_pretext = bool(transforms) and transforms[0]["name"] in PRETEXT_TRANSFORMS
+        pretext = PRETEXT_TRANSFORMS.get(transforms[0]["name"]) if transforms else None
+        self.pretext = None if pretext is None else pretext.from_config(transforms[0])
         if data["DROP_LAST"] and len(files) < data["BATCHSIZE_PER_REPLICA"] * world_size():
             raise ConfigError(
                 f"{path} holds {len(files)} images, fewer than one batch of BATCHSIZE_PER_REPLICA "
@@ -176,11 +188,14 @@ class ImageFiles:
     def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
         path = os.fsdecode(self.files[index])
         try:
-            return (load_pixels if self.for_pretext else load_rgb)(path), True
+            if self.pretext is None:
+                return load_rgb(path), True
+            return load_pixels(path, self.pretext.largest_reduction), True
         except Exception as error:  # whatever a broken file makes PIL raise
             logging.warning(f"Unreadable image {path}: {type(error).__name__}: {error}")
-            grey = Image.new("RGB", (64, 64), (128, 128, 128))
-            return (torch.full((3, 64, 64), 128, dtype=torch.uint8) if self.for_pretext else grey), False
+            if self.pretext is None:
+                return Image.new("RGB", (64, 64), (128, 128, 128)), False
+            return torch.full((3, 64, 64), 128, dtype=torch.uint8), False
 
 
 vissl_data.DATASET_SOURCE_MAP["image_files"] = ImageFiles

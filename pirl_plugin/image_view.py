@@ -21,5 +21,8 @@ class ImageViewTransform(PretextTransform):
     def num_views(self) -> int:
         return 0
 
+    def pretext_reduction(self, width: int, height: int) -> float:
+        return float("inf")
+
     def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.empty(0, 3, self.image_crop_size, self.image_crop_size, dtype=torch.uint8)

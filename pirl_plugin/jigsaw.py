@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.crops import draw_crop_box, image_size, resized_crop
+from pirl_plugin.crops import draw_crop_box, image_size, largest_reduction, resized_crop
 from pirl_plugin.permutations import permutation_set
 from pirl_plugin.pretext import PretextTransform, draw_number, register_pretext
 from pirl_plugin.validation import ConfigError, check_integer, check_interval
@@ -96,6 +96,9 @@ class JigsawPatchTransform(PretextTransform):
     @property
     def num_views(self) -> int:
         return self.grid_size**2
+
+    def pretext_reduction(self, width: int, height: int) -> float:
+        return largest_reduction(width, height, self.patch_crop_scale, self.patch_crop_size)
 
     def draw_permutation(self, generator: torch.Generator | None) -> Tensor:
         """A permutation, uniformly from T: int64 [n], which patch comes at each place."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from vissl.data.ssl_transforms import ssl_transforms_wrapper
 
 from pirl_plugin import fast_photometric, photometric
-from pirl_plugin.crops import draw_crop_box, image_size, resized_crop
+from pirl_plugin.crops import draw_crop_box, image_size, largest_reduction, resized_crop
 from pirl_plugin.photometric import PhotometricSettings
 from pirl_plugin.validation import (
     ConfigError,
@@ -116,6 +116,15 @@ class PretextTransform(ClassyTransform):
         Returns:
             uint8 [V, 3, h, w], quickest where the channels are last in memory.
         """
+
+    def pretext_reduction(self, width: int, height: int) -> float:
+        """How many times smaller than width x height an image may be given to `pretext_views`; 1 for not at all."""
+        return 1.0
+
+    def largest_reduction(self, width: int, height: int) -> float:
+        """How many times smaller an image may be decoded without any view losing a pixel of its own."""
+        own = largest_reduction(width, height, self.image_crop_scale, self.image_crop_size)
+        return min(own, self.pretext_reduction(width, height))
 
     def image_view(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
         """A RandomResizedCrop of the image: uint8 [3, size, size]."""
@@ -243,6 +252,9 @@ class SingleViewTransform(PretextTransform):
         box = draw_crop_box(*image_size(image), self.pretext_crop_scale, generator=generator)
         view = resized_crop(image, box, self.pretext_crop_size)
         return self.transform(view, generator).unsqueeze(0)
+
+    def pretext_reduction(self, width: int, height: int) -> float:
+        return largest_reduction(width, height, self.pretext_crop_scale, self.pretext_crop_size)
 
     @abstractmethod
     def transform(self, view: Tensor, generator: torch.Generator | None) -> Tensor:

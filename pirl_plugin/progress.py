@@ -88,7 +88,7 @@ class ProgressHook(Hook):
         self.images += task.get_global_batchsize()
         self.input_wait += last.input_wait
         if task.iteration % task.config["LOG_FREQUENCY"] == 0:
-            self._say(task, task.iteration + 1)
+            self._say(task, task.iteration + 1, fresh=True)
 
     def on_step(self, task: Any) -> None:
         if self.bar is not None:
@@ -102,7 +102,7 @@ class ProgressHook(Hook):
 
     def on_phase_end(self, task: Any) -> None:
         if self.losses:
-            self._say(task, task.iteration)
+            self._say(task, task.iteration, fresh=False)
 
     def on_end(self, task: Any) -> None:
         self._close()
@@ -155,7 +155,8 @@ class ProgressHook(Hook):
         self.losses, self.indices = [], []
         return float(np.mean(everywhere)), dict(zip(report, reported, strict=True))
 
-    def _say(self, task: Any, done: int) -> None:
+    def _say(self, task: Any, done: int, fresh: bool) -> None:
+        """Say where the run is; `fresh`: whether the report of pirl_loss is of the step just done."""
         loss, report = self._read(task, done)
         row = self.row(task, loss, done)
         self.images, self.input_wait, self.since = 0, 0.0, time.perf_counter()
@@ -168,10 +169,14 @@ class ProgressHook(Hook):
             f"images/s, {row['step_ms']:.0f} ms a step, {100 * row['input_wait_share']:.0f}% of it waiting for images, "
             f"{row['memory_mb']:.0f} MB, {left} left"
         )
-        logging.info("; ".join(f"{key}: {value:.4f}" for key, value in report.items()))
+        names = list(report)
+        if fresh:
+            logging.info("; ".join(f"{key}: {value:.4f}" for key, value in report.items()))
+        else:
+            report = {}
         row |= report
         with (self.folder / "progress.csv").open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, list(dict.fromkeys([*row, *names])))
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)

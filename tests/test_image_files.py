@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from pirl_plugin.collator import IGNORED, pirl_collator
-from pirl_plugin.image_files import ImageFiles, list_images, load_rgb
+from pirl_plugin.crops import draw_crop_box, resized_crop
+from pirl_plugin.image_files import ImageFiles, list_images, load_pixels, load_rgb
+from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.validation import ConfigError
 
 
@@ -136,3 +138,55 @@ def test_a_batch_of_which_nothing_was_read_is_kept_but_ignored():
 def test_a_batch_of_one_keeps_its_dimensions():
     batch = pirl_collator([sample(5, True, 0)])
     assert batch["image_index"][0].shape == (1,) and batch["images"][0].shape == (1, 3, 4, 4)
+
+
+def test_usual_jpegs_are_decoded_to_the_levels_of_pil_and_others_by_it(tmp_path, make_photo):
+    photo = make_photo(3, 90, 61)
+    for name, image, settings in (
+        ("colour.jpg", photo, {"quality": 90}),
+        ("grey.jpg", photo.convert("L"), {"quality": 90}),
+        ("progressive.jpg", photo, {"quality": 90, "progressive": True}),
+        ("cmyk.jpg", photo.convert("CMYK"), {"quality": 90}),
+        ("png.jpg", photo, {"format": "PNG"}),
+    ):
+        image.save(tmp_path / name, **settings)
+        pixels = load_pixels(tmp_path / name)
+        assert pixels.dtype == torch.uint8 and pixels.permute(1, 2, 0).is_contiguous()
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(load_rgb(tmp_path / name)))
+
+
+def test_a_broken_jpeg_is_broken_for_the_fast_decoder_too(tmp_path, make_photo):
+    make_photo(3, 90, 61).save(tmp_path / "x.jpg", quality=90)
+    whole = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        load_pixels(tmp_path / "x.jpg")
+
+
+def test_large_photos_are_decoded_smaller_where_no_view_loses_a_pixel(tmp_path, make_photo):
+    photo = make_photo(3, 2400, 1600)
+    photo.save(tmp_path / "x.jpg", quality=95)
+    task = PRETEXT_TRANSFORMS["jigsaw_patch_transform"]()
+    pixels = load_pixels(tmp_path / "x.jpg", task.largest_reduction)
+    assert pixels.shape == (3, 800, 1200)  # the smallest crop has 8% of the area: 453 x 679, at half size 226
+    small = PRETEXT_TRANSFORMS["jigsaw_patch_transform"](image_crop_size=32, patch_crop_size=63, patch_size=16)
+    assert load_pixels(tmp_path / "x.jpg", small.largest_reduction).shape == (3, 200, 300)
+    assert load_pixels(tmp_path / "x.jpg").shape == (3, 1600, 2400)
+    make_photo(3, 500, 375).save(tmp_path / "y.jpg", quality=95)
+    assert load_pixels(tmp_path / "y.jpg", task.largest_reduction).shape == (3, 375, 500)
+    # The same view, whether the photo was decoded whole or at half size.
+    whole = resized_crop(load_pixels(tmp_path / "x.jpg"), (400, 300, 1400, 1200), 224)
+    half = resized_crop(pixels, (200, 150, 700, 600), 224)
+    assert (whole.int() - half.int()).abs().float().mean() < 1
+
+
+@pytest.mark.parametrize("name", sorted(PRETEXT_TRANSFORMS))
+def test_no_crop_of_a_reduced_photo_is_smaller_than_its_view(name):
+    task = PRETEXT_TRANSFORMS[name]()
+    generator = torch.Generator().manual_seed(0)
+    for width, height in ((3000, 2000), (900, 2700), (640, 640)):
+        reduction = max(1.0, task.largest_reduction(width, height))
+        size = round(width / reduction), round(height / reduction)
+        for _ in range(200):
+            left, top, right, bottom = draw_crop_box(*size, task.image_crop_scale, generator=generator)
+            assert reduction == 1 or min(right - left, bottom - top) >= task.image_crop_size - 1
