@@ -49,6 +49,8 @@ def complete(config: DictConfig) -> None:
             with open_dict(transform):
                 own_step = config.TRAINER.TRAIN_STEP_NAME == "pirl_train_step"
                 transform["normalize_on"] = "device" if own_step else "workers"
+                if own_step and transform.get("seed") is None:
+                    transform["seed"] = config.SEED_VALUE
     if config.TRAINER.get("PIRL_TRAIN_STEP", {}).get("precision") == "float16":
         config.MODEL.AMP_PARAMS.USE_AMP, config.MODEL.AMP_PARAMS.AMP_TYPE = True, "pytorch"  # VISSL's loss scaling
     if config.MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING:

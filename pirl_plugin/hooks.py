@@ -8,14 +8,16 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 from classy_vision.hooks import ClassyHook
 from vissl.config import AttrDict
-from vissl.hooks import SSLTensorboardHook, default_hook_generator
+from vissl.hooks import SSLTensorboardHook, default_hook_generator, log_hooks
 from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
 from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutputHook
 from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin import sharded_memory_bank
+from pirl_plugin.checkpoint_files import AtomicCheckpointWriter
 from pirl_plugin.distributed import barrier, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.hook import Hook
+from pirl_plugin.preemption import PreemptionHook
 from pirl_plugin.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.step_settings import StepSettings
 
@@ -96,6 +98,10 @@ class ShardsHook(Hook):
         due = is_checkpoint_phase(number, frequency, task.train_phase_idx, task.num_train_phases, mode)
         if not task.train or not (due or last):
             return
+        self.save(task, mode, number)
+
+    def save(self, task, mode: str, number: int) -> None:
+        """Write the shards of the checkpoint model_{mode}{number}; every rank must."""
         bank = task.base_loss.memory_bank
         bank.save_shard(f"model_{mode}{number}")
         barrier()
@@ -136,4 +142,14 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
     progress = ProgressHook(get_checkpoint_folder(config), settings.wandb_project)
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
-    return [progress, *own, *kept, WholeCheckpointHook(world_size)]
+    AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
+    log_hooks.CheckpointWriter = AtomicCheckpointWriter
+    writer = WholeCheckpointHook(world_size)
+    shards = [hook for hook in own if isinstance(hook, ShardsHook)]
+
+    def checkpoint(task) -> None:
+        for hook in shards:
+            hook.save(task, "iteration", task.iteration)
+        writer.checkpoint_now(task)
+
+    return [progress, *own, *kept, writer, PreemptionHook(checkpoint)]

@@ -1,24 +1,31 @@
 """`run_distributed_engines.py config=...`: VISSL's launcher with the plugin registered in every process.
 
-Takes all that VISSL's takes: overrides, +config/... , engine_name=extract_features, SLURM; and, beside it,
-sweeps (key=a,b,c). The import at top level is what registers the plugin in spawned ranks and workers.
+As a script of torchrun, too. Takes all that VISSL's takes: overrides, +config/... , engine_name=extract_features,
+SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plugin in spawned ranks and workers.
 """
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
+import os
 import subprocess
 import sys
 from typing import Any
 
+import torch
+from torch.distributed import PrefixStore, rendezvous
+from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
 from vissl.utils import distributed_launcher
-from vissl.utils.checkpoint import get_checkpoint_folder
+from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
 from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import (
+    checkpoint_files,
     composition,
     host,
+    preemption,
     registration,  # noqa: F401  (registers the plugin in every process that imports this)
     sharded_memory_bank,
 )
@@ -26,6 +33,8 @@ from pirl_plugin.config_check import check_machine
 from pirl_plugin.hooks import hook_generator
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchrun started
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: the first batches of a large data set take their time
 _vissl_worker = distributed_launcher._distributed_worker
 
 
@@ -55,9 +64,52 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     if bank is not None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
-    distributed_launcher.launch_distributed(
-        cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
+    distributed_launcher.get_resume_checkpoint = checkpoint_files.newest
+    if TORCHRUN in os.environ:
+        _one_rank(config, engine_name)
+        return
+    if config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1:  # else the rank is this process
+        preemption.forward_signals()
+    try:
+        distributed_launcher.launch_distributed(
+            cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
+        )
+    except ProcessExitedException as error:
+        if error.exit_code == preemption.EXIT_CODE:
+            raise SystemExit(preemption.EXIT_CODE) from error
+        raise ConfigError(
+            f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. The same command "
+            f"goes on from the last checkpoint."
+        ) from error
+
+
+def torchrun_overrides() -> list[str]:
+    """The nodes and processes that torchrun started, as overrides; none without torchrun."""
+    if TORCHRUN not in os.environ:
+        return []
+    nodes, processes = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    return [f"config.DISTRIBUTED.NUM_NODES={nodes}", f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}"]
+
+
+def _one_rank(config: AttrDict, engine_name: str) -> None:
+    """This process is a rank that torchrun started: VISSL's launcher would start its own."""
+    distributed_launcher.setup_logging(__name__)
+    folder = get_checkpoint_folder(config)
+    if is_training_finished(config, checkpoint_folder=folder):
+        return
+    local_rank, node = int(os.environ["LOCAL_RANK"]), int(os.environ["GROUP_RANK"])
+    if config.MACHINE.DEVICE == "gpu":
+        torch.cuda.set_device(local_rank)
+    store, rank, world_size = next(rendezvous("env://"))
+    # torchrun may give all attempts one store, in which the addresses of ended processes still are.
+    store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(
+        config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
+    checkpoint = [checkpoint_files.newest(config, folder) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(checkpoint)
+    arguments = (node, "env://", engine_name, checkpoint[0], folder, hook_generator)
+    distributed_worker(local_rank, config, *arguments)
 
 
 class SlurmJob:
@@ -118,7 +170,7 @@ def run(overrides: list[str]) -> None:
             if code:
                 raise SystemExit(code)
         return
-    whole = composition.compose(runs[0], write_config=True)
+    whole = composition.compose([*runs[0], *torchrun_overrides()], write_config=True)
     if whole.config.SLURM.USE_SLURM:
         launch_on_slurm(whole.config, whole.engine_name)
     else:

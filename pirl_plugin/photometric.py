@@ -110,7 +110,7 @@ def autocontrast(views: Tensor) -> Tensor:
 
 
 def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
-    """Blur each view with its own standard deviation `sigmas` [V] > 0, in pixels (reflected border)."""
+    """Blur each view with its own standard deviation `sigmas` [V] > 0 (on the CPU), in pixels (reflected border)."""
     from torchvision.transforms.v2.functional import gaussian_blur as blur_one
 
     largest = (min(views.shape[-2:]) - 1) // 2
@@ -231,8 +231,7 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
         places = np.flatnonzero(which)
         return torch.from_numpy(places).to(views.device, non_blocking=True) if len(places) else None
 
-    columns = {name: torch.from_numpy(np.array(parameters[name])) for name in ("bits", "sharpness", "sigma")}
-    columns["factors"] = torch.from_numpy(np.array(parameters["factors"]))
+    columns = {name: torch.from_numpy(np.array(parameters[name])) for name in ("bits", "sharpness", "factors")}
     columns["thresholds"] = torch.from_numpy(parameters["thresholds"].astype(np.int64))
     columns = {name: value.to(views.device, non_blocking=True) for name, value in columns.items()}
     for step in range(4):
@@ -251,7 +250,8 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
         views[some] = to_grayscale(views[some])
     some = chosen(parameters["blur"])
     if some is not None:
-        views[some] = gaussian_blur(views[some], columns["sigma"][some] * views.shape[-1])
+        sigmas = parameters["sigma"][parameters["blur"]] * views.shape[-1]  # on the host, as the kernels' sizes
+        views[some] = gaussian_blur(views[some], torch.from_numpy(sigmas))
     some = chosen(parameters["flip"])
     if some is not None:
         views[some] = views[some].flip(-1)

@@ -11,7 +11,9 @@ the worker drew, to `pirl_train_step`, and so does `normalize_on: device` the no
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+import struct
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -69,6 +71,11 @@ class PretextTransform(ClassyTransform):
         mean, std: per-channel normalisation of all views (levels in [0, 1]).
         augment_on: `workers`, or `device`: photometric augmentation in the training step.
         normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
+        seed: what is done to an image depends on (seed, epoch, index of the image) alone (the launcher fills in
+            SEED_VALUE for `pirl_train_step`); None draws from PyTorch's global generator.
+
+    Attributes:
+        epoch: the training task sets it.
     """
 
     name: ClassVar[str]
@@ -83,7 +90,10 @@ class PretextTransform(ClassyTransform):
         std: Sequence[float] = IMAGENET_STD,
         augment_on: str = "workers",
         normalize_on: str = "workers",
+        seed: int | None = None,
     ) -> None:
+        self.seed = None if seed is None else check_integer(seed, f"{self.name}.seed", 0)
+        self.epoch = 0
         self.augment_on = check_choice(augment_on, ("workers", "device"), f"{self.name}.augment_on")
         self.normalize_on = check_choice(normalize_on, ("workers", "device"), f"{self.name}.normalize_on")
         if (augment_on, normalize_on) == ("device", "workers"):
@@ -180,7 +190,8 @@ class PretextTransform(ClassyTransform):
         With augment_on `device` also `photometric`, the drawn parameters of the 1 + V views.
         """
         (image,) = sample.pop("data")
-        crops, parameters = self.crops(image), self.draw_photometric(None)
+        generator = None if self.seed is None else sample_generator(self.seed, self.epoch, int(sample["data_idx"][0]))
+        crops, parameters = self.crops(image, generator), self.draw_photometric(generator)
         if self.augment_on == "workers":
             crops = self._on_each(self.augment, crops, parameters)
         else:
@@ -267,6 +278,12 @@ def _warn_once_of_opencv() -> None:
         "OpenCV is not installed: images are augmented by PyTorch's operations, several times slower; pip install "
         "opencv-python-headless, or set augment_on to device."
     )
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The generator of image `index` in an epoch: unrelated to that of any other image or epoch."""
+    digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def draw_number(count: int, generator: torch.Generator | None) -> int:

@@ -35,6 +35,10 @@ class WholeCheckpointHook(LogLossMetricsCheckpointHook):
 
     on_forward = LogLossMetricsCheckpointHook._noop
 
+    def checkpoint_now(self, task: Any) -> None:
+        """Write model_iteration{N}.torch, whatever CHECKPOINT_ITER_FREQUENCY says."""
+        self._checkpoint_model(task, mode_frequency=1, mode_num=task.iteration, mode="iteration")
+
 
 class ProgressHook(Hook):
     """Reads the losses of the last steps, stops where one is not finite, and says where the run is.
@@ -80,6 +84,8 @@ class ProgressHook(Hook):
 
     def on_phase_start(self, task: Any) -> None:
         self._forget()
+        if task.start_iter:
+            task.learning_rate_of_the_epoch()
 
     def on_update(self, task: Any) -> None:
         last = task.last_batch

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import functools
+import signal
 from typing import Any
 
 import torch
 from classy_vision.tasks import register_task
 from torch import Tensor
+from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS, PretextTransform
+from pirl_plugin.sampler import ShuffledSampler
 from pirl_plugin.step_settings import StepSettings
+from pirl_plugin.validation import ConfigError
+
+
+def leave_signals_to_the_rank(worker: int) -> None:
+    """For a loader's worker: a signal to the whole job must not end it before its rank has written a checkpoint."""
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 @register_task("pirl_task")
@@ -25,6 +35,7 @@ class PIRLTask(SelfSupervisionTask):
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        self.start_iter = 0
         self.step_settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
 
     @functools.cached_property
@@ -39,6 +50,74 @@ class PIRLTask(SelfSupervisionTask):
         if self.step_settings.compile:
             model.trunk.compile()  # in place: names of weights stay
         return model
+
+    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict[str, Any]:
+        """VISSL's loaders, with a sampler that can go on in the middle of an epoch."""
+
+        def sampler(dataset: Any, config: Any, seed: int) -> ShuffledSampler:
+            return ShuffledSampler(dataset, config["BATCHSIZE_PER_REPLICA"], seed, config["DROP_LAST"])
+
+        return {
+            "train": build_dataloader(
+                dataset=self.datasets["train"],
+                dataset_config=self.config["DATA"]["TRAIN"],
+                num_dataloader_workers=self.config.DATA.NUM_DATALOADER_WORKERS,
+                pin_memory=pin_memory,
+                multi_processing_method=self.config.MULTI_PROCESSING_METHOD,
+                device=self.device,
+                sampler_seed=self.config["SEED_VALUE"],
+                split="train",
+                get_sampler=sampler,
+                worker_init_fn=leave_signals_to_the_rank,
+            )
+        }
+
+    def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
+        super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
+        self.start_iter = start_iter
+        # The workers, which start after this, draw what they do to an image from seed, epoch and the image's index.
+        for transform in self.datasets[phase_type].transform.transforms:
+            if isinstance(getattr(transform, "transform", None), PretextTransform):
+                transform.transform.epoch = epoch
+
+    def prepare(self, pin_memory: bool = False) -> None:
+        super().prepare(pin_memory)
+        if self.checkpoint is not None:
+            self._check_same_batches()
+            # All of it is in model, optimiser and bank by now: VISSL would keep it until the end.
+            kept = ("phase_idx", "train_phase_idx", "iteration", "iteration_num")
+            self.checkpoint = {key: self.checkpoint[key] for key in kept}
+
+    def _check_same_batches(self) -> None:
+        saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
+        now = self._step_identity()
+        for key, value in saved.items():
+            if self.start_iter and value != now[key]:
+                raise ConfigError(
+                    f"The checkpoint is of the middle of an epoch of a run whose {key} was {value}; here it is "
+                    f"{now[key]}, with which the rest of the epoch would be other images: make it {value}, or resume "
+                    f"from the end of an epoch (CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)."
+                )
+
+    def _step_identity(self) -> dict[str, int]:
+        """What must be the same for the rest of an epoch to be the images that are left."""
+        return {
+            "global batch": self.datasets["train"].get_global_batchsize(),
+            "SEED_VALUE": self.config["SEED_VALUE"],
+            "number of images": len(self.datasets["train"]),
+        }
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
+        return {**super().get_classy_state(deep_copy), "pirl_plugin": self._step_identity()}
+
+    def learning_rate_of_the_epoch(self) -> None:
+        """Set the learning rate that the epoch began with, where the run goes on in the middle of one.
+
+        VISSL sets it for where the run is; a schedule by epochs would have another than without the interruption.
+        """
+        per_epoch, batch = self.num_batches_per_phase, self.get_global_batchsize()
+        begun = self.train_phase_idx * per_epoch * batch
+        self.optimizer.on_epoch(begun / batch / (self.get_total_training_phases() * per_epoch))
 
     def prepare_inputs(self, sample: dict[str, Any]) -> Tensor | dict[str, Tensor]:
         """The network's inputs of a batch, augmented and normalised: [B, 3, h, w], or such by name."""

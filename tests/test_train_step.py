@@ -203,7 +203,17 @@ class Waits(TorchDispatchMode):
 
 def test_finishing_a_batch_on_the_device_waits_for_nothing(make_photo):
     task = PRETEXT_TRANSFORMS["rotation_transform"](
-        image_crop_size=32, pretext_crop_size=32, augment_on="device", normalize_on="device"
+        image_crop_size=32,
+        pretext_crop_size=32,
+        augment_on="device",
+        normalize_on="device",
+        photometric={
+            "random_photometric": 0.7,
+            "grayscale": 0.5,
+            "blur": 0.7,
+            "blur_sigma_low": 0.01,
+            "blur_sigma_high": 0.03,
+        },
     )
     batch = batch_of(task, [make_photo(number) for number in range(4)], range(4))
     with Waits() as waits:

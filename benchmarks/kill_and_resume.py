@@ -1,0 +1,155 @@
+"""Kill a run with SIGKILL at random moments and resume it: is the end, bit by bit, that of the run left alone?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from input_pipeline import make_photos
+from measuring import machine, print_table, write_json
+
+from pirl_plugin.checkpoint_files import checkpoints_in
+from pirl_plugin.checkpoints import load_checkpoint
+
+SETTINGS = [
+    "config=pretrain/pirl/jigsaw_small_images_cpu",
+    "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
+    "config.LOSS.pirl_loss.negatives=per_image",
+    "config.LOSS.pirl_loss.num_negatives=32",
+    "config.LOSS.pirl_loss.memory_bank.fill_first=False",
+    "config.OPTIMIZER.num_epochs=3",
+    "config.OPTIMIZER.param_schedulers.lr.update_interval=epoch",
+    "config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=2",
+    "config.CHECKPOINT.KEEP_LAST=3",
+]
+# VISSL's count of its loop, and its list of the losses that this process has seen in the epoch: nothing reads them.
+IGNORED = {"iteration_num", "losses"}
+
+
+def start(folder: Path, photos: Path, processes: int, workers: int) -> subprocess.Popen:
+    """A run in a process group of its own."""
+    own = [
+        f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
+        f"config.CHECKPOINT.DIR={folder}",
+        f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={16 // processes}",
+        f"config.DATA.NUM_DATALOADER_WORKERS={workers}",
+    ]
+    log = folder.with_suffix(".log").open("a")
+    return subprocess.Popen(
+        [sys.executable, "-m", "pirl_plugin.launcher", *SETTINGS, *own],
+        stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Places at which two checkpoints differ in any bit."""
+    if isinstance(one, torch.Tensor):
+        same = one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+        return [] if same else [where]
+    if isinstance(one, dict):
+        if set(one) != set(other):
+            return [f"{where}: {set(one) ^ set(other)}"]
+        return [d for key in one if key not in IGNORED for d in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{where}: {len(one)} and {len(other)}"]
+        return [d for n, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{where}[{n}]")]
+    return [] if one == other else [f"{where}: {one} and {other}"]
+
+
+def final(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("model_final_checkpoint_phase*.torch")
+    return load_checkpoint(path)
+
+
+def finish(folder: Path, *arguments: Any) -> float:
+    """Run to the end; returns seconds from the first step on."""
+    process = start(folder, *arguments)
+    begun = _first_step(folder, process)
+    code = process.wait(300)
+    if code:
+        raise RuntimeError(f"The run in {folder} ended with {code}; see {folder.with_suffix('.log')}")
+    return time.monotonic() - begun
+
+
+def _first_step(folder: Path, process: subprocess.Popen) -> float:
+    """The time of the first step, for which it waits."""
+    while not (folder / "progress.csv").exists() and process.poll() is None:
+        time.sleep(0.005)
+    return time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="in all, over 1 and 2 processes with 0 and 2 workers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill_and_resume.json"))
+    options = parser.parse_args()
+    rng, kinds = random.Random(options.seed), [(1, 0), (2, 2), (1, 2), (2, 0)]
+    print(machine())
+    results, torn = [], 0
+    with tempfile.TemporaryDirectory() as temporary:
+        photos = Path(temporary, "photos")
+        make_photos(photos / "all", 160, 48, 40)
+        references: dict[tuple[int, int], tuple[dict[str, Any], float]] = {}
+        for number in range(options.kills):
+            kind = kinds[number % len(kinds)]
+            if kind not in references:
+                folder = Path(temporary, f"reference_{kind[0]}_{kind[1]}")
+                seconds = finish(folder, photos, *kind)
+                references[kind] = (final(folder), seconds)
+            reference, seconds = references[kind]
+            folder = Path(temporary, f"killed_{number}")
+            process = start(folder, photos, *kind)
+            _first_step(folder, process)
+            moment = rng.uniform(0, 0.95) * seconds
+            during_a_write = rng.random() < 0.3
+            ended = _wait_for(folder, process, moment, during_a_write)
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            torn += bool(list(folder.glob("*.unfinished")))
+            found = checkpoints_in(folder) if folder.is_dir() else []
+            resumed_from = found[-1][0] if found else 0
+            finish(folder, photos, *kind)
+            wrong = differences(reference, final(folder))
+            result = {
+                "processes": kind[0], "workers": kind[1], "seconds_from_first_step": round(moment, 2), "ended_before": ended,
+                "resumed_from_iteration": resumed_from, "differences": wrong,
+            }  # fmt: skip
+            results.append(result)
+            print(f"kill {number + 1} of {options.kills}: {result}", flush=True)
+    equal = sum(not result["differences"] for result in results)
+    rows = [["processes", "workers", "resumed from iterations", "bit-equal at the end"]]
+    for kind in kinds:
+        of_kind = [result for result in results if (result["processes"], result["workers"]) == kind]
+        froms = ", ".join(str(result["resumed_from_iteration"]) for result in of_kind)
+        same = sum(not result["differences"] for result in of_kind)
+        rows.append([*map(str, kind), froms, f"{same} of {len(of_kind)}"])
+    print_table(f"{len(results)} kills, {torn} of them with a checkpoint half written", rows)
+    write_json(options.output, {"kills": results, "during_a_write": torn})
+    sys.exit(equal != len(results))
+
+
+def _wait_for(folder: Path, process: subprocess.Popen, seconds: float, during_a_write: bool) -> bool:
+    """Until the moment to kill; whether the run ended before it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline or (during_a_write and not list(folder.glob("*.unfinished"))):
+        if process.poll() is not None:
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or not there: written beside and renamed, the newest found, old ones deleted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vissl.utils.checkpoint import CheckpointWriter
+
+from pirl_plugin.validation import ConfigError
+
+NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
+
+
+def write_atomically(content: Any, path: Path) -> None:
+    """`torch.save`, so that the file is whole or not there, whatever happens meanwhile.
+
+    Raises:
+        OSError, RuntimeError: where it cannot be written; what was there before is as it was.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+class AtomicCheckpointWriter(CheckpointWriter):
+    """VISSL's, but a file is whole or not there, and a full disk costs a checkpoint, not the run.
+
+    Attributes:
+        keep_last: how many checkpoints that are not the final one are kept; None for all.
+    """
+
+    keep_last: int | None = None
+
+    def save_consolidated_checkpoint(self, content: dict[str, Any]) -> None:
+        content["type"] = "consolidated"
+        folder, name = Path(self.checkpoint_folder), self.get_checkpoint_name()
+        try:
+            write_atomically(content, folder / name)
+        except (OSError, RuntimeError) as error:  # torch.save has a RuntimeError for a full disk
+            reason = " ".join(str(error).split())
+            if self.is_final_train_phase:
+                raise RuntimeError(
+                    f"The final checkpoint {folder / name} could not be written ({reason}); make room and run the same "
+                    f"command again, which goes on from the last whole checkpoint."
+                ) from error
+            logging.error(
+                f"The checkpoint {folder / name} could not be written ({reason}); the last whole one is kept, and the "
+                f"run goes on and tries again when the next is due."
+            )
+            return
+        logging.info(f"Saved checkpoint: {folder / name}")
+        link = folder / "checkpoint.torch.unfinished"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        os.replace(link, folder / "checkpoint.torch")
+        delete_old(folder, self.keep_last)
+
+
+def iteration_of(path: Path) -> int | None:
+    """How many iterations were done when a checkpoint was written; None where the file is not a whole checkpoint."""
+    try:
+        # Maps the file instead of reading it: a torn one has no directory at its end, and fails.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["iteration"]) if isinstance(content, Mapping) else None
+    except Exception as error:
+        logging.warning(f"{path} is not a whole checkpoint and is passed over: {' '.join(str(error).split())[:200]}")
+        return None
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
+    """(iterations done, 1 at the end of an epoch else 0, file) of the whole checkpoints, the newest last."""
+    found = []
+    for path in folder.glob("model_*.torch"):
+        match = NAME.fullmatch(path.name)
+        iteration = iteration_of(path) if match and not match.group(1) else None
+        if iteration is not None:
+            found.append((iteration, int(match.group(2) == "phase"), path))
+    return sorted(found)
+
+
+def newest(config: Any, checkpoint_folder: str) -> str | None:
+    """The checkpoint to resume from, in place of VISSL's choice: the newest whole one, of an iteration or an epoch.
+
+    CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM 2 takes the one before it, and so on.
+    """
+    folder = Path(checkpoint_folder)
+    if not config.CHECKPOINT.AUTO_RESUME or not folder.is_dir():
+        return None
+    found = checkpoints_in(folder)
+    if not found:
+        if list(folder.glob("model_*.torch")):
+            raise ConfigError(f"{folder} has checkpoints, but none that is whole; delete them to start anew.")
+        return None
+    back = max(1, config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)
+    path = found[max(0, len(found) - back)][2]
+    logging.info(f"Resume from file: {path}")
+    return str(path)
+
+
+def delete_old(folder: Path, keep_last: int | None) -> None:
+    """Delete all but the newest `keep_last` checkpoints, by the number in their names; the final one stays."""
+    if keep_last is None:
+        return
+    by_time = sorted(
+        (path for path in folder.glob("model_*.torch") if (m := NAME.fullmatch(path.name)) and not m.group(1)),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    for path in by_time[: max(0, len(by_time) - keep_last)]:
+        path.unlink()
