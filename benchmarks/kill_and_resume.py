@@ -124,8 +124,8 @@ def main() -> None:
             finish(folder, photos, *kind)
             wrong = differences(reference, final(folder))
             result = {
-                "processes": kind[0], "workers": kind[1], "seconds_from_first_step": round(moment, 2), "ended_before": ended,
-                "resumed_from_iteration": resumed_from, "differences": wrong,
+                "processes": kind[0], "workers": kind[1], "seconds_from_first_step": round(moment, 2),
+                "ended_before": ended, "resumed_from_iteration": resumed_from, "differences": wrong,
             }  # fmt: skip
             results.append(result)
             print(f"kill {number + 1} of {options.kills}: {result}", flush=True)
