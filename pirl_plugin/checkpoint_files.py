@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from vissl.utils.checkpoint import CheckpointWriter
 
 from pirl_plugin.validation import ConfigError
@@ -74,10 +75,20 @@ def iteration_of(path: Path) -> int | None:
     try:
         # Maps the file instead of reading it: a torn one has no directory at its end, and fails.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["iteration"]) if isinstance(content, Mapping) else None
+        for shard in _shards(content):
+            with safe_open(str(path.with_name(shard)), framework="pt") as file:
+                file.keys()  # of a torn file there are none
+        return int(content["iteration"])
     except Exception as error:
         logging.warning(f"{path} is not a whole checkpoint and is passed over: {' '.join(str(error).split())[:200]}")
         return None
+
+
+def _shards(content: Any) -> list[str]:
+    """Names of the files that hold the memory bank of a checkpoint, where it is sharded."""
+    loss = content.get("loss") if isinstance(content, Mapping) else None
+    state = loss.get("memory_bank._extra_state") if isinstance(loss, Mapping) else None
+    return list(state.get("shards", [])) if isinstance(state, Mapping) else []
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
@@ -101,7 +112,7 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
         return None
     found = checkpoints_in(folder)
     if not found:
-        if list(folder.glob("model_*.torch")):
+        if any((m := NAME.fullmatch(path.name)) and not m.group(1) for path in folder.glob("model_*.torch")):
             raise ConfigError(f"{folder} has checkpoints, but none that is whole; delete them to start anew.")
         return None
     back = max(1, config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)
@@ -111,7 +122,7 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
 
 
 def delete_old(folder: Path, keep_last: int | None) -> None:
-    """Delete all but the newest `keep_last` checkpoints, by the number in their names; the final one stays."""
+    """Delete all but the `keep_last` checkpoints written last; the final one stays."""
     if keep_last is None:
         return
     by_time = sorted(

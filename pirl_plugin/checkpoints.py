@@ -24,9 +24,7 @@ def read_safely(path: str | Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"There is no checkpoint file at {path}.")
     try:
-        # Old checkpoints of VISSL hold numbers of NumPy, which are plain values.
-        with torch.serialization.safe_globals(_NUMPY_VALUES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
@@ -42,6 +40,8 @@ _NUMPY_VALUES = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")},
 ]
+# Old checkpoints of VISSL hold numbers of NumPy, which are plain values: VISSL's own reading takes them, too.
+torch.serialization.add_safe_globals(_NUMPY_VALUES)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def bank_rows(checkpoint: Any, source: str) -> Tensor:
     Raises:
         ConfigError: where there is none.
     """
-    loss = (checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None) or {}
+    loss = checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None
+    loss = loss if isinstance(loss, Mapping) else {}
     if "memory_bank.rows" in loss:
         return loss["memory_bank.rows"].float()
     if "nce_average.memory" in loss:  # whose first rows are shorter with every rank

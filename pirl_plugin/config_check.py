@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
-from vissl.utils.checkpoint import get_checkpoint_folder, has_checkpoint
+from vissl.utils.checkpoint import get_checkpoint_folder
 
+from pirl_plugin import checkpoint_files
 from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import EXTENSIONS, walk_images
 from pirl_plugin.initial_weights import check_initial_weights
@@ -49,9 +51,10 @@ def complete(config: DictConfig) -> None:
             with open_dict(transform):
                 own_step = config.TRAINER.TRAIN_STEP_NAME == "pirl_train_step"
                 transform["normalize_on"] = "device" if own_step else "workers"
-                if own_step and transform.get("seed") is None:
+                if config.TRAINER.TASK_NAME == "pirl_task" and transform.get("seed") is None:
                     transform["seed"] = config.SEED_VALUE
-    if config.TRAINER.get("PIRL_TRAIN_STEP", {}).get("precision") == "float16":
+    step = config.TRAINER.get("PIRL_TRAIN_STEP")
+    if OmegaConf.is_dict(step) and step.get("precision") == "float16":
         config.MODEL.AMP_PARAMS.USE_AMP, config.MODEL.AMP_PARAMS.AMP_TYPE = True, "pytorch"  # VISSL's loss scaling
     if config.MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING:
         config.DISTRIBUTED.MANUAL_GRADIENT_REDUCTION = True  # DDP would see each parameter twice
@@ -144,7 +147,7 @@ def check_machine(config: Any) -> None:
             f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
             f"config.DISTRIBUTED.BACKEND=gloo."
         )
-    if weights and not has_checkpoint(get_checkpoint_folder(config)):  # else VISSL goes on from that
+    if weights and checkpoint_files.newest(config, get_checkpoint_folder(config)) is None:  # else a run goes on
         check_initial_weights(config)
 
 
@@ -176,6 +179,35 @@ def _check_step(config: Any) -> None:
         raise ConfigError(
             f"TRAINER.TRAIN_STEP_NAME is {trainer.TRAIN_STEP_NAME!r}, but TRAINER.PIRL_TRAIN_STEP asks for more than "
             f"that can do; set it to pirl_train_step."
+        )
+    for key in ("CHECKPOINT_FREQUENCY", "KEEP_LAST", "CHECKPOINT_ITER_FREQUENCY"):
+        value = config.CHECKPOINT.get(key)
+        if not (value is None and key == "KEEP_LAST") and not (value == -1 and key == "CHECKPOINT_ITER_FREQUENCY"):
+            check_integer(value, f"CHECKPOINT.{key}", 1)
+    if not own and config.CHECKPOINT.get("KEEP_LAST") is not None:
+        raise ConfigError(
+            f"CHECKPOINT.KEEP_LAST is {config.CHECKPOINT.KEEP_LAST}, which TRAINER.TRAIN_STEP_NAME "
+            f"{trainer.TRAIN_STEP_NAME!r} does not know; set it to null, or the step to pirl_train_step."
+        )
+    if not own:
+        return
+    for key in ("USE_STATEFUL_DISTRIBUTED_SAMPLER", "USE_DEBUGGING_SAMPLER"):
+        if config.DATA.TRAIN[key]:
+            raise ConfigError(f"DATA.TRAIN.{key} is true, but pirl_task brings its own sampler; set it to false.")
+    if config.MODEL.AMP_PARAMS.USE_AMP and settings.precision != "float16":
+        raise ConfigError(
+            f"MODEL.AMP_PARAMS.USE_AMP is true; with pirl_train_step it is TRAINER.PIRL_TRAIN_STEP.precision that says "
+            f"how to compute ({settings.precision!r} now)."
+        )
+    if settings.accumulation_steps > config.DATA.TRAIN.BATCHSIZE_PER_REPLICA:
+        raise ConfigError(
+            f"TRAINER.PIRL_TRAIN_STEP.accumulation_steps is {settings.accumulation_steps}; a batch of "
+            f"DATA.TRAIN.BATCHSIZE_PER_REPLICA {config.DATA.TRAIN.BATCHSIZE_PER_REPLICA} has at most as many parts."
+        )
+    if settings.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"TRAINER.PIRL_TRAIN_STEP.wandb_project is {settings.wandb_project!r}, but Weights & Biases is not "
+            f"installed; install it with: pip install wandb"
         )
     if settings.precision == "float16" and config.MACHINE.DEVICE != "gpu":
         raise ConfigError(

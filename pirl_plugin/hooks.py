@@ -15,7 +15,7 @@ from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin import sharded_memory_bank
 from pirl_plugin.checkpoint_files import AtomicCheckpointWriter
-from pirl_plugin.distributed import barrier, smallest_and_largest_over_ranks, sum_over_ranks, world_size
+from pirl_plugin.distributed import smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.hook import Hook
 from pirl_plugin.preemption import PreemptionHook
 from pirl_plugin.progress import ProgressHook, WholeCheckpointHook
@@ -103,8 +103,17 @@ class ShardsHook(Hook):
     def save(self, task, mode: str, number: int) -> None:
         """Write the shards of the checkpoint model_{mode}{number}; every rank must."""
         bank = task.base_loss.memory_bank
-        bank.save_shard(f"model_{mode}{number}")
-        barrier()
+        failed = None
+        try:
+            bank.save_shard(f"model_{mode}{number}")
+        except OSError as error:
+            failed = error
+        if sum_over_ranks(torch.tensor(float(failed is not None), device=bank.rows.device)):
+            reason = f" ({failed})" if failed else " on another rank"
+            raise RuntimeError(
+                f"A shard of the checkpoint model_{mode}{number} could not be written{reason}; make room and run the "
+                f"same command again, which goes on from the last whole checkpoint."
+            )
         if is_primary():
             bank.delete_orphans()
 
@@ -148,6 +157,7 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     shards = [hook for hook in own if isinstance(hook, ShardsHook)]
 
     def checkpoint(task) -> None:
+        progress.finish(task)
         for hook in shards:
             hook.save(task, "iteration", task.iteration)
         writer.checkpoint_now(task)

@@ -129,7 +129,8 @@ def load_pixels(
     if data.startswith(b"\xff\xd8"):
         with contextlib.suppress(ValueError):  # whatever is wrong with it, PIL decides
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "Gray"):
+            bomb = Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS
+            if colours in ("YCbCr", "Gray") and not bomb:
                 reduction = largest_reduction(width, height)
                 factor = next((factor for factor in (8, 4, 2) if factor <= reduction), 1)
                 smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}

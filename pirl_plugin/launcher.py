@@ -47,7 +47,7 @@ def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any
     """One rank. That a spawned process must import this function is what registers the plugin in it."""
     # Workers of the data loader then start from a process that has the plugin imported: registered whatever
     # __main__ is, and in a fraction of the time.
-    multiprocessing.set_forkserver_preload(["__main__", "pirl_plugin.registration"])
+    multiprocessing.set_forkserver_preload(["__main__", "pirl_plugin.registration", "pirl_plugin.loader_server"])
     host.register_data_paths(cfg)
     _vissl_worker(local_rank, cfg, *args, **kwargs)
 
@@ -78,8 +78,8 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         if error.exit_code == preemption.EXIT_CODE:
             raise SystemExit(preemption.EXIT_CODE) from error
         raise ConfigError(
-            f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. The same command "
-            f"goes on from the last checkpoint."
+            f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. A training goes on "
+            f"from its last checkpoint by the same command."
         ) from error
 
 

@@ -20,7 +20,7 @@ from pirl_plugin.hook import Hook
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
-GRACE_SECONDS = 50.0  # for the step that is under way
+GRACE_SECONDS = 25.0  # for the step that is under way; torchrun waits for 30
 
 
 class PreemptionHook(Hook):
@@ -40,22 +40,24 @@ class PreemptionHook(Hook):
     def on_start(self, task: Any) -> None:
         # Of the CPU: asking must not wait for a GPU.
         self.group = distributed.new_group(backend="gloo") if world_size() > 1 else None
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        for name in SIGNALS:
-            signal.signal(name, lambda *_: None)  # replaces the default, which would end the process
+        self.timer: threading.Timer | None = None
+        reading, self.writing = os.pipe()
+        os.set_blocking(self.writing, False)
+        # Replaces the default, which would end the process.
+        self.before = {name: signal.signal(name, lambda *_: None) for name in SIGNALS}
         # Python runs handlers between its own instructions; a rank inside a collective has none. Bytes come at once.
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
 
     def _watch(self, reading: int) -> None:
-        while True:
-            if os.read(reading, 1)[0] in SIGNALS and not self.requested.is_set():
+        while byte := os.read(reading, 1):  # none when the other end is closed
+            if byte[0] in SIGNALS and not self.requested.is_set():
                 logging.warning("Asked to stop: a checkpoint is written after this step.")
                 self.timer = threading.Timer(GRACE_SECONDS, self._give_up)
                 self.timer.daemon = True
                 self.timer.start()
                 self.requested.set()
+        os.close(reading)
 
     def _give_up(self) -> None:
         logging.error(f"Asked to stop, but the step did not end within {GRACE_SECONDS:.0f} s; ending without it.")
@@ -69,8 +71,7 @@ class PreemptionHook(Hook):
             asked = bool(anyone)
         if not asked:
             return
-        if self.requested.is_set():
-            self.timer.cancel()
+        self._stop_watching()
         self.checkpoint(task)
         if self.group is not None:
             distributed.barrier(self.group)  # a node that ended would end the others, which may still be writing
@@ -78,9 +79,18 @@ class PreemptionHook(Hook):
         raise SystemExit(EXIT_CODE)
 
     def on_end(self, task: Any) -> None:
+        self._stop_watching()
+
+    def on_exception(self, task: Any) -> None:
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
         signal.set_wakeup_fd(-1)
-        for name in SIGNALS:
-            signal.signal(name, signal.SIG_DFL)
+        os.close(self.writing)
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
 
 
 def forward_signals() -> None:
@@ -91,4 +101,5 @@ def forward_signals() -> None:
             os.kill(child.pid, number)
 
     for name in SIGNALS:
-        signal.signal(name, forward)
+        if signal.getsignal(name) is signal.SIG_DFL:  # else whoever runs this, submitit for one, has plans of its own
+            signal.signal(name, forward)

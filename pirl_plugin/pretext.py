@@ -72,7 +72,7 @@ class PretextTransform(ClassyTransform):
         augment_on: `workers`, or `device`: photometric augmentation in the training step.
         normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
         seed: what is done to an image depends on (seed, epoch, index of the image) alone (the launcher fills in
-            SEED_VALUE for `pirl_train_step`); None draws from PyTorch's global generator.
+            SEED_VALUE where the task is `pirl_task`); None draws from PyTorch's global generator.
 
     Attributes:
         epoch: the training task sets it.

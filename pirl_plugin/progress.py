@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import json
 import logging
 import math
@@ -116,6 +117,11 @@ class ProgressHook(Hook):
     def on_exception(self, task: Any) -> None:
         self._close()
 
+    def finish(self, task: Any) -> None:
+        """Before a run that was asked to stop writes its checkpoint: see that it is sound, and end the live line."""
+        self._read(task, task.iteration)
+        self._close()
+
     def _close(self) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -181,13 +187,10 @@ class ProgressHook(Hook):
         else:
             report = {}
         row |= report
-        with (self.folder / "progress.csv").open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys([*row, *names])))
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-        self.json_lines.json_stdout_logger.write(as_vissl(row, left))
-        self.json_lines.json_stdout_logger.flush()
+        try:
+            self._write(row, list(dict.fromkeys([*row, *names])), left)
+        except OSError as error:  # a full disk must not end the run
+            logging.error(f"The progress could not be written to {self.folder}: {error}")
         if self.bar is not None:
             self.bar.set_postfix_str(
                 f"loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s, "
@@ -201,6 +204,15 @@ class ProgressHook(Hook):
                 writer.add_scalar(key, value, row["iteration"])
         if self.wandb is not None:
             self.wandb.log({**scalars, "epoch": row["epoch"]}, step=row["iteration"])
+
+    def _write(self, row: dict[str, float], names: list[str], left: datetime.timedelta) -> None:
+        with (self.folder / "progress.csv").open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        self.json_lines.json_stdout_logger.write(as_vissl(row, left))
+        self.json_lines.json_stdout_logger.flush()
 
     def row(self, task: Any, loss: float, done: int) -> dict[str, float]:
         """What is said of the steps since the last time, after `done` iterations."""
@@ -237,17 +249,16 @@ def as_vissl(row: dict[str, float], left: datetime.timedelta) -> str:
 
 
 def keep_rows(path: Path, iteration: int) -> None:
-    """Drop the rows of progress.csv beyond `iteration`, where a run that is resumed goes on."""
+    """Drop the rows of progress.csv beyond `iteration`, where a run that is resumed goes on, and torn ones."""
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if int(row["iteration"]) <= iteration]
-        names = reader.fieldnames or []
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+        heading, *rows = list(csv.reader(file)) or [[]]
+    kept = [row for row in rows if len(row) == len(heading) and row[0].isdigit() and int(row[0]) <= iteration]
+    shorter = path.with_suffix(".unfinished")
+    with shorter.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heading, *kept] if heading else [])
+    os.replace(shorter, path)
 
 
 def start_wandb(project: str, config: Any, folder: Path) -> Any:
@@ -265,4 +276,6 @@ def start_wandb(project: str, config: Any, folder: Path) -> Any:
         ) from error
     if not is_primary():
         return None
-    return wandb.init(project=project, config=config.to_dict(), dir=str(folder), resume="allow", id=folder.name)
+    # The same folder goes on with the same run; another folder of that name has another.
+    name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+    return wandb.init(project=project, config=config.to_dict(), dir=str(folder), resume="allow", id=name)

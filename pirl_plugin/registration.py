@@ -10,6 +10,7 @@ host.require_vissl()
 
 # Only for their decorators.
 from pirl_plugin import (  # noqa: E402
+    checkpoints,
     collator,
     covariant_jigsaw,
     heads,
@@ -28,6 +29,7 @@ import_user_modules()
 host.mend_imported()
 
 __all__ = [
+    "checkpoints",
     "collator",
     "covariant_jigsaw",
     "heads",

@@ -122,8 +122,13 @@ class ShardedMemoryBank(MemoryBank):
         path = Path(self.folder, self.shards[self.holder])
         unfinished = path.with_suffix(".unfinished")
         tensors = {"rows": self.rows[: self.num_held].contiguous(), "updated": self.updated[: self.num_held]}
-        save_file(tensors, unfinished)
-        os.replace(unfinished, path)
+        try:
+            save_file(tensors, unfinished)
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def delete_orphans(self) -> None:
         """Delete shard files of `folder` whose checkpoint is not there, but for the last saved; one rank must."""

@@ -16,7 +16,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a training step computes; none changes what is computed, but for rounding.
+    """How a training step computes. What is computed changes by rounding only, but for accumulation_steps.
 
     Attributes:
         precision: of the network's forward and backward: float32, bfloat16, or float16 (GPU only, with VISSL's scaling
@@ -24,7 +24,7 @@ class StepSettings:
         channels_last: memory format of the network and of its inputs.
         compile: torch.compile for the trunk; needs a compiler on the machine.
         accumulation_steps: parts of a batch that go through the network one after the other before the optimiser's
-            step, for a GPU that cannot hold the batch. BatchNorm sees the parts.
+            step, for a GPU that cannot hold the batch. BatchNorm sees the parts; with `npid`, Z follows each part.
         wandb_project: Weights & Biases project for the progress, where one is named.
     """
 

@@ -35,7 +35,7 @@ class PIRLTask(SelfSupervisionTask):
 
     def __init__(self, config) -> None:
         super().__init__(config)
-        self.start_iter = 0
+        self.start_iter = self.resumed_steps = self.epoch_began = 0
         self.step_settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
 
     @functools.cached_property
@@ -74,7 +74,7 @@ class PIRLTask(SelfSupervisionTask):
 
     def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
         super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
-        self.start_iter = start_iter
+        self.start_iter, self.epoch_began = start_iter, self.iteration - start_iter
         # The workers, which start after this, draw what they do to an image from seed, epoch and the image's index.
         for transform in self.datasets[phase_type].transform.transforms:
             if isinstance(getattr(transform, "transform", None), PretextTransform):
@@ -90,13 +90,13 @@ class PIRLTask(SelfSupervisionTask):
 
     def _check_same_batches(self) -> None:
         saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
-        now = self._step_identity()
-        for key, value in saved.items():
-            if self.start_iter and value != now[key]:
+        for key, value in self._step_identity().items():
+            if self.start_iter and saved.get(key, value) != value:
+                value, now = saved[key], value
                 raise ConfigError(
-                    f"The checkpoint is of the middle of an epoch of a run whose {key} was {value}; here it is "
-                    f"{now[key]}, with which the rest of the epoch would be other images: make it {value}, or resume "
-                    f"from the end of an epoch (CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)."
+                    f"The checkpoint is of the middle of an epoch of a run whose {key} was {value}; here it is {now}, "
+                    f"with which the rest of the epoch would be other images: make it {value}, or resume from the end "
+                    f"of an epoch (CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM takes an earlier checkpoint)."
                 )
 
     def _step_identity(self) -> dict[str, int]:
@@ -108,7 +108,26 @@ class PIRLTask(SelfSupervisionTask):
         }
 
     def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
-        return {**super().get_classy_state(deep_copy), "pirl_plugin": self._step_identity()}
+        state = super().get_classy_state(deep_copy)
+        if self.amp_grad_scaler is not None:
+            state["amp"] = self.amp_grad_scaler.state_dict()
+        place = {"epoch": self.train_phase_idx, "steps of the epoch": self.iteration - self.epoch_began}
+        state["pirl_plugin"] = {**self._step_identity(), **place}
+        return state
+
+    def _set_classy_state(self, state: dict[str, Any]) -> None:
+        if self.amp_grad_scaler is None:
+            state.pop("amp", None)  # of a run in float16
+        super()._set_classy_state(state)
+
+    def _compute_start_iter_from_checkpoint(self, phase_type: str) -> int:
+        """Steps of the epoch that are done. VISSL derives them from the number of all steps and of an epoch's now."""
+        saved = (self.checkpoint or {}).get("classy_state_dict", {}).get("pirl_plugin")
+        if saved is not None:
+            # In a checkpoint of an iteration, VISSL's epoch is the last that was finished.
+            finished = self.checkpoint["train_phase_idx"] == saved["epoch"]
+            self.resumed_steps = 0 if finished else saved["steps of the epoch"]
+        return self.resumed_steps
 
     def learning_rate_of_the_epoch(self) -> None:
         """Set the learning rate that the epoch began with, where the run goes on in the middle of one.

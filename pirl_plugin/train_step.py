@@ -57,6 +57,21 @@ def split_batch(inputs: Inputs, target: Tensor, parts: int) -> Iterator[tuple[In
         yield some, target[chosen], max(0, min(end, images) - start) / images
 
 
+def keep_until_used(value: Any) -> None:
+    """Tell the allocator that this stream reads a batch that VISSL's loader copied to the GPU on another.
+
+    Else its memory might be filled with a later batch before the step that reads it has run.
+    """
+    if isinstance(value, Tensor):
+        if value.is_cuda:
+            value.record_stream(torch.cuda.current_stream(value.device))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            keep_until_used(item)
+    elif isinstance(value, dict):
+        keep_until_used(list(value.values()))
+
+
 def channels_last(inputs: Inputs) -> Inputs:
     """The same views, channels last in memory."""
     if isinstance(inputs, dict):
@@ -69,14 +84,15 @@ def pirl_train_step(task: Any) -> Any:
     """One iteration of a `pirl_task` with `pirl_loss`: read a batch, forward, loss, backward, optimiser, hooks.
 
     As VISSL's standard step, but: precision, memory format and accumulation follow TRAINER.PIRL_TRAIN_STEP; the loss is
-    always computed in float32; and nothing waits for the device: losses stay there until `pirl_plugin.progress` reads
-    those of LOG_FREQUENCY steps at once.
+    always computed in float32; and nothing waits for the device (but the scaling of the loss that float16 needs):
+    losses stay there until `pirl_plugin.progress` reads those of LOG_FREQUENCY steps at once.
     """
     settings = task.step_settings
     task.last_batch = SimpleNamespace()
     started = time.perf_counter()
     batch = next(task.data_iterator)
     task.last_batch.input_wait = time.perf_counter() - started
+    keep_until_used(batch)
     sample = construct_sample_for_model(batch, task)
     inputs, target = task.prepare_inputs(sample), sample["target"]
     if settings.channels_last:

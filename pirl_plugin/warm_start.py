@@ -99,7 +99,10 @@ def convert_heads(heads: Mapping[str, Tensor], patch_relu: bool | None = None) -
         )
     image, image_arguments = _projection(heads, "1.0.", "image")
     pretext, pretext_arguments = _projection(heads, "0.0.", "patches")
-    ((_, weight, bias),) = _linears(heads, "0.2.")
+    combining = _linears(heads, "0.2.")
+    if len(combining) != 1:
+        raise ConfigError(f"The head over an image's patches has {len(combining)} Linears; pirl_heads have one.")
+    ((_, weight, bias),) = combining
     dim = pretext_arguments["embedding_dim"]
     if weight.shape[1] % dim or len(weight) != dim:
         raise ConfigError(f"The Linear over an image's patches is {tuple(weight.shape)}; pirl_heads need {dim} rows.")
@@ -129,8 +132,10 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
         ConfigError: where it is not such a checkpoint.
     """
     checkpoint = load_checkpoint(source)
-    model = checkpoint["classy_state_dict"]["base_model"]["model"]
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(source)), str(source))
+    model = checkpoint["classy_state_dict"].get("base_model", {}).get("model", {})
+    if "trunk" not in model or "heads" not in model:
+        raise ConfigError(f"{source} is not a checkpoint of VISSL's PIRL: it has no trunk and heads of its own.")
     converted = convert_heads(model["heads"], patch_relu)
     for arguments, number in ((converted.image, 0), (converted.pretext, 1)):
         prefix = f"{number}."

@@ -248,7 +248,7 @@ def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, p
     os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
     assert process.wait(60) == 1
     last = log_of(folder).strip().splitlines()[-1]
-    assert re.search(r"Error: Rank \d of this node ended with .*SIGKILL.*goes on from the last checkpoint", last), last
+    assert re.search(r"Error: Rank \d of this node ended with .*SIGKILL.*goes on from its last checkpoint", last), last
     assert start(folder, photo_folder, often).wait(200) == 0, log_of(folder)[-3000:]
     assert same(left_alone, final(folder))
 
@@ -300,6 +300,28 @@ def test_the_middle_of_an_epoch_goes_on_with_one_process_but_not_with_another_ba
         ended["iteration"] == expected["iteration"]
         and ended["loss"]["_extra_state"] == expected["loss"]["_extra_state"]
     )
+
+
+@pytest.mark.slow
+def test_the_end_of_an_epoch_goes_on_with_any_batch_and_is_not_done_again(photo_folder, tmp_path):
+    folder, alone = tmp_path / "run", ["config.DISTRIBUTED.NUM_PROC_PER_NODE=1"]
+    process = start(folder, photo_folder, *alone, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8")
+    wait_for(lambda: (folder / "model_phase0.torch").exists(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in [*folder.glob("model_phase[12].torch"), *folder.glob("model_final*")]:
+        path.unlink()
+    other = ["config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=16", "config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=1"]
+    assert start(folder, photo_folder, *alone, *other).wait(200) == 0, log_of(folder)[-3000:]
+    assert final(folder)["iteration"] == 6 + 2 * 3
+    # The iteration checkpoint of an epoch's last step: its epoch is done.
+    for path in [*folder.glob("model_phase*"), *folder.glob("model_final*"), folder / "model_iteration10.torch"]:
+        path.unlink()
+    for number in (11, 12):
+        (folder / f"model_iteration{number}.torch").unlink()
+    assert newest(config_for(folder), str(folder)).endswith("iteration9.torch")
+    assert start(folder, photo_folder, *alone, *other).wait(200) == 0, log_of(folder)[-3000:]
+    assert final(folder)["iteration"] == 12
 
 
 @pytest.mark.slow

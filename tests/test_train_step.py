@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pirl_plugin import photometric
 from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.collator import IGNORED, pirl_collator
 from pirl_plugin.launcher import compose
 from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.photometric import PhotometricSettings
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.progress import keep_rows, start_wandb
 from pirl_plugin.step_settings import StepSettings
@@ -26,7 +28,7 @@ from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER, TRANSFORM = "config.TRAINER", "config.DATA.TRAIN.TRANSFORMS.0"
-OFF = "{brightness: 0, contrast: 0, saturation: 0, hue: 0, random_photometric: 0, grayscale: 0, horizontal_flip: 0}"
+STEP = f"{TRAINER}.PIRL_TRAIN_STEP"
 TINY = [
     "config=pretrain/pirl/jigsaw_small_images_cpu",
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
@@ -67,8 +69,7 @@ def plain(tmp_path_factory, photo_folder) -> tuple[Path, str, dict]:
 @pytest.mark.slow
 def test_vissls_own_step_trains_to_the_same_weights_and_bank(plain, photo_folder, tmp_path):
     _, _, ours = plain
-    standard = [f"{TRAINER}.TRAIN_STEP_NAME=standard_train_step", f"{TRAINER}.TASK_NAME=self_supervision_task"]
-    _, theirs = launch(tmp_path / "standard", photo_folder, *standard)
+    _, theirs = launch(tmp_path / "standard", photo_folder, f"{TRAINER}.TRAIN_STEP_NAME=standard_train_step")
     assert largest_difference(trunk_of(ours), trunk_of(theirs)) < 1e-3
     torch.testing.assert_close(ours["loss"]["memory_bank.rows"], theirs["loss"]["memory_bank.rows"], atol=1e-3, rtol=0)
 
@@ -84,12 +85,13 @@ def test_vissls_own_step_trains_to_the_same_weights_and_bank(plain, photo_folder
 )
 def test_a_run_learns_much_the_same_however_it_computes(plain, photo_folder, tmp_path, settings):
     _, _, reference = plain
-    overrides = [f"{TRAINER}.PIRL_TRAIN_STEP.{key}={value}" for key, value in settings.items()]
+    overrides = [f"{STEP}.{key}={value}" for key, value in settings.items()]
     printed, other = launch(tmp_path / "other", photo_folder, *overrides)
     assert "loss nan" not in printed
     rows, expected = other["loss"]["memory_bank.rows"], reference["loss"]["memory_bank.rows"]
-    tolerance = {"precision": 0.1, "channels_last": 1e-3, "accumulation_steps": 0.3}[next(iter(settings))]
-    assert (rows - expected).abs().mean() < tolerance
+    alike = torch.nn.functional.cosine_similarity(rows, expected).mean()
+    # BatchNorm sees the parts of an accumulated batch; banks that have nothing to do with each other have 0.
+    assert alike > {"precision": 0.95, "channels_last": 0.9999, "accumulation_steps": 0.8}[next(iter(settings))]
     assert other["loss"]["_extra_state"]["steps"] == reference["loss"]["_extra_state"]["steps"] == 6
 
 
@@ -103,12 +105,12 @@ def test_activation_checkpointing_trains(photo_folder, tmp_path):
 @pytest.mark.slow
 def test_augmenting_on_the_device_makes_the_views_of_the_workers_where_nothing_is_augmented(photo_folder, tmp_path):
     """The same crops, the same order, the same normalisation: bit by bit the same weights."""
-    off = f"{TRANSFORM}.photometric={OFF}"
-    _, workers = launch(tmp_path / "workers", photo_folder, off)
-    _, device = launch(tmp_path / "device", photo_folder, off, f"+{TRANSFORM}.augment_on=device",
+    off = [f"{TRANSFORM}.photometric.{key}=0" for key in ("random_photometric", "grayscale", "horizontal_flip")]
+    off.append(f"+{TRANSFORM}.photometric.color_jitter_probability=0")
+    _, workers = launch(tmp_path / "workers", photo_folder, *off)
+    _, device = launch(tmp_path / "device", photo_folder, *off, f"+{TRANSFORM}.augment_on=device",
                        "config.DATA.NUM_DATALOADER_WORKERS=1")  # fmt: skip
-    assert trunk_of(workers).keys() == trunk_of(device).keys()
-    assert all(value.isfinite().all() for value in trunk_of(device).values())
+    assert largest_difference(trunk_of(workers), trunk_of(device)) == 0
     printed, _ = launch(tmp_path / "refused", photo_folder, f"+{TRANSFORM}.augment_on=device",
                         f"{TRAINER}.TRAIN_STEP_NAME=standard_train_step", fails=True)  # fmt: skip
     assert "Error: jigsaw_patch_transform.augment_on is 'device'" in printed
@@ -201,6 +203,13 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
+def test_augmenting_needs_no_value_of_the_device():
+    """On the meta device, asking for a value raises; on a GPU it would wait."""
+    settings = PhotometricSettings(random_photometric=0.5, blur=0.5, blur_sigma_low=0.01, blur_sigma_high=0.03)
+    views = torch.empty(32, 3, 24, 24, device="meta")
+    assert photometric.apply(views, photometric.draw(32, settings)).shape == views.shape
+
+
 def test_finishing_a_batch_on_the_device_waits_for_nothing(make_photo):
     task = PRETEXT_TRANSFORMS["rotation_transform"](
         image_crop_size=32,
@@ -273,6 +282,12 @@ def test_rows_beyond_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
     path.write_text("iteration,loss\n1,3.0\n5,2.0\n9,1.0\n")
     keep_rows(path, 5)
     assert path.read_text().split() == ["iteration,loss", "1,3.0", "5,2.0"]
+    path.write_text("iteration,loss\n1,3.0\n2,2.0,8\n3")  # of another loss, and torn
+    keep_rows(path, 5)
+    assert path.read_text().split() == ["iteration,loss", "1,3.0"]
+    path.write_text("")
+    keep_rows(path, 5)
+    assert path.read_text() == ""
 
 
 @pytest.mark.slow
@@ -289,6 +304,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(photo_fold
     indices = np.loadtxt(file, dtype=int)
     assert len(set(indices)) == 8 and indices.max() < 48
     assert not list((tmp_path / "run").glob("model_*.torch"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("config.CHECKPOINT.KEEP_LAST=0", "KEEP_LAST is 0; it must be a whole number at least 1"),
+        ("config.CHECKPOINT.CHECKPOINT_FREQUENCY=0", "CHECKPOINT_FREQUENCY is 0"),
+        ("config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=abc", "CHECKPOINT_ITER_FREQUENCY is 'abc'"),
+        ("config.MODEL.AMP_PARAMS.USE_AMP=True", "it is TRAINER.PIRL_TRAIN_STEP.precision that says how"),
+        ("config.DATA.TRAIN.USE_DEBUGGING_SAMPLER=True", "pirl_task brings its own sampler"),
+        (
+            f"{STEP}.accumulation_steps=9",
+            "BATCHSIZE_PER_REPLICA 8 has at most",
+        ),
+        (f"{STEP}=abc", "PIRL_TRAIN_STEP is 'abc'; it must be a mapping"),
+        (f"{STEP}.precision=float16", "needs a GPU"),
+        (f"{STEP}.wandb_project=photos", "not installed; install it with: pip install wandb"),
+        (
+            f"{TRAINER}.TRAIN_STEP_NAME=standard_train_step {TRAINER}.PIRL_TRAIN_STEP.precision=bfloat16",
+            "asks for more",
+        ),
+        (f"{TRAINER}.TASK_NAME=self_supervision_task", "TRAIN_STEP_NAME pirl_train_step needs pirl_task"),
+    ],
+)
+def test_configs_that_the_step_cannot_do_are_refused(override, message, photo_folder):
+    with pytest.raises(ConfigError, match=message):
+        compose([*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", *override.split()])
 
 
 @pytest.mark.parametrize(
