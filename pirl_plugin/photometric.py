@@ -227,13 +227,18 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
     """
     views = views.clone()
 
+    def sent(values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        # From pinned memory a copy waits for nothing.
+        tensor = tensor.pin_memory() if views.is_cuda else tensor
+        return tensor.to(views.device, non_blocking=True)
+
     def chosen(which: np.ndarray) -> Tensor | None:
         places = np.flatnonzero(which)
-        return torch.from_numpy(places).to(views.device, non_blocking=True) if len(places) else None
+        return sent(places) if len(places) else None
 
-    columns = {name: torch.from_numpy(np.array(parameters[name])) for name in ("bits", "sharpness", "factors")}
-    columns["thresholds"] = torch.from_numpy(parameters["thresholds"].astype(np.int64))
-    columns = {name: value.to(views.device, non_blocking=True) for name, value in columns.items()}
+    columns = {name: sent(parameters[name]) for name in ("bits", "sharpness", "factors")}
+    columns["thresholds"] = sent(parameters["thresholds"].astype(np.int64))
     for step in range(4):
         for number, adjust in enumerate(_JITTER):
             some = chosen((parameters["order"][:, step] == number) & parameters["jitter"])

@@ -164,8 +164,10 @@ class PretextTransform(ClassyTransform):
         return photometric.apply(views.float().div_(255), parameters).mul_(255).round_().to(torch.uint8)
 
     def normalize(self, views: Tensor) -> Tensor:
-        """Views uint8 [..., 3, h, w], or float in [0, 1], on any device: float32, (level - mean) / std."""
-        mean, std = (value.to(views.device, non_blocking=True) for value in (self.mean, self.std))
+        """Views uint8 [..., 3, h, w], or float in [0, 1] (changed in place), on any device: (level - mean) / std."""
+        if self.mean.device != views.device:  # once: the workers have copies of their own
+            self.mean, self.std = self.mean.to(views.device), self.std.to(views.device)
+        mean, std = self.mean, self.std
         levels = views.float().div_(255) if views.dtype == torch.uint8 else views
         return levels.sub_(mean).div_(std)
 
