@@ -21,7 +21,7 @@ from pirl_plugin.loss import PIRLLoss
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.step_settings import StepSettings
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, keyword_arguments
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_keys, check_number, keyword_arguments
 
 
 def complete(config: DictConfig) -> None:
@@ -238,6 +238,8 @@ def _check_pirl(config: Any) -> None:
             f"DATA.TRAIN.DATA_SOURCES is {train.DATA_SOURCES} and ENABLE_QUEUE_DATASET {train.ENABLE_QUEUE_DATASET}; "
             f"pirl_loss needs one source, and no queue (which would train on another image in place of a broken one)."
         )
+    share = train.get("LARGEST_UNREADABLE_SHARE", 1.0)
+    check_number(share, "DATA.TRAIN.LARGEST_UNREADABLE_SHARE", 0, 1, above=True)
     keys = _inputs(config)
     for key, value in (
         ("COLLATE_FUNCTION", "pirl_collator"),

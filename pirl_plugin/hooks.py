@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
@@ -15,23 +16,26 @@ from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin import sharded_memory_bank
 from pirl_plugin.checkpoint_files import AtomicCheckpointWriter
-from pirl_plugin.distributed import smallest_and_largest_over_ranks, sum_over_ranks, world_size
+from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.hook import Hook
 from pirl_plugin.preemption import PreemptionHook
 from pirl_plugin.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.step_settings import StepSettings
+from pirl_plugin.validation import ConfigError
 
 
 class UnreadableImagesHook(Hook):
-    """Counts the images of each epoch that could not be read, and names the first of them.
+    """Counts the images of each epoch that could not be read, names them, and stops where they are too many.
 
     Args:
+        folder: unreadable_rank<r>.txt there names those that rank r met in the last epoch with any.
+        largest_share: of the images of an epoch, in (0, 1]; above it the run stops.
         num_named: how many files each rank names in the log.
     """
 
-    def __init__(self, num_named: int = 20) -> None:
+    def __init__(self, folder: str | Path, largest_share: float = 1.0, num_named: int = 20) -> None:
         super().__init__()
-        self.num_named = num_named
+        self.folder, self.largest_share, self.num_named = Path(folder), largest_share, num_named
 
     def on_phase_start(self, task) -> None:
         self.unreadable: set[int] = set()
@@ -50,15 +54,27 @@ class UnreadableImagesHook(Hook):
         total, seen = sum_over_ranks(counts).tolist()
         if not total:
             return
-        if is_primary():
-            logging.warning(
-                f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not "
-                f"enter the memory bank."
+        if self.unreadable:
+            dataset = task.datasets["train"]
+            paths, subset = dataset.get_image_paths()[0], dataset.image_and_label_subset  # of DATA_LIMIT
+            names = [paths[index if subset is None else subset[index]] for index in sorted(self.unreadable)]
+            listed = self.folder / f"unreadable_rank{rank()}.txt"
+            listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            for name in names[: self.num_named]:
+                logging.warning(f"Not read: {name}")
+            if len(names) > self.num_named:
+                logging.warning(f"... and {len(names) - self.num_named} more; all are in {listed}")
+        counted = (
+            f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not enter the "
+            f"memory bank."
+        )
+        if total > self.largest_share * seen:
+            raise ConfigError(
+                f"{counted} That is more than DATA.TRAIN.LARGEST_UNREADABLE_SHARE {self.largest_share:g} allows; their "
+                f"names are in unreadable_rank*.txt in {self.folder}."
             )
-        dataset = task.datasets["train"]
-        paths, subset = dataset.get_image_paths()[0], dataset.image_and_label_subset  # of DATA_LIMIT
-        for index in sorted(self.unreadable)[: self.num_named]:
-            logging.warning(f"Not read: {paths[index if subset is None else subset[index]]}")
+        if is_primary():
+            logging.warning(counted)
 
 
 class BankAgreementHook(Hook):
@@ -141,7 +157,8 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     if config.LOSS.name != "pirl_loss":
         return hooks
     # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
-    own = [BankAgreementHook(), UnreadableImagesHook()]
+    largest_share = config.DATA.TRAIN.get("LARGEST_UNREADABLE_SHARE", 1.0)
+    own = [BankAgreementHook(), UnreadableImagesHook(get_checkpoint_folder(config), largest_share)]
     if sharded_memory_bank.settings_in(config) is not None:
         own.append(ShardsHook())
     if config.TRAINER.TRAIN_STEP_NAME != "pirl_train_step":
