@@ -22,6 +22,10 @@ from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_att
 from hydra_plugins.pirl_plugin_path import PirlPluginPath, config_folder
 from pirl_plugin.config_check import check_config, complete, warn_of_learning_rate
 from pirl_plugin.validation import ConfigError, nearest
+from pirl_plugin.value_check import check_values
+
+# Keys for which null is a value of its own.
+MAY_BE_NULL = ("num_permutations", "num_transformations", "seed", "KEEP_LAST", "initial_rows", "in_channels")
 
 # In a default editable install Hydra does not find search-path plugins outside the checkout.
 Plugins.instance().register(PirlPluginPath)
@@ -39,6 +43,9 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
         ConfigError: in one sentence, for an override, a name or a value that cannot be right.
     """
     composed = _compose(overrides)
+    if check:
+        _check_kinds(overrides, composed)
+        check_values(AttrDict(OmegaConf.to_container(composed)).config)
     complete(composed.config)
     if check:
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
@@ -48,6 +55,45 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
     if composed.engine_name == "train":
         _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
     return whole
+
+
+def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
+    """Refuse an override of another kind than the value that it replaces: VISSL would stumble over it much later.
+
+    Raises:
+        ConfigError: naming key, value and kind.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    values = [override for override in parsed if not _is_group(override)]
+    if not values:
+        return
+    base = _compose([override.input_line for override in parsed if _is_group(override)])
+    for override in values:
+        key = override.key_or_group
+        before, now = OmegaConf.select(base, key), OmegaConf.select(composed, key)
+        if before is None or (now is None and key.rsplit(".", 1)[-1] in MAY_BE_NULL):
+            continue
+        wanted = _kind(before)
+        if _kind(now) != wanted and not (wanted == "a number" and _kind(now) == "a whole number"):
+            number = wanted == "a whole number" and _kind(now) == "a number"
+            if number and before in (0, 1, -1) and not isinstance(before, bool):
+                continue  # a whole number by chance
+            hint = f"; in quotes, \"{key}='{now}'\", it is one" if wanted == "text" and now is not None else ""
+            example = "" if OmegaConf.is_config(before) and len(before) > 3 else f", as {_shown(before)}"
+            raise ConfigError(f"{key} is {_shown(now)}; it must be {wanted}{example}{hint}.")
+
+
+def _kind(value: object) -> str:
+    if OmegaConf.is_list(value):
+        return "a list"
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return kinds.get(type(value), "another value")
+
+
+def _shown(value: object) -> str:
+    return repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
 def _warn_of_replaced_values(overrides: list[str], schedule: AttrDict) -> None:
@@ -75,6 +121,8 @@ def _compose(overrides: list[str]) -> DictConfig:
         raise ConfigError(_explain_override(error, overrides)) from error
     except HydraException as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    except TypeError as error:  # Hydra's own, for an entry of a list that is deleted
+        raise ConfigError(f"The overrides {' '.join(overrides)} cannot be applied: {error}.") from error
 
 
 def quote(value: object) -> str:

@@ -1,0 +1,56 @@
+"""Values of VISSL's own keys that cannot be right, refused before VISSL stumbles over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from classy_vision.optim import OPTIMIZER_REGISTRY
+from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
+
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_number
+
+LARGEST_LEARNING_RATE = 1e6
+
+
+def check_values(config: Any) -> None:
+    """Refuse what no run could do.
+
+    Args:
+        config: the `config` node, before VISSL infers anything from it.
+
+    Raises:
+        ConfigError: one sentence with key, value and what would be right.
+    """
+    distributed, optimizer = config.DISTRIBUTED, config.OPTIMIZER
+    check_integer(distributed.NUM_NODES, "DISTRIBUTED.NUM_NODES", 1)
+    check_integer(distributed.NUM_PROC_PER_NODE, "DISTRIBUTED.NUM_PROC_PER_NODE", 1)
+    check_choice(distributed.BACKEND, ["nccl", "gloo", "mpi"], "DISTRIBUTED.BACKEND")
+    check_choice(distributed.INIT_METHOD, ["tcp", "file", "env"], "DISTRIBUTED.INIT_METHOD")
+    check_choice(config.MACHINE.DEVICE, ["gpu", "cpu"], "MACHINE.DEVICE")
+    check_choice(config.MULTI_PROCESSING_METHOD, ["forkserver", "fork", "spawn"], "MULTI_PROCESSING_METHOD")
+    check_integer(config.LOG_FREQUENCY, "LOG_FREQUENCY", 1)
+    check_integer(config.SEED_VALUE, "SEED_VALUE", 0)
+    check_integer(config.DATA.NUM_DATALOADER_WORKERS, "DATA.NUM_DATALOADER_WORKERS", 0)
+    check_choice(optimizer.name, sorted(OPTIMIZER_REGISTRY), "OPTIMIZER.name")
+    check_integer(optimizer.num_epochs, "OPTIMIZER.num_epochs", 1)
+    check_number(optimizer.weight_decay, "OPTIMIZER.weight_decay", 0, 1)
+    if "momentum" in optimizer:
+        check_number(optimizer.momentum, "OPTIMIZER.momentum", 0, 1)
+    _check_schedule(optimizer.param_schedulers.lr)
+
+
+def _check_schedule(schedule: Any) -> None:
+    where = "OPTIMIZER.param_schedulers.lr"
+    check_choice(schedule.name, sorted(PARAM_SCHEDULER_REGISTRY), f"{where}.name")
+    check_choice(schedule.update_interval, ["epoch", "step"], f"{where}.update_interval")
+    rates = {"cosine": ("start_value", "end_value"), "linear": ("start_value", "end_value")}.get(schedule.name, ())
+    for key in rates:
+        check_number(schedule[key], f"{where}.{key}", 0, LARGEST_LEARNING_RATE)
+    if rates and schedule.start_value < schedule.end_value and schedule.name == "cosine":
+        raise ConfigError(
+            f"{where}.start_value is {schedule.start_value:g}, below end_value {schedule.end_value:g}: a cosine "
+            f"schedule falls."
+        )
+    scaling = schedule.auto_lr_scaling
+    check_number(scaling.base_value, f"{where}.auto_lr_scaling.base_value", 0, LARGEST_LEARNING_RATE, above=True)
+    check_number(scaling.base_lr_batch_size, f"{where}.auto_lr_scaling.base_lr_batch_size", 1)
