@@ -328,6 +328,7 @@ TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
         (["config.DATA.TRAIN.DATA_PATHS=[/no/such/folder]"], "no such folder"),
         (["config.SEED_VALUE"], "write key=value"),
         (["config.LOSS.pirl_loss=null"], r"config.LOSS.pirl_loss is None; it must be a mapping\.$"),
+        (
             ["config.LOSS.name=pirl_loss", "~config.LOSS.pirl_loss"],
             "config.LOSS.pirl_loss is None; it must be a mapping",
         ),
