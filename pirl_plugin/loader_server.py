@@ -1,10 +1,9 @@
 """Imported only by the server that starts the loader's workers (as a preload of multiprocessing's forkserver).
 
-A signal to the whole job must end neither the server nor its workers before the rank has written its checkpoint: the
-workers end when their rank does.
+SIGUSR1 to the whole job must end neither the server nor its workers before the rank has written its checkpoint. Not
+SIGTERM: the workers inherit this, and a rank ends them by it.
 """
 
 import signal
 
-for _name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-    signal.signal(_name, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -36,6 +36,7 @@ class PreemptionHook(Hook):
         super().__init__()
         self.checkpoint = checkpoint
         self.requested = threading.Event()
+        self.writing: int | None = None  # the end of a pipe that signals are written to, while they are watched
 
     def on_start(self, task: Any) -> None:
         # Of the CPU: asking must not wait for a GPU.
@@ -71,7 +72,10 @@ class PreemptionHook(Hook):
             asked = bool(anyone)
         if not asked:
             return
-        self._stop_watching()
+        # From now on signals are passed over: the checkpoint is being written.
+        self.requested.set()
+        if self.timer is not None:
+            self.timer.cancel()
         self.checkpoint(task)
         if self.group is not None:
             distributed.barrier(self.group)  # a node that ended would end the others, which may still be writing
@@ -85,10 +89,13 @@ class PreemptionHook(Hook):
         self._stop_watching()
 
     def _stop_watching(self) -> None:
+        if self.writing is None:
+            return
         if self.timer is not None:
             self.timer.cancel()
         signal.set_wakeup_fd(-1)
         os.close(self.writing)
+        self.writing = None
         for name, handler in self.before.items():
             signal.signal(name, handler)
 

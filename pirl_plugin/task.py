@@ -19,9 +19,11 @@ from pirl_plugin.validation import ConfigError
 
 
 def leave_signals_to_the_rank(worker: int) -> None:
-    """For a loader's worker: a signal to the whole job must not end it before its rank has written a checkpoint."""
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
+    """For a loader's worker: SIGUSR1 to the whole job must not end it before its rank has written a checkpoint.
+
+    Not SIGTERM, by which the rank itself ends its workers.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 @register_task("pirl_task")

@@ -105,7 +105,9 @@ def test_of_500_files_the_60_that_are_broken_are_named_and_never_change_the_bank
     unchanged = [str(files[i]) for i in range(500) if torch.equal(loss["memory_bank.rows"][i], first[i])]
     assert unchanged == named and int(loss["memory_bank.updated"].sum()) == 440
 
-    stopped = run(tmp_path, "config.DATA.TRAIN.LARGEST_UNREADABLE_SHARE=0.1", f"config.CHECKPOINT.DIR={tmp_path}/other")
+    worker = "config.DATA.NUM_DATALOADER_WORKERS=1"  # which must not keep the run from ending
+    share = "config.DATA.TRAIN.LARGEST_UNREADABLE_SHARE=0.1"
+    stopped = run(tmp_path, worker, share, f"config.CHECKPOINT.DIR={tmp_path}/other")
     assert stopped.returncode == 1
     last = stopped.stderr.strip().splitlines()[-1]
     assert (
