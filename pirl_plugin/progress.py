@@ -49,15 +49,11 @@ class ProgressHook(Hook):
     Args:
         folder: the checkpoint folder.
         wandb_project: where W&B is wanted.
-
-    Attributes:
-        waits: how often the losses were read.
     """
 
     def __init__(self, folder: str | Path, wandb_project: str = "") -> None:
         super().__init__()
         self.folder, self.wandb_project = Path(folder), wandb_project
-        self.waits = 0
         self.resources = ExitStack()
         self.json_lines = LogLossLrEtaHook(str(folder))  # VISSL's file and its flushing
         self._forget()
@@ -144,7 +140,6 @@ class ProgressHook(Hook):
         """
         if not self.losses:
             return math.nan, {}
-        self.waits += 1
         report = {key: value.double() for key, value in task.base_loss.report.items()}
         count = len(self.losses)
         own = torch.stack(self.losses).double()

@@ -117,6 +117,12 @@ def convert_heads(heads: Mapping[str, Tensor], patch_relu: bool | None = None) -
     return ConvertedHeads({"branch": "image", **image_arguments}, {"branch": "jigsaw", **pretext_arguments}, state)
 
 
+def _head_state(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The weights of one head of a model, without the head's number."""
+    prefix = f"{number}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def convert(source: str | Path, output: str | Path, patch_relu: bool | None = None) -> str:
     """Write a checkpoint of VISSL's PIRL as one that this plugin can start from.
 
@@ -138,9 +144,7 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
         raise ConfigError(f"{source} is not a checkpoint of VISSL's PIRL: it has no trunk and heads of its own.")
     converted = convert_heads(model["heads"], patch_relu)
     for arguments, number in ((converted.image, 0), (converted.pretext, 1)):
-        prefix = f"{number}."
-        own = {key.removeprefix(prefix): v for key, v in converted.state.items() if key.startswith(prefix)}
-        PIRLHead(None, **arguments).load_state_dict(own)
+        PIRLHead(None, **arguments).load_state_dict(_head_state(converted.state, number))
     rows = bank_rows(checkpoint, str(source))
     if rows.shape[1] != converted.image["embedding_dim"]:
         raise ConfigError(f"{source} has a bank of {rows.shape[1]} columns, but a head of another dimension.")
@@ -181,8 +185,7 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
     chosen = np.unique(np.linspace(0, len(files) - 1, count).astype(int))
     view = center_view(size or trunk.architecture.input_size)
     features = embed(trunk.resnet, [files[number] for number in chosen], view)
-    heads = checkpoint["classy_state_dict"]["base_model"]["model"]["heads"]
-    own = {key.removeprefix("0."): value for key, value in heads.items() if key.startswith("0.")}
+    own = _head_state(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"], 0)
     mlp = "projection.2.weight" in own
     last = own["projection.2.weight" if mlp else "projection.weight"]
     head = PIRLHead(None, "image", features.shape[1], len(last), use_mlp=mlp)
