@@ -27,6 +27,9 @@ from pirl_plugin.value_check import check_values
 # Keys for which null is a value of its own.
 MAY_BE_NULL = ("num_permutations", "num_transformations", "seed", "KEEP_LAST", "initial_rows", "in_channels")
 
+# Keys that any number suits, though a config may write them as a whole one.
+ANY_NUMBER = ("WIDTH_MULTIPLIER",)
+
 # In a default editable install Hydra does not find search-path plugins outside the checkout.
 Plugins.instance().register(PirlPluginPath)
 
@@ -76,7 +79,7 @@ def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
         wanted = _kind(before)
         if _kind(now) != wanted and not (wanted == "a number" and _kind(now) == "a whole number"):
             number = wanted == "a whole number" and _kind(now) == "a number"
-            if number and before in (0, 1, -1) and not isinstance(before, bool):
+            if number and (key.endswith(ANY_NUMBER) or (before in (0, 1, -1) and not isinstance(before, bool))):
                 continue  # a whole number by chance
             hint = f"; in quotes, \"{key}='{now}'\", it is one" if wanted == "text" and now is not None else ""
             example = "" if OmegaConf.is_config(before) and len(before) > 3 else f", as {_shown(before)}"

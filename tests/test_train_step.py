@@ -295,8 +295,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(photo_fold
     printed, _ = launch(
         tmp_path / "run",
         photo_folder,
-        "config.OPTIMIZER.param_schedulers.lr.start_value=1e30",
-        "config.OPTIMIZER.param_schedulers.lr.end_value=1e29",
+        "config.OPTIMIZER.param_schedulers.lr.start_value=1e6",
+        "config.OPTIMIZER.param_schedulers.lr.end_value=1e5",
+        "config.OPTIMIZER.weight_decay=1",
         fails=True,
     )
     assert "FloatingPointError: The loss of iteration" in printed and "before a checkpoint of it" in printed
