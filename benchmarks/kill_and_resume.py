@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from input_pipeline import make_photos
 from measuring import machine, print_table, write_json
+from safetensors.torch import load_file
 
 from pirl_plugin.checkpoint_files import checkpoints_in
 from pirl_plugin.checkpoints import load_checkpoint
@@ -36,9 +37,10 @@ SETTINGS = [
 IGNORED = {"iteration_num", "losses"}
 
 
-def start(folder: Path, photos: Path, processes: int, workers: int) -> subprocess.Popen:
+def start(folder: Path, photos: Path, processes: int, workers: int, bank: str) -> subprocess.Popen:
     """A run in a process group of its own."""
     own = [
+        f"config.LOSS.pirl_loss.memory_bank.name={bank}",
         f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
         f"config.CHECKPOINT.DIR={folder}",
         f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
@@ -69,8 +71,13 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def final(folder: Path) -> dict[str, Any]:
+    """The final checkpoint, with the shards of a sharded bank in place of their names."""
     (path,) = folder.glob("model_final_checkpoint_phase*.torch")
-    return load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
+    bank = checkpoint["loss"].get("memory_bank._extra_state")
+    if bank:
+        bank["shards"] = [load_file(folder / name) for name in bank["shards"]]
+    return checkpoint
 
 
 def finish(folder: Path, *arguments: Any) -> None:
@@ -104,10 +111,12 @@ def kill_at(folder: Path, process: subprocess.Popen, iteration: int, delay: floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="in all, over 1 and 2 processes with 0 and 2 workers")
+    parser.add_argument("--bank", default="memory_bank", help="or sharded_memory_bank, with two processes only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill_and_resume_cpu.json"))
     options = parser.parse_args()
-    rng, kinds = random.Random(options.seed), [(1, 0), (2, 2), (1, 2), (2, 0)]
+    sharded = options.bank == "sharded_memory_bank"
+    rng, kinds = random.Random(options.seed), [(2, 0), (2, 2)] if sharded else [(1, 0), (2, 2), (1, 2), (2, 0)]
     print(machine())
     results, torn = [], 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,15 +127,15 @@ def main() -> None:
             kind = kinds[number % len(kinds)]
             if kind not in references:
                 folder = Path(temporary, f"reference_{kind[0]}_{kind[1]}")
-                finish(folder, photos, *kind)
+                finish(folder, photos, *kind, options.bank)
                 references[kind] = final(folder)
             folder = Path(temporary, f"killed_{number}")
             iteration, delay = rng.randrange(1, references[kind]["iteration"] - 1), rng.uniform(0, 0.1)
-            running = kill_at(folder, start(folder, photos, *kind), iteration, delay, rng.random() < 0.3)
+            running = kill_at(folder, start(folder, photos, *kind, options.bank), iteration, delay, rng.random() < 0.3)
             torn += bool(list(folder.glob("*.unfinished")))
             killed_at, found = steps_done(folder), checkpoints_in(folder)
             resumed_from = found[-1][0] if found else 0
-            finish(folder, photos, *kind)
+            finish(folder, photos, *kind, options.bank)
             wrong = differences(references[kind], final(folder))
             result = {
                 "processes": kind[0], "workers": kind[1], "killed_at_iteration": killed_at, "was_running": running,
@@ -142,7 +151,7 @@ def main() -> None:
         same = sum(not result["differences"] for result in of_kind)
         rows.append([*map(str, kind), froms, f"{same} of {len(of_kind)}"])
     print_table(f"{len(results)} kills, {torn} of them with a checkpoint half written", rows)
-    write_json(options.output, {"kills": results, "during_a_write": torn})
+    write_json(options.output, {"bank": options.bank, "kills": results, "during_a_write": torn})
     sys.exit(good != len(results))
 
 

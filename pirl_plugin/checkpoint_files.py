@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from classy_vision.generic.util import load_and_broadcast_checkpoint
 from safetensors import safe_open
 from vissl.utils.checkpoint import CheckpointWriter
 
+from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks
 from pirl_plugin.validation import ConfigError
 
 NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
@@ -82,6 +84,26 @@ def iteration_of(path: Path) -> int | None:
     except Exception as error:
         logging.warning(f"{path} is not a whole checkpoint and is passed over: {' '.join(str(error).split())[:200]}")
         return None
+
+
+def load_on_every_rank(path: str, device: torch.device | None = None) -> Any:
+    """What a checkpoint file holds, mapped from the disk into the memory of each rank.
+
+    In place of ClassyVision's load_and_broadcast_checkpoint, whose first rank reads the file, writes it into a buffer
+    and sends that to all: several copies. That is what is left where not every rank sees the file.
+
+    Args:
+        path: the same on every rank.
+        device: where the tensors are to be.
+    """
+    try:
+        content = torch.load(path, map_location=device or "cpu", weights_only=True, mmap=True)
+        mapped = True
+    except (OSError, RuntimeError):  # not there, or of the format before PyTorch 1.6
+        mapped = False
+    if smallest_and_largest_over_ranks(torch.tensor(int(mapped), device=collective_device()))[0]:
+        return content
+    return load_and_broadcast_checkpoint(path, device or torch.device("cpu"))
 
 
 def _shards(content: Any) -> list[str]:

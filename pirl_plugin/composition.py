@@ -52,8 +52,8 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
     complete(composed.config)
     if check:
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
-    if composed.engine_name == "train":
-        warn_of_learning_rate(composed.config)
+        if composed.engine_name == "train":
+            warn_of_learning_rate(composed.config)
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
     if composed.engine_name == "train":
         _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)

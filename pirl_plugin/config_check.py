@@ -18,6 +18,7 @@ from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import EXTENSIONS, walk_images
 from pirl_plugin.initial_weights import check_initial_weights
 from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.monitor import MonitorSettings
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
 from pirl_plugin.step_settings import StepSettings
 from pirl_plugin.trunks import LAYOUTS, STEMS, feature_channels
@@ -189,7 +190,13 @@ def _check_step(config: Any) -> None:
             f"CHECKPOINT.KEEP_LAST is {config.CHECKPOINT.KEEP_LAST}, which TRAINER.TRAIN_STEP_NAME "
             f"{trainer.TRAIN_STEP_NAME!r} does not know; set it to null, or the step to pirl_train_step."
         )
+    monitor = MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {}))
     if not own:
+        if monitor.knn_every_epochs:
+            raise ConfigError(
+                f"HOOKS.PIRL_MONITOR.knn_every_epochs is {monitor.knn_every_epochs}, which needs "
+                f"TRAINER.TRAIN_STEP_NAME pirl_train_step; set it to 0, or the step to pirl_train_step."
+            )
         return
     for key in ("USE_STATEFUL_DISTRIBUTED_SAMPLER", "USE_DEBUGGING_SAMPLER"):
         if config.DATA.TRAIN[key]:

@@ -102,6 +102,12 @@ class AmongRanks(Alone):
         return sum_over_ranks(torch.stack(tensors)).unbind()
 
 
+def collective_device() -> torch.device:
+    """Where a tensor must be for a collective of the ranks."""
+    on_gpu = world_size() > 1 and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
 def smallest_and_largest_over_ranks(value: Tensor) -> tuple[int, int]:
     """The smallest and the largest of the ranks' int64 scalars; waits for the device."""
     if world_size() == 1:

@@ -18,6 +18,7 @@ from pirl_plugin import sharded_memory_bank
 from pirl_plugin.checkpoint_files import AtomicCheckpointWriter
 from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.hook import Hook
+from pirl_plugin.monitor import MonitorHook, MonitorSettings
 from pirl_plugin.preemption import PreemptionHook
 from pirl_plugin.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.step_settings import StepSettings
@@ -179,4 +180,9 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
             hook.save(task, "iteration", task.iteration)
         writer.checkpoint_now(task)
 
-    return [progress, *own, *kept, writer, PreemptionHook(checkpoint)]
+    monitor = MonitorHook(
+        get_checkpoint_folder(config),
+        MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})),
+        progress.publish,
+    )
+    return [progress, *own, monitor, *kept, writer, PreemptionHook(checkpoint)]

@@ -17,7 +17,7 @@ import torch
 from torch.distributed import PrefixStore, rendezvous
 from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
-from vissl.utils import distributed_launcher
+from vissl.utils import checkpoint, distributed_launcher
 from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
 from vissl.utils.slurm import is_submitit_available
 
@@ -27,6 +27,7 @@ from pirl_plugin import (
     host,
     preemption,
     registration,  # noqa: F401  (registers the plugin in every process that imports this)
+    run_summary,
     sharded_memory_bank,
 )
 from pirl_plugin.config_check import check_machine
@@ -49,6 +50,7 @@ def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any
     # __main__ is, and in a fraction of the time.
     multiprocessing.set_forkserver_preload(["__main__", "pirl_plugin.registration", "pirl_plugin.loader_server"])
     host.register_data_paths(cfg)
+    checkpoint.load_and_broadcast_checkpoint = checkpoint_files.load_on_every_rank
     _vissl_worker(local_rank, cfg, *args, **kwargs)
 
 
@@ -106,9 +108,9 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     torch.distributed.init_process_group(
         config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
-    checkpoint = [checkpoint_files.newest(config, folder) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(checkpoint)
-    arguments = (node, "env://", engine_name, checkpoint[0], folder, hook_generator)
+    newest = [checkpoint_files.newest(config, folder) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(newest)
+    arguments = (node, "env://", engine_name, newest[0], folder, hook_generator)
     distributed_worker(local_rank, config, *arguments)
 
 
@@ -174,6 +176,9 @@ def run(overrides: list[str]) -> None:
     if whole.config.SLURM.USE_SLURM:
         launch_on_slurm(whole.config, whole.engine_name)
     else:
+        if whole.engine_name == "train" and os.environ.get("RANK", "0") == "0":  # RANK: torchrun's
+            newest = checkpoint_files.newest(whole.config, get_checkpoint_folder(whole.config))
+            print("\n".join(run_summary.summarise(whole.config, newest)), flush=True)
         launch(whole.config, whole.node_id, whole.engine_name)
 
 

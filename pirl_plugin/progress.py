@@ -194,11 +194,16 @@ class ProgressHook(Hook):
             )
         scalars = {f"Progress/{key}": value for key, value in row.items() if key not in ("iteration", "epoch", *report)}
         scalars |= {f"Loss/{key}": value for key, value in report.items()}
+        self.publish({**scalars, "epoch": row["epoch"]}, row["iteration"])
+
+    def publish(self, scalars: dict[str, float], iteration: int) -> None:
+        """Scalars to TensorBoard and Weights & Biases, where they are; on the primary rank."""
         for writer in self.writers:
             for key, value in scalars.items():
-                writer.add_scalar(key, value, row["iteration"])
+                if key != "epoch":
+                    writer.add_scalar(key, value, iteration)
         if self.wandb is not None:
-            self.wandb.log({**scalars, "epoch": row["epoch"]}, step=row["iteration"])
+            self.wandb.log(scalars, step=iteration)
 
     def _write(self, row: dict[str, float], names: list[str], left: datetime.timedelta) -> None:
         with (self.folder / "progress.csv").open("a", newline="", encoding="utf-8") as file:

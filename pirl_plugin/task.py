@@ -86,6 +86,9 @@ class PIRLTask(SelfSupervisionTask):
         super().prepare(pin_memory)
         if self.checkpoint is not None:
             self._check_same_batches()
+            if self.device.type == "cpu":  # where the optimiser takes the tensors as they are: mapped from the file
+                for state in self.optimizer.optimizer.state.values():
+                    state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
             # All of it is in model, optimiser and bank by now: VISSL would keep it until the end.
             kept = ("phase_idx", "train_phase_idx", "iteration", "iteration_num")
             self.checkpoint = {key: self.checkpoint[key] for key in kept}

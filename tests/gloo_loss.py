@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pirl_plugin import registration  # noqa: F401
 from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.monitor import bank_health
 
 IMAGES, DIM, GLOBAL_BATCH, STEPS = 30, 8, 8, 4
 
@@ -42,7 +43,8 @@ def run(settings: dict, rank: int, world_size: int) -> dict:
         reports.append(dict(loss.report))
     bank = loss.memory_bank
     everyone = torch.arange(IMAGES)
-    result = {"values": values, "gradients": gradients, "reports": reports, "log_z": loss.log_z}
+    health = bank_health(bank)
+    result = {"health": health, "values": values, "gradients": gradients, "reports": reports, "log_z": loss.log_z}
     return {**result, "bank": bank.lookup(everyone), "filled": bank.is_filled(everyone), "held": bank.rows.shape[0]}
 
 

@@ -35,6 +35,12 @@ SINGLE = [f"{TRANSFORM}.pretext_crop_size=32"]
 
 
 def overrides_of(name: str, photos: Path, photo_list: Path) -> list[str]:
+    if name.endswith("small_images_cpu"):
+        return [
+            f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
+            "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=24",
+            "config.OPTIMIZER.num_epochs=1",
+        ]
     paths = [f"config.DATA.TRAIN.DATA_PATHS=[{photo_list if 'yfcc' in name else photos}]"]
     if "jigsaw/covariant" in name:
         return [*TINY, *paths, "config.MODEL.HEAD.PARAMS.0.1.dims=[64,1000]"]
@@ -51,7 +57,7 @@ def overrides_of(name: str, photos: Path, photo_list: Path) -> list[str]:
 LAUNCHED = [
     name
     for name in config_names()
-    if name.startswith("pretrain/") and "/nodes/" not in name and not name.endswith(("/analysis", "small_images_cpu"))
+    if name.startswith("pretrain/") and "/nodes/" not in name and not name.endswith("/analysis")
 ]
 
 

@@ -100,8 +100,17 @@ BENCHMARKS = [  # tests/test_benchmarks.py
     *(f"benchmark/semi_supervised/imagenet_{percent}percent" for percent in (1, 10)),
     *("benchmark/svm/voc07", "benchmark/svm/voc07_low_shot", "benchmark/nearest_neighbor/imagenet"),
 ]
-SMALL_CONFIGS = (
+SMALL_PRETRAINING = (
     "pretrain/pirl/jigsaw_small_images_cpu",
+    "pretrain/pirl/rotation_small_images_cpu",
+    "pretrain/pirl/rotation_jigsaw_small_images_cpu",
+    "pretrain/npid/npid_plus_plus_small_images_cpu",
+    "pretrain/jigsaw/covariant_small_images_cpu",
+    "pretrain/rotnet/covariant_small_images_cpu",
+    "pretrain/supervised/small_images_cpu",
+)
+SMALL_CONFIGS = (
+    *SMALL_PRETRAINING,
     "benchmark/nearest_neighbor/small_images_cpu",
     "benchmark/linear/small_images_cpu",
 )
@@ -112,6 +121,21 @@ def test_every_shipped_config_is_in_these_tests():
     assert set(config_names()) == known | set(SMALL_CONFIGS) | set(BENCHMARKS)
     for name in SMALL_CONFIGS:
         assert compose([f"config={name}"], check=False).LOSS.name
+
+
+@pytest.mark.parametrize("name", SMALL_PRETRAINING)
+def test_what_is_compared_on_small_images_differs_in_the_task_alone(name, photo_folder):
+    def shared(name: str) -> list:
+        config = compose([f"config={name}", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"])
+        resnets, optimizer = config.MODEL.TRUNK.RESNETS, config.OPTIMIZER
+        network = [config.MODEL.TRUNK.NAME, resnets.DEPTH, resnets.WIDTH_MULTIPLIER, resnets.STEM]
+        schedule = optimizer.param_schedulers.lr
+        rates = [schedule.name, schedule.start_value, schedule.end_value, schedule.update_interval]
+        steps = [optimizer.num_epochs, config.DATA.TRAIN.BATCHSIZE_PER_REPLICA, config.DISTRIBUTED.NUM_PROC_PER_NODE]
+        keys = ("name", "momentum", "weight_decay", "nesterov", "regularize_bn", "regularize_bias")
+        return [*network, *rates, *steps, *(optimizer[key] for key in keys)]
+
+    assert shared(name) == shared(SMALL_PRETRAINING[0])
 
 
 @pytest.mark.parametrize("name", PIRL_CONFIGS)

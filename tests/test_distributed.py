@@ -83,6 +83,9 @@ def test_any_number_of_ranks_equals_one_process_with_the_whole_batch_and_bank(re
             torch.testing.assert_close(rank[key], one[key], rtol=tolerance, atol=tolerance, equal_nan=True)
             assert torch.equal(rank[key].isnan(), ranks[0][key].isnan())
             assert torch.equal(rank[key].nan_to_num(), ranks[0][key].nan_to_num())  # among themselves, to the bit
+    for rank in ranks:
+        assert rank["health"] == pytest.approx(one["health"], rel=4e-3 if "bfloat16" in name(plain) else 1e-4)
+    assert 0 < one["health"]["rows_updated"] < 1 and 1 < one["health"]["effective_rank"] < 8
     sharded = SETTINGS[number]["memory_bank"]["name"] == "sharded_memory_bank"
     assert all(rank["held"] == (-(-30 // world_size) if sharded else 30) for rank in ranks)
 

@@ -1,6 +1,7 @@
 """A run that was interrupted ends as the run it would have been: sampler, samples, checkpoint files, signals, kills."""
 
 import os
+import pickle
 import re
 import resource
 import signal
@@ -14,7 +15,13 @@ import pytest
 import torch
 
 from pirl_plugin import preemption
-from pirl_plugin.checkpoint_files import AtomicCheckpointWriter, delete_old, newest, write_atomically
+from pirl_plugin.checkpoint_files import (
+    AtomicCheckpointWriter,
+    delete_old,
+    load_on_every_rank,
+    newest,
+    write_atomically,
+)
 from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.launcher import compose
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS
@@ -22,6 +29,7 @@ from pirl_plugin.sampler import ShuffledSampler
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 # The sampler ---------------------------------------------------------------------------------------------------------
@@ -130,6 +138,19 @@ def test_a_checkpoint_that_would_run_code_is_not_resumed_from(tmp_path):
         newest(config_for(tmp_path), str(tmp_path))
 
 
+def test_a_checkpoint_is_read_by_every_rank_itself_or_where_that_cannot_be_by_the_first(tmp_path):
+    content = {"iteration": 3, "weights": torch.arange(1000.0)}
+    for new_format in (True, False):  # the old one cannot be mapped
+        path = tmp_path / f"{new_format}.torch"
+        torch.save(content, path, _use_new_zipfile_serialization=new_format)
+        read = load_on_every_rank(str(path))
+        assert read["iteration"] == 3 and torch.equal(read["weights"], content["weights"])
+    evil = tmp_path / "evil.torch"
+    torch.save({"iteration": 3, "run": subprocess.Popen}, evil)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_on_every_rank(str(evil))
+
+
 def test_old_checkpoints_are_deleted_and_the_final_one_kept(tmp_path):
     names = ["model_phase0", "model_iteration50", "model_final_checkpoint_phase9", "model_iteration60", "model_phase1"]
     for number, name in enumerate(names):
@@ -186,7 +207,7 @@ def start(folder: Path, photos: Path, *overrides: str, command: tuple[str, ...] 
         [sys.executable, *command, "pirl_plugin.launcher", *RUN, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
          f"config.CHECKPOINT.DIR={folder}", *overrides],
         stdout=folder.with_suffix(".log").open("a"), stderr=subprocess.STDOUT, cwd=folder.parent,
-        start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        start_new_session=True, env=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -327,10 +348,50 @@ def test_the_end_of_an_epoch_goes_on_with_any_batch_and_is_not_done_again(photo_
 
 
 @pytest.mark.slow
-def test_two_random_kills_end_bit_equal(tmp_path):
+@pytest.mark.parametrize(("bank", "kills"), [("memory_bank", 2), ("sharded_memory_bank", 1)])
+def test_random_kills_end_bit_equal(bank, kills, tmp_path):
     script, seed = ROOT / "benchmarks" / "kill_and_resume.py", str(int(time.time()) % 1000)
+    options = ["--bank", bank, "--kills", str(kills), "--seed", seed, "--output", tmp_path / "kills.json"]
     done = subprocess.run(
-        [sys.executable, script, "--kills", "2", "--seed", seed, "--output", tmp_path / "kills.json"],
+        [sys.executable, script, *options],
         capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+def peak_memory(folder: Path, photos: Path, *overrides: str) -> int:
+    """Bytes that a run of one process had in memory at most."""
+    command = [
+        sys.executable, "-m", "pirl_plugin.launcher", "config=pretrain/npid/npid_plus_plus_small_images_cpu",
+        "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
+        "config.LOSS.pirl_loss.negatives=shared", "config.LOSS.pirl_loss.num_negatives=16",
+        f"config.CHECKPOINT.DIR={folder}", *overrides,
+    ]  # fmt: skip
+    log = folder.with_suffix(".log")
+    process = subprocess.Popen(command, stdout=log.open("a"), stderr=subprocess.STDOUT, env=ENVIRONMENT)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, log.read_text()[-3000:]
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_going_on_needs_no_more_memory_than_one_copy_of_the_checkpoint(photo_folder, tmp_path):
+    paths = [str(path) for path in sorted(photo_folder.rglob("*.jpg"))]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(paths * 84))  # 4,032 rows of 16,384 numbers: a bank of 252 MiB
+    wide = (
+        "config.LOSS.pirl_loss.embedding_dim=16384",
+        "config.MODEL.HEAD.PARAMS=[[pirl_heads,{branch:image,embedding_dim:16384}]]",
+        "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256",
+        "config.OPTIMIZER.num_epochs=2",
+        "config.CHECKPOINT.KEEP_LAST=1",
+    )
+    fresh = peak_memory(tmp_path / "run", listed, *wide)
+    (final_checkpoint,) = (tmp_path / "run").glob("model_final*.torch")
+    size = final_checkpoint.stat().st_size
+    assert size > 250 * 2**20
+    final_checkpoint.unlink()
+    (tmp_path / "run" / "checkpoint.torch").unlink()
+    resumed = peak_memory(tmp_path / "run", listed, *wide)
+    assert "Resume from file" in (tmp_path / "run.log").read_text()
+    assert resumed < fresh + 1.1 * size

@@ -244,6 +244,20 @@ def test_the_log_reads_losses_of_many_steps_at_once_and_says_where_the_run_is(pl
 
 
 @pytest.mark.slow
+def test_the_memory_of_a_long_run_stays_what_it_was(photo_folder, tmp_path):
+    launch(
+        tmp_path / "run", photo_folder, "config.OPTIMIZER.num_epochs=100", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
+        "config.LOG_FREQUENCY=20", "config.CHECKPOINT.CHECKPOINT_FREQUENCY=20", "config.CHECKPOINT.KEEP_LAST=2",
+    )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").open()))
+    assert int(rows[-1]["iteration"]) == 1200
+    memory = {int(row["iteration"]): float(row["memory_mb"]) for row in rows}
+    early = max(value for iteration, value in memory.items() if 200 <= iteration <= 400)
+    late = max(value for iteration, value in memory.items() if iteration > 1000)
+    assert late < early * 1.02, memory  # less than 20 kB a step
+
+
+@pytest.mark.slow
 def test_a_terminal_gets_a_live_line(photo_folder, tmp_path):
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 150))

@@ -1,0 +1,68 @@
+"""How far unit embeddings are spread: the sign of a collapse, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over embeddings; those of several ranks add up.
+
+    Attributes:
+        count: n, scalar.
+        total: sum of x, float64 [d].
+        products: sum of x x^T, float64 [d, d].
+    """
+
+    count: Tensor
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, embeddings: Tensor) -> Moments:
+        """Of unit embeddings [n, d], of any real dtype; n may be 0."""
+        values = embeddings.float()
+        count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
+        return cls(count, values.sum(0).double(), (values.T @ values).double())
+
+    def packed(self) -> Tensor:
+        """All in one tensor, float64 [1 + d + d * d]."""
+        return torch.cat([self.count.view(1), self.total, self.products.flatten()])
+
+    @classmethod
+    def unpacked(cls, packed: Tensor, dim: int) -> Moments:
+        """The inverse of `packed`."""
+        return cls(packed[0], packed[1 : 1 + dim], packed[1 + dim :].view(dim, dim))
+
+    def covariance(self) -> Tensor:
+        """Of the embeddings about their mean: float64 [d, d]."""
+        mean = self.total / self.count
+        return self.products / self.count - torch.outer(mean, mean)
+
+
+def spectrum(moments: Moments) -> Tensor:
+    """The share of each principal direction in the variance, falling: float64 [d], of sum 1 (0 where there is none)."""
+    variances = torch.linalg.eigvalsh(moments.covariance()).clamp(min=0).flip(0)
+    total = variances.sum()
+    return variances / total if total > 1e-12 else torch.zeros_like(variances)
+
+
+def effective_rank(moments: Moments) -> float:
+    """How many directions the embeddings use: exp of the entropy of `spectrum`, in [1, d] (Roy and Vetterli, 2007).
+
+    0 where all embeddings are the same.
+    """
+    shares = spectrum(moments)
+    return float(torch.special.entr(shares).sum().exp()) if shares.any() else 0.0
+
+
+def spread(moments: Moments) -> float:
+    """The variance of unit embeddings: 0 where all are the same, near 1 where they have no common direction.
+
+    1 minus it is the mean cosine similarity of two embeddings (an embedding with itself included).
+    """
+    return float(moments.covariance().diagonal().sum().clamp(min=0))
