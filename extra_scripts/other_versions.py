@@ -44,6 +44,7 @@ def install(folder: Path, torch: str, torchvision: str) -> None:
         "the other packages of requirements.txt": [*pip, "--no-deps", "--no-build-isolation", "-r", own],
         "classy-vision on top of VISSL's copy": [*pip, "--no-deps", "--force-reinstall", classy_vision],
         "Detectron2": [python, "-I", ROOT / "extra_scripts" / "install_detectron2.py"],
+        "this project": [*pip, "--no-deps", "--no-build-isolation", ROOT],
     }  # fmt: skip
     for number, (text, command) in enumerate(steps.items(), start=1):
         started = time.monotonic()
@@ -65,7 +66,7 @@ def main() -> None:
         install(folder, options.torch, options.torchvision)
     except subprocess.CalledProcessError as error:
         sys.exit(f"Error: {' '.join(map(str, error.cmd))} ended with {error.returncode}; its output is above.")
-    # The checkout itself is on the path: an editable install would write into it.
+    # The checkout as it is now, not as it was installed.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     tests = options.tests or ["-m", "not slow"]
     sys.exit(subprocess.run([folder / "bin" / "python", "-m", "pytest", *tests], cwd=ROOT, env=environment).returncode)

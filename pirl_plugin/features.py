@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from tqdm import tqdm
 from vissl.config import AttrDict
 from vissl.models.trunks import get_model_trunk
 
@@ -37,6 +38,20 @@ def build_trunk(config: AttrDict, checkpoint: dict[str, Any] | None = None, seed
                 f"{config.MODEL.TRUNK.RESNETS.DEPTH}: {' '.join(str(error).split())[:300]}"
             ) from error
     return trunk.eval()
+
+
+def progress_line(name: str) -> Callable[[int, int], None]:
+    """A callback (done, total) for `embed` and its like: a line with how far, how fast and how long still."""
+    bar: tqdm | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(desc=name, unit=" images", total=total, mininterval=1.0)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
 
 
 def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):

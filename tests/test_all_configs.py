@@ -35,6 +35,8 @@ SINGLE = [f"{TRANSFORM}.pretext_crop_size=32"]
 
 
 def overrides_of(name: str, photos: Path, photo_list: Path) -> list[str]:
+    if name.endswith("cifar10_1gpu"):
+        return [*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]"]
     if name.endswith("small_images_cpu"):
         return [
             f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",

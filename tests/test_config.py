@@ -111,6 +111,7 @@ SMALL_PRETRAINING = (
 )
 SMALL_CONFIGS = (
     *SMALL_PRETRAINING,
+    "pretrain/pirl/jigsaw_cifar10_1gpu",
     "benchmark/nearest_neighbor/small_images_cpu",
     "benchmark/linear/small_images_cpu",
 )

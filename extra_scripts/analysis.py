@@ -1,0 +1,164 @@
+"""Analyse checkpoints as the paper does, each result a PNG and a JSON of its numbers.
+
+    python extra_scripts/analysis.py invariance pirl.torch jigsaw.torch --images photos --output invariance
+    python extra_scripts/analysis.py layers pirl.torch --train photos/train --test photos/test --output layers
+    python extra_scripts/analysis.py neighbors pirl.torch --images photos --output neighbors
+    python extra_scripts/analysis.py spread pirl.torch --images photos --output spread
+
+invariance: Figure 4, distances of f(v_I) to g(v_It). layers: Figure 5, linear accuracy by layer (one sub-folder a
+class). neighbors: a gallery of nearest neighbours. spread: the spectrum of the features, and the effective rank.
+Figures 6 to 8 are drawn by extra_scripts/study.py.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+
+from pirl_plugin import registration  # noqa: F401
+from pirl_plugin.analysis_figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
+from pirl_plugin.evaluation import nearest_neighbors
+from pirl_plugin.features import center_view, embed, progress_line
+from pirl_plugin.figures import new_figure, save
+from pirl_plugin.image_files import list_images, load_rgb
+from pirl_plugin.invariance import LEVELS, STATISTICS, distances, figures_of, pairs_of_checkpoint
+from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
+from pirl_plugin.quick_evaluation import labelled_images, run_config
+from pirl_plugin.spread import Moments, effective_rank, spectrum, spread
+from pirl_plugin.validation import ConfigError, one_sentence_errors
+from pirl_plugin.weights import Trunk, load_trunk
+
+BINS = np.linspace(0, 2, 81)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in {
+        "invariance": invariance, "layers": layers, "neighbors": neighbors, "spread": spread_of,
+    }.items():  # fmt: skip
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("checkpoints", nargs="+", type=Path)
+        command.add_argument("--names", nargs="+", help="of the models, for the legend; default: their files")
+        command.add_argument("--output", type=Path, required=True, help="<output>.png and <output>.json are written")
+        command.add_argument("--size", type=int, help="pixels; default 32 for a 3x3 stem, else 224")
+        command.add_argument("--limit", type=int, default=5000, help="images, evenly chosen; default 5000")
+        if name == "layers":
+            command.add_argument("--train", required=True)
+            command.add_argument("--test", required=True)
+        else:
+            command.add_argument("--images", required=True, help="a folder or a list of images")
+        if name == "invariance":
+            command.add_argument("--level", choices=LEVELS, default="heads")
+            command.add_argument("--statistics", choices=STATISTICS, default="batch", help="of BatchNorm")
+            command.add_argument("--pretext-of", type=Path, help="a checkpoint whose transformation is used for all")
+            command.add_argument("--draws", type=int, default=1, help="random t of each image")
+        if name == "neighbors":
+            command.add_argument("--queries", type=int, default=8)
+            command.add_argument("--neighbors", type=int, default=8)
+    options = parser.parse_args()
+    with one_sentence_errors():
+        names = options.names or [str(path) for path in options.checkpoints]
+        if len(names) != len(options.checkpoints):
+            sys.exit(f"Error: --names has {len(names)} names for {len(options.checkpoints)} checkpoints.")
+        figures = options.function(options, dict(zip(names, options.checkpoints, strict=True)))
+        path = options.output.with_suffix(".json")
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"Written: {options.output.with_suffix('.png')} and {path}")
+
+
+def chosen(path: str, limit: int) -> list[str]:
+    """At most `limit` images of a folder or list, evenly over it."""
+    files = list_images(path)
+    if limit < 1:
+        raise ConfigError(f"--limit is {limit}; it must be at least 1.")
+    return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
+
+
+def size_of(options: argparse.Namespace, trunk: Trunk) -> int:
+    return options.size or trunk.architecture.input_size
+
+
+def invariance(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    files = chosen(options.images, options.limit)
+    pretext = None
+    if options.pretext_of is not None:
+        pretext = run_config(options.pretext_of).DATA.TRAIN.TRANSFORMS[0]
+    results = {}
+    for name, path in models.items():
+        pairs = pairs_of_checkpoint(
+            path, files, options.level, options.statistics, pretext, options.draws, progress=progress_line(name)
+        )
+        histogram = np.histogram(distances(*pairs), BINS)[0].tolist()
+        results[name] = {**figures_of(*pairs), "histogram": histogram}
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures_of(*pairs).items()))
+    figure = new_figure(6, 4)
+    histograms = {name: result["histogram"] for name, result in results.items()}
+    draw_invariance(figure.subplots(), histograms, BINS, {name: result["mean"] for name, result in results.items()})
+    save(figure, options.output.with_suffix(".png"))
+    return {"bins": BINS.tolist(), "models": results}
+
+
+def layers(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    train, test = (labelled_images(folder, options.limit) for folder in (options.train, options.test))
+    results = {}
+    for name, path in models.items():
+        trunk = load_trunk(path)
+        view = center_view(size_of(options, trunk))
+        features = [
+            embed_layers(trunk.resnet, files, view, LAYERS, 9000, progress=progress_line(name))
+            for files, _ in (train, test)
+        ]
+        results[name] = layer_accuracies(features[0], train[1], features[1], test[1])
+        print(f"{name}: " + ", ".join(f"{layer} {100 * value:.1f}" for layer, value in results[name].items()))
+    figure = new_figure(6, 4)
+    series = {name: {layer: [value] for layer, value in result.items()} for name, result in results.items()}
+    draw_lines(figure.subplots(), series, "Figure 5: quality by layer", "layer")
+    save(figure, options.output.with_suffix(".png"))
+    return results
+
+
+def neighbors(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    if len(models) > 1:
+        raise ConfigError("neighbors takes one checkpoint.")
+    ((name, path),) = models.items()
+    files = chosen(options.images, options.limit)
+    trunk = load_trunk(path)
+    features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
+    queries = np.linspace(0, len(files) - 1, options.queries).round().astype(int)
+    _, ranked = nearest_neighbors(features[queries], features, options.neighbors + 1)  # one is the image itself
+    rows = [[row for row in line if row != query] for query, line in zip(queries, ranked, strict=True)]
+    rows = [line[: options.neighbors] for line in rows]
+    side = min(96, size_of(options, trunk) * 2)
+
+    def thumbnail(place: int) -> np.ndarray:
+        return np.asarray(ImageOps.fit(load_rgb(files[place]), (side, side)))
+
+    pictures = [[thumbnail(query), *map(thumbnail, row)] for query, row in zip(queries, rows, strict=True)]
+    draw_gallery(options.output.with_suffix(".png"), pictures, f"{name}: query, then its nearest neighbours")
+    return {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}
+
+
+def spread_of(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    files, results = chosen(options.images, options.limit), {}
+    for name, path in models.items():
+        trunk = load_trunk(path)
+        features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
+        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        moments = Moments.of(torch.from_numpy(unit))
+        figures = {"spread": spread(moments), "effective_rank": effective_rank(moments)}
+        results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
+        print(f"{name}: spread {spread(moments):.3f}, effective rank {effective_rank(moments):.1f}")
+    figure = new_figure(6, 4)
+    draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
+    save(figure, options.output.with_suffix(".png"))
+    return results
+
+
+if __name__ == "__main__":
+    main()
