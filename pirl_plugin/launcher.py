@@ -7,10 +7,14 @@ SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plu
 from __future__ import annotations
 
 import datetime
+import functools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +39,7 @@ from pirl_plugin.hooks import hook_generator
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchrun started
+REQUEUE = signal.SIGUSR2  # by which SLURM tells submitit that the time of a job is up
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: the first batches of a large data set take their time
 _vissl_worker = distributed_launcher._distributed_worker
 
@@ -114,6 +119,14 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     distributed_worker(local_rank, config, *arguments)
 
 
+def _checkpoint_before(requeue: Callable[[int], None], number: int, frame: Any) -> None:
+    """submitit wants to requeue: let a training write its checkpoint first, as for SIGUSR1."""
+    if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN):  # nothing is trained
+        requeue(number)
+    else:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class SlurmJob:
     """What submitit runs on each node: VISSL's job, with the plugin's launcher in place of VISSL's.
 
@@ -135,7 +148,16 @@ class SlurmJob:
         if config.DISTRIBUTED.NUM_NODES > 1 or config.DISTRIBUTED.INIT_METHOD == "tcp":
             config.DISTRIBUTED.INIT_METHOD = "tcp"
             config.DISTRIBUTED.RUN_ID = f"{environment.hostnames[0]}:{config.SLURM.PORT_ID}"
-        launch(config, environment.global_rank, self.engine_name)
+        requeue = signal.getsignal(REQUEUE)  # submitit's: puts the job back into the queue and ends this process
+        if callable(requeue):
+            signal.signal(REQUEUE, functools.partial(_checkpoint_before, requeue))
+        try:
+            launch(config, environment.global_rank, self.engine_name)
+        except SystemExit as end:
+            if end.code != preemption.EXIT_CODE or not callable(requeue):
+                raise
+            requeue(REQUEUE)
+            time.sleep(600)  # on other nodes than the first it returns: the requeuing ends them
 
     def checkpoint(self):
         import submitit

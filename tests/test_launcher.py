@@ -204,6 +204,38 @@ job.result()
     assert (tmp_path / "run" / "model_final_checkpoint_phase0.torch").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_of_submitit_that_is_preempted_writes_a_checkpoint_and_goes_on_from_it(tmp_path, photo_folder, processes):
+    code = f"""
+import os, pathlib, signal, submitit, time
+from pirl_plugin import composition, launcher
+whole = composition.compose({[*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]!r} + [
+    "config.CHECKPOINT.DIR={tmp_path}/run", "config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
+    "config.OPTIMIZER.num_epochs=20", "config.LOG_FREQUENCY=1", "config.SLURM.PORT_ID={free_port()}"])
+executor = submitit.LocalExecutor(folder="{tmp_path}/jobs")
+executor.update_parameters(timeout_min=5)
+job = executor.submit(launcher.SlurmJob("train", whole.config))
+progress = pathlib.Path("{tmp_path}/run/progress.csv")
+while not progress.is_file() or progress.read_text().count(chr(10)) < 4:
+    assert not job.done(), job.stderr()
+    time.sleep(0.01)
+task = pathlib.Path(f"/proc/{{job.job_id}}/task/{{job.job_id}}/children").read_text().split()[0]
+os.kill(int(task), signal.SIGUSR2)  # as SLURM does
+job.result()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (written,) = (tmp_path / "run").glob("model_iteration*.torch")
+    jobs = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.*"))
+    printed = (tmp_path / "run" / "log.txt").read_text() + jobs
+    assert "Stopped after iteration" in printed and f"Resume from file: {written}" in printed and "Requeued job" in jobs
+    assert (tmp_path / "run" / "model_final_checkpoint_phase19.torch").is_file()
+
+
 def run_tool(folder: Path, function: str, run: Path, data: dict[str, str], *overrides: str) -> str:
     """Run an entry point of pirl_plugin.tools on the checkpoint of `run`; returns what it printed."""
     script = f"import sys\nfrom pirl_plugin.tools import {function}\n"
