@@ -12,7 +12,6 @@ Figures 6 to 8 are drawn by extra_scripts/study.py.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,12 @@ from pirl_plugin.analysis_figures import draw_gallery, draw_invariance, draw_lin
 from pirl_plugin.evaluation import nearest_neighbors
 from pirl_plugin.features import center_view, embed, progress_line
 from pirl_plugin.figures import new_figure, save
-from pirl_plugin.image_files import list_images, load_rgb
-from pirl_plugin.invariance import LEVELS, STATISTICS, distances, figures_of, pairs_of_checkpoint
+from pirl_plugin.image_files import check_same_classes, list_images, load_rgb
+from pirl_plugin.invariance import LEVELS, STATISTICS, distances, figures_of, pairs_of_checkpoint, unit
 from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
 from pirl_plugin.quick_evaluation import labelled_images, run_config
 from pirl_plugin.spread import Moments, effective_rank, spectrum, spread
-from pirl_plugin.validation import ConfigError, one_sentence_errors
+from pirl_plugin.validation import ConfigError, check_integer, one_sentence_errors
 from pirl_plugin.weights import Trunk, load_trunk
 
 BINS = np.linspace(0, 2, 81)
@@ -45,9 +44,10 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("checkpoints", nargs="+", type=Path)
         command.add_argument("--names", nargs="+", help="of the models, for the legend; default: their files")
-        command.add_argument("--output", type=Path, required=True, help="<output>.png and <output>.json are written")
-        command.add_argument("--size", type=int, help="pixels; default 32 for a 3x3 stem, else 224")
-        command.add_argument("--limit", type=int, default=5000, help="images, evenly chosen; default 5000")
+        command.add_argument("--output", required=True, help="<output>.png and <output>.json are written")
+        command.add_argument("--limit", type=int, default=5000, help="images at most; default 5000")
+        if name != "invariance":
+            command.add_argument("--size", type=int, help="pixels; default 32 for a 3x3 stem, else 224")
         if name == "layers":
             command.add_argument("--train", required=True)
             command.add_argument("--test", required=True)
@@ -64,27 +64,32 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence_errors():
         names = options.names or [str(path) for path in options.checkpoints]
-        if len(names) != len(options.checkpoints):
-            sys.exit(f"Error: --names has {len(names)} names for {len(options.checkpoints)} checkpoints.")
+        if len(set(names)) != len(options.checkpoints):
+            raise ConfigError(
+                f"--names has {len(set(names))} different names for {len(options.checkpoints)} checkpoints."
+            )
+        for key in ("limit", "size", "draws", "queries", "neighbors"):
+            if getattr(options, key, None) is not None:
+                check_integer(getattr(options, key), f"--{key}", 1)
+        options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
         figures = options.function(options, dict(zip(names, options.checkpoints, strict=True)))
-        path = options.output.with_suffix(".json")
         path.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"Written: {options.output.with_suffix('.png')} and {path}")
+    print(f"Written: {options.picture} and {path}")
 
 
 def chosen(path: str, limit: int) -> list[str]:
     """At most `limit` images of a folder or list, evenly over it."""
     files = list_images(path)
-    if limit < 1:
-        raise ConfigError(f"--limit is {limit}; it must be at least 1.")
     return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
 
 
 def size_of(options: argparse.Namespace, trunk: Trunk) -> int:
+    """Of the views, in pixels."""
     return options.size or trunk.architecture.input_size
 
 
 def invariance(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    """Distances of f(v_I) to g(v_It) by model."""
     files = chosen(options.images, options.limit)
     pretext = None
     if options.pretext_of is not None:
@@ -100,11 +105,13 @@ def invariance(options: argparse.Namespace, models: dict[str, Path]) -> dict:
     figure = new_figure(6, 4)
     histograms = {name: result["histogram"] for name, result in results.items()}
     draw_invariance(figure.subplots(), histograms, BINS, {name: result["mean"] for name, result in results.items()})
-    save(figure, options.output.with_suffix(".png"))
+    save(figure, options.picture)
     return {"bins": BINS.tolist(), "models": results}
 
 
 def layers(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    """Linear accuracy by model and layer."""
+    check_same_classes(options.train, options.test)
     train, test = (labelled_images(folder, options.limit) for folder in (options.train, options.test))
     results = {}
     for name, path in models.items():
@@ -119,11 +126,12 @@ def layers(options: argparse.Namespace, models: dict[str, Path]) -> dict:
     figure = new_figure(6, 4)
     series = {name: {layer: [value] for layer, value in result.items()} for name, result in results.items()}
     draw_lines(figure.subplots(), series, "Figure 5: quality by layer", "layer")
-    save(figure, options.output.with_suffix(".png"))
+    save(figure, options.picture)
     return results
 
 
 def neighbors(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    """The nearest images of each query, by file."""
     if len(models) > 1:
         raise ConfigError("neighbors takes one checkpoint.")
     ((name, path),) = models.items()
@@ -140,23 +148,23 @@ def neighbors(options: argparse.Namespace, models: dict[str, Path]) -> dict:
         return np.asarray(ImageOps.fit(load_rgb(files[place]), (side, side)))
 
     pictures = [[thumbnail(query), *map(thumbnail, row)] for query, row in zip(queries, rows, strict=True)]
-    draw_gallery(options.output.with_suffix(".png"), pictures, f"{name}: query, then its nearest neighbours")
+    draw_gallery(options.picture, pictures, f"{name}: query, then its nearest neighbours")
     return {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}
 
 
 def spread_of(options: argparse.Namespace, models: dict[str, Path]) -> dict:
+    """Spread, effective rank and spectrum by model."""
     files, results = chosen(options.images, options.limit), {}
     for name, path in models.items():
         trunk = load_trunk(path)
         features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
-        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        moments = Moments.of(torch.from_numpy(unit))
+        moments = Moments.of(torch.from_numpy(unit(features)))
         figures = {"spread": spread(moments), "effective_rank": effective_rank(moments)}
         results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
         print(f"{name}: spread {spread(moments):.3f}, effective rank {effective_rank(moments):.1f}")
     figure = new_figure(6, 4)
     draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
-    save(figure, options.output.with_suffix(".png"))
+    save(figure, options.picture)
     return results
 
 

@@ -6,7 +6,6 @@ python extra_scripts/doctor.py
 import argparse
 import sys
 
-from pirl_plugin import registration  # noqa: F401
 from pirl_plugin.doctor import examine
 
 

@@ -24,12 +24,13 @@ def other_requirements(lock: str) -> str:
 
 
 def install(folder: Path, torch: str, torchvision: str) -> None:
-    """Make the environment, unless it is there."""
+    """Make the environment, unless it is there, of the same versions."""
     marker, python = folder / "ready", folder / "bin" / "python"
-    if marker.is_file():
+    lock = (ROOT / "requirements.txt").read_text()
+    made_of = f"torch {torch}, torchvision {torchvision}, Python {sys.version}\n{lock}"
+    if marker.is_file() and marker.read_text() == made_of:
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    lock = (ROOT / "requirements.txt").read_text()
     own = folder / "requirements.txt"
     own.write_text(other_requirements(lock))
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "--quiet"]
@@ -51,7 +52,7 @@ def install(folder: Path, torch: str, torchvision: str) -> None:
         print(f"[{number}/{len(steps)}] {text} ...", flush=True)
         subprocess.run(command, check=True, cwd=ROOT)
         print(f"      done in {time.monotonic() - started:.0f} s", flush=True)
-    marker.touch()
+    marker.write_text(made_of)
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
     python extra_scripts/study.py --train cifar10/train --test cifar10/test --output study --budget-minutes 120 --jobs 2
 
 --train and --test have one sub-folder a class. Images and epochs are scaled to the budget, the same for all runs;
---images and --epochs set them instead. The same command goes on where it was interrupted. What is compared is a file of
-configs/study, or one of your own (--study). What follows -- are overrides for all runs, for a GPU for instance:
+--images and --epochs, together, set them instead. The same command goes on where it was interrupted. What is compared
+is a file of configs/study, or one of your own (--study). What follows -- are overrides for all runs, for a GPU:
 
     -- config.MACHINE.DEVICE=gpu config.DISTRIBUTED.BACKEND=nccl config.DATA.NUM_DATALOADER_WORKERS=4
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -17,10 +18,11 @@ from pathlib import Path
 
 from pirl_plugin import registration  # noqa: F401
 from pirl_plugin.composition import quote
-from pirl_plugin.image_files import list_images
-from pirl_plugin.study import DEFAULT, Plan, lay_out_images, machine, make_plan, read_study, run_all, runs_of
+from pirl_plugin.image_files import check_same_classes, list_images
+from pirl_plugin.study import DEFAULT, Study, read_study
 from pirl_plugin.study_evaluation import Evaluation, complete
 from pirl_plugin.study_report import collect, write
+from pirl_plugin.study_runs import Plan, lay_out_images, machine, make_plan, run_all, runs_of
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 
@@ -32,10 +34,10 @@ def main() -> None:
     parser.add_argument("--study", default=DEFAULT, help=f"a name of configs/study or a file; default {DEFAULT}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the methods")
     parser.add_argument("--sweep-seeds", type=int, nargs="*", default=[0], help="of what only a sweep has")
-    parser.add_argument("--budget-minutes", type=float, default=120.0, help="for all; default 120")
+    parser.add_argument("--budget-minutes", type=float, help="for all, on this machine")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each; default 1")
-    parser.add_argument("--images", type=int, help="to train on, in place of what the budget allows")
-    parser.add_argument("--epochs", type=int, help="in place of what the budget allows")
+    parser.add_argument("--images", type=int, help="to train on; with --epochs, in place of a budget")
+    parser.add_argument("--epochs", type=int, help="with --images, in place of a budget")
     parser.add_argument("--report-only", action="store_true", help="the report again, from study.json")
     parser.add_argument("overrides", nargs="*", help="for all runs")
     options = parser.parse_args()
@@ -54,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.train or not options.test:
         raise ConfigError("--train and --test must each name a folder with one sub-folder a class.")
     study = read_study(options.study)
+    check_same_classes(options.train, options.test)
     plan = choose_plan(options, study)
     train, test = output / "data" / "train", output / "data" / "test"
     images = lay_out_images(options.train, train, plan.images)
@@ -65,45 +68,42 @@ def run(options: argparse.Namespace) -> int:
         *options.overrides,
     ]
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
+    given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
     settings = {
         "data": f"{images} images of {options.train}, measured on {tested} of {options.test}",
         "epochs": plan.epochs,
-        "budget": plan_words(options),
+        "budget": f"{given}; {options.jobs} runs at a time",
         **machine(),
     }
     print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)
     pirl = next(method.config for method in study.methods.values() if method.config)
-    layered = ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random")
-    failed = run_all(
-        runs, options.jobs, functools.partial(complete, evaluation=Evaluation(train, test, pirl, layered)),
-        expected_seconds=plan.seconds,
-    )  # fmt: skip
-    path = write(collect(study, output, settings), output)
+    evaluation = Evaluation(train, test, pirl, ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random"))
+    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds)
+    path = write(collect(study, output, settings, failed), output)
     print(f"\n{path.read_text()}\nWritten: {path}")
     return 1 if failed else 0
 
 
-def plan_words(options: argparse.Namespace) -> str:
-    """What the size of the study was chosen by."""
-    if options.images and options.epochs:
-        return f"{options.images} images and {options.epochs} epochs, as given; {options.jobs} runs at a time"
-    return f"{options.budget_minutes:g} minutes, {options.jobs} runs at a time"
-
-
-def choose_plan(options: argparse.Namespace, study) -> Plan:
+def choose_plan(options: argparse.Namespace, study: Study) -> Plan:
     """Images and epochs as given, or what the budget allows; the same as before where the study goes on."""
+    if (options.images is None) != (options.epochs is None) or bool(options.images) == bool(options.budget_minutes):
+        raise ConfigError("give either --budget-minutes, or --images and --epochs together.")
+    if options.images:
+        return Plan(options.images, options.epochs, None)
     remembered = options.output / "plan.json"
-    if options.images and options.epochs:
-        plan = Plan(options.images, options.epochs, 0.0)
-    elif remembered.is_file():
-        plan = Plan(**json.loads(remembered.read_text()))
-    else:
-        available = len(list_images(options.train))
-        plan = make_plan(
-            study, len(options.seeds), len(options.sweep_seeds), options.budget_minutes, options.jobs, available
-        )
+    if remembered.is_file():
+        before = json.loads(remembered.read_text())
+        if before.pop("budget_minutes") != options.budget_minutes:
+            raise ConfigError(
+                f"--budget-minutes is {options.budget_minutes:g}, but {options.output} was begun with another budget; "
+                f"give that, or another --output."
+            )
+        return Plan(**before)
+    available, tested = len(list_images(options.train)), len(list_images(options.test))
+    seeds = len(options.seeds), len(options.sweep_seeds)
+    plan = make_plan(study, *seeds, options.budget_minutes, options.jobs, available, tested)
     options.output.mkdir(parents=True, exist_ok=True)
-    remembered.write_text(json.dumps({"images": plan.images, "epochs": plan.epochs, "seconds": plan.seconds}))
+    remembered.write_text(json.dumps({"budget_minutes": options.budget_minutes, **dataclasses.asdict(plan)}))
     return plan
 
 

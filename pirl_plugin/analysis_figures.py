@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pirl_plugin.figures import BLUE, INK, MUTED, ORANGE, contact_sheet, new_figure, save, show_image, style
 
@@ -14,7 +15,7 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, MUTED, INK)
 
 
 def draw_invariance(
-    axes, histograms: Mapping[str, Sequence[int]], edges: np.ndarray, means: Mapping[str, float] | None = None
+    axes: Axes, histograms: Mapping[str, Sequence[int]], edges: np.ndarray, means: Mapping[str, float] | None = None
 ) -> None:
     """Figure 4: a histogram of distances for each model, as shares of its images.
 
@@ -36,7 +37,7 @@ def draw_invariance(
 
 
 def draw_lines(
-    axes,
+    axes: Axes,
     series: Mapping[str, Mapping[str, Sequence[float]]],
     title: str,
     label: str,
@@ -88,7 +89,7 @@ def draw_gallery(path: str | Path, rows: Sequence[Sequence[np.ndarray]], title: 
     return save(figure, path)
 
 
-def draw_spectrum(axes, spectra: Mapping[str, Sequence[float]]) -> None:
+def draw_spectrum(axes: Axes, spectra: Mapping[str, Sequence[float]]) -> None:
     """Shares of the principal directions in the variance of embeddings, falling, one line a model."""
     for number, (name, shares) in enumerate(spectra.items()):
         shares = np.asarray(shares)

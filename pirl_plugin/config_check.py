@@ -28,9 +28,12 @@ from pirl_plugin.validation import ConfigError, check_choice, check_integer, che
 def complete(config: DictConfig) -> None:
     """Fill in what the plugin's parts take from elsewhere in the config.
 
-    `pirl_loss` gets the seed and the most images a rank has in a step; each `pirl_heads` without in_channels
-    gets the features of the trunk, where that is one of the ResNets.
+    CHECKPOINT.DIR becomes an absolute path. `pirl_loss` gets the seed and the most images a rank has in a step; each
+    `pirl_heads` without in_channels gets the features of the trunk, where that is one of the ResNets.
     """
+    if isinstance(config.CHECKPOINT.DIR, str) and "://" not in config.CHECKPOINT.DIR:
+        # VISSL links checkpoint.torch to the newest file by this path, which from within the folder must be whole.
+        config.CHECKPOINT.DIR = os.path.abspath(config.CHECKPOINT.DIR)
     channels = _trunk_channels(config)
     for _, head in _heads(config):
         if head.get("in_channels") is None and channels is not None:
@@ -192,12 +195,13 @@ def _check_step(config: Any) -> None:
         )
     monitor = MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {}))
     if not own:
-        if monitor.knn_every_epochs:
+        if monitor != MonitorSettings():
             raise ConfigError(
-                f"HOOKS.PIRL_MONITOR.knn_every_epochs is {monitor.knn_every_epochs}, which needs "
-                f"TRAINER.TRAIN_STEP_NAME pirl_train_step; set it to 0, or the step to pirl_train_step."
+                "HOOKS.PIRL_MONITOR is not as it comes, which needs TRAINER.TRAIN_STEP_NAME pirl_train_step; leave it, "
+                "or set the step to pirl_train_step."
             )
         return
+    monitor.images()
     for key in ("USE_STATEFUL_DISTRIBUTED_SAMPLER", "USE_DEBUGGING_SAMPLER"):
         if config.DATA.TRAIN[key]:
             raise ConfigError(f"DATA.TRAIN.{key} is true, but pirl_task brings its own sampler; set it to false.")

@@ -11,13 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import yaml
-from vissl.data.dataset_catalog import VisslDatasetCatalog
-
-from hydra_plugins.pirl_plugin_path import config_folder
-from pirl_plugin import composition, host
-from pirl_plugin.validation import ConfigError
+from pirl_plugin import (
+    host,  # the rest where it is used: whatever is missing here must not keep the doctor from saying so
+)
 
 REQUIRED = (
     "torch", "torchvision", "vissl", "classy_vision", "hydra", "omegaconf", "fvcore", "iopath", "numpy", "scipy",
@@ -57,7 +53,10 @@ def _version(module: str) -> str | None:
         return None
     for name in importlib.metadata.packages_distributions().get(module, ()):
         return importlib.metadata.version(name)
-    return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))
+    try:
+        return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))
+    except Exception as error:  # whatever a broken package raises
+        return f"that cannot be imported ({type(error).__name__}: {error})"
 
 
 def environment() -> Iterator[str]:
@@ -68,16 +67,25 @@ def environment() -> Iterator[str]:
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free / 2**30) < 2:
         yield f"! /dev/shm, where loader workers hand over batches, has {free:.1f} GiB: enlarge it, or use 0 workers"
-    for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
-        yield f"GPU {number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16} bfloat16"
-    if not torch.cuda.is_available():
-        yield f"no GPU that PyTorch can use (it is built for {torch.version.cuda or 'CPUs only'})"
     for module in REQUIRED:
         version = _version(module)
         yield f"! {module} is not installed" if version is None else f"{module} {version}"
-    yield from classy_vision()
+    if _version("torch") is not None:
+        yield from gpus()
+    if _version("classy_vision") is not None:
+        yield from classy_vision()
+
+
+def gpus() -> Iterator[str]:
+    """The GPUs that PyTorch sees, a line each."""
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        bf16 = "with" if properties.major >= 8 else "without"  # below, it is emulated
+        yield f"GPU {number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16} bfloat16"
+    if not torch.cuda.is_available():
+        yield f"no GPU that PyTorch can use (it is built for {torch.version.cuda or 'CPUs only'})"
 
 
 def classy_vision() -> Iterator[str]:
@@ -131,12 +139,22 @@ class Verdict:
 
 def is_part(name: str) -> bool:
     """Whether a config is only composed into others."""
+    import yaml
+
+    from hydra_plugins.pirl_plugin_path import config_folder
+
     content = yaml.safe_load((config_folder() / "config" / f"{name}.yaml").read_text(encoding="utf-8"))
     return "defaults" not in content and "MODEL" not in content["config"]
 
 
 def verdict(name: str) -> Verdict:
     """Whether this machine can run a config as it stands."""
+    import torch
+    from vissl.data.dataset_catalog import VisslDatasetCatalog
+
+    from pirl_plugin import composition
+    from pirl_plugin.validation import ConfigError
+
     try:
         config = composition.compose([f"config={name}"], check=False).config
     except ConfigError as error:
@@ -170,8 +188,14 @@ def examine(configs: bool = True) -> Iterator[str]:
     yield from (f"  {line}" for line in optional_parts())
     if not configs:
         return
+    try:
+        from pirl_plugin import registration  # noqa: F401
+        from pirl_plugin.composition import config_names
+    except Exception as error:  # whatever a missing or broken package raises
+        yield f"! the plugin cannot be imported: {' '.join(str(error).split())}"
+        return
     yield "Configs as they stand, with what is to be given as config.<key>=..."
-    for name in composition.config_names():
+    for name in config_names():
         if not is_part(name):
             yield f"  {name}: {verdict(name)}"
     yield "With fewer GPUs: config.DISTRIBUTED.NUM_NODES=1 config.DISTRIBUTED.NUM_PROC_PER_NODE=<n>;"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def embed(
     layer: str = "flatten",
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[Any, Exception], None] | None = None,
 ) -> np.ndarray:
     """Features float32 [N, D] of images or image files, in their order.
 
@@ -88,14 +89,42 @@ def embed(
         view: image -> float tensor [3, H, W], the same size for all.
         layer: which features (conv1, res2 ... res5, flatten); maps are flattened.
         progress: called with (done, total) after every batch.
+        on_unreadable: called with a file that cannot be read and why; its features are NaN. None: the error is raised.
     """
+    features, batches = [], view_batches(images, view, batch_size, progress, on_unreadable)
     device = next(trunk.parameters()).device
-    features = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        batch = torch.stack([view(image if isinstance(image, Image.Image) else load_rgb(image)) for image in chunk])
+    for batch in batches:
         (output,) = trunk(batch.to(device), [layer])
         features.append(output.flatten(1).float().cpu().numpy())
+    return np.concatenate(features)
+
+
+def view_batches(
+    images: Sequence[Image.Image | str | Path],
+    view: Callable[[Image.Image], Tensor],
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[Any, Exception], None] | None = None,
+) -> Iterator[Tensor]:
+    """The views of images or image files, in batches float [b, 3, H, W]; the arguments are those of `embed`.
+
+    That of a file that cannot be read is NaN, which a network in eval mode keeps to itself.
+    """
+
+    def view_of(image: Image.Image | str | Path) -> Tensor | None:
+        if isinstance(image, Image.Image):
+            return view(image)
+        try:
+            return view(load_rgb(image))
+        except Exception as error:  # whatever a broken file makes PIL raise
+            if on_unreadable is None:
+                raise
+            on_unreadable(image, error)
+            return None
+
+    blank = view(Image.new("RGB", (8, 8))).fill_(torch.nan)
+    for start in range(0, len(images), batch_size):
+        views = [view_of(image) for image in images[start : start + batch_size]]
+        yield torch.stack([blank if one is None else one for one in views])
         if progress is not None:
             progress(min(start + batch_size, len(images)), len(images))
-    return np.concatenate(features)

@@ -155,6 +155,8 @@ class LossReportHook(Hook):
 def hook_generator(config: AttrDict) -> list[ClassyHook]:
     """VISSL's hooks and, where the loss is pirl_loss, the plugin's; with pirl_train_step none waits for the device."""
     hooks = default_hook_generator(config)
+    AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
+    log_hooks.CheckpointWriter = AtomicCheckpointWriter
     if config.LOSS.name != "pirl_loss":
         return hooks
     # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
@@ -169,8 +171,6 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
     progress = ProgressHook(get_checkpoint_folder(config), settings.wandb_project)
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
-    AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
-    log_hooks.CheckpointWriter = AtomicCheckpointWriter
     writer = WholeCheckpointHook(world_size)
     shards = [hook for hook in own if isinstance(hook, ShardsHook)]
 
@@ -185,4 +185,5 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
         MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})),
         progress.publish,
     )
-    return [progress, *own, monitor, *kept, writer, PreemptionHook(checkpoint)]
+    # The monitor last: measuring kNN takes time, in which a checkpoint of the epoch should be there.
+    return [progress, *own, *kept, writer, monitor, PreemptionHook(checkpoint)]

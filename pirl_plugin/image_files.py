@@ -58,6 +58,21 @@ def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
     return classes
 
 
+def check_same_classes(*folders: str | os.PathLike) -> None:
+    """Refuse folders whose class folders differ: classes are numbered by their names' order in each.
+
+    Raises:
+        ConfigError: naming what only one of them has, or where one has fewer than two.
+    """
+    names = [{path.name for path in labelled_class_folders(folder)} for folder in folders]
+    different = set.union(*names) - set.intersection(*names)
+    if different:
+        raise ConfigError(
+            f"{' and '.join(map(str, folders))} must have the same class folders; only one has "
+            f"{', '.join(sorted(different))}."
+        )
+
+
 def _refuse_folder(error: OSError) -> None:
     raise ConfigError(f"The folder {error.filename} cannot be listed: {error.strerror}.") from error
 

@@ -16,11 +16,20 @@ from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import load_rgb
 from pirl_plugin.pretext import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.quick_evaluation import run_config
-from pirl_plugin.validation import ConfigError, check_choice
+from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
 
 LEVELS, STATISTICS = ("heads", "trunk"), ("batch", "running")
-# Of photometric augmentation: what is left out is at its default.
-NOTHING = ("brightness", "contrast", "saturation", "hue", "random_photometric", "grayscale", "blur", "horizontal_flip")
+# Set to 0, they leave a view's colours as they are; left out, they would be at their defaults.
+PHOTOMETRIC = (
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "random_photometric",
+    "grayscale",
+    "blur",
+    "horizontal_flip",
+)
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:
@@ -35,8 +44,9 @@ def distances(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
 
 
 def distances_between_images(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
-    """L2 distances of each unit f(v_I) to the unit g(v_Jt) of another image J, the next one: float64 [N]."""
-    return distances(image, np.roll(transformed, 1, axis=0))
+    """L2 distances of each unit f(v_I) to the unit g(v_Jt) of another image J, drawn at random: float64 [N]."""
+    order = np.random.default_rng(0).permutation(len(image))
+    return distances(image[order], transformed[np.roll(order, 1)])
 
 
 def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
@@ -53,6 +63,11 @@ def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
         "mean_between_images": float(others.mean()),
         "relative": float(own.mean() / max(others.mean(), 1e-12)),
     }
+
+
+def has_two_heads(config: Any) -> bool:
+    """Whether a run's network has PIRL's heads f and g."""
+    return [head[0] for head in config.MODEL.HEAD.PARAMS] == ["pirl_heads", "pirl_heads"]
 
 
 class Encoders(nn.Module):
@@ -87,11 +102,10 @@ class Encoders(nn.Module):
         self.heads = nn.ModuleList()
         if level == "heads":
             parameters = config.MODEL.HEAD.PARAMS
-            names = [head[0] for head in parameters]
-            if names != ["pirl_heads", "pirl_heads"]:
+            if not has_two_heads(config):
                 raise ConfigError(
-                    f"The run's heads are {names}; the distance of f(v_I) to g(v_It) needs PIRL's two: use the level "
-                    f"trunk for other networks."
+                    f"The run's heads are {[head[0] for head in parameters]}; the distance of f(v_I) to g(v_It) needs "
+                    f"PIRL's two: use the level trunk for other networks."
                 )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -110,12 +124,22 @@ class Encoders(nn.Module):
 
 
 def transformation(config: Mapping[str, Any]) -> PretextTransform:
-    """The pretext transform of an entry of TRANSFORMS, nothing random but t: whole images, no photometric change."""
+    """The pretext transform of an entry of TRANSFORMS, of whole images and without photometric change.
+
+    What is random is t and, of the jigsaw, where in its cell a patch is cut.
+
+    Raises:
+        ConfigError: where it yields no pretext views.
+    """
     name = check_choice(config["name"], list(PRETEXT_TRANSFORMS), "the pretext transform")
     settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
-    settings |= {key: [1.0, 1.0] for key in settings if key.endswith("crop_scale")}
-    settings |= {"photometric": dict.fromkeys(NOTHING, 0), "augment_on": "workers", "normalize_on": "workers"}
-    return PRETEXT_TRANSFORMS[name].from_config(settings)
+    known = keyword_arguments(PRETEXT_TRANSFORMS[name])
+    settings |= {key: [1.0, 1.0] for key in known if key.endswith("crop_scale")}
+    settings |= {"photometric": dict.fromkeys(PHOTOMETRIC, 0), "augment_on": "workers", "normalize_on": "workers"}
+    transform = PRETEXT_TRANSFORMS[name].from_config(settings)
+    if not transform.num_views:
+        raise ConfigError(f"{name} has no pretext views; name another run whose transformation is to be used.")
+    return transform
 
 
 @torch.inference_mode()
@@ -136,15 +160,20 @@ def embed_pairs(
         progress: called with (done, total).
     """
     generator = torch.Generator().manual_seed(seed)
-    image, transformed, total = [], [], draws * len(files)
+    image, transformed, done = [], [], 0
+    # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
+    order = np.random.default_rng(seed).permutation(len(files))
+    back = np.argsort(order)
     for _ in range(draws):
-        for start in range(0, len(files), batch_size):
-            made = [transform.views(load_rgb(file), generator) for file in files[start : start + batch_size]]
-            first, second = encoders(torch.stack([views[0] for views in made]), torch.stack([v[1] for v in made]))
-            image.append(first.float().numpy())
-            transformed.append(second.float().numpy())
+        parts = []
+        for some in np.array_split(order, -(-len(files) // batch_size)):
+            made = [transform.views(load_rgb(files[place]), generator) for place in some]
+            parts.append(encoders(torch.stack([views[0] for views in made]), torch.stack([v[1] for v in made])))
+            done += len(some)
             if progress is not None:
-                progress(sum(map(len, image)), total)
+                progress(done, draws * len(files))
+        image.append(torch.cat([part[0] for part in parts]).float().numpy()[back])
+        transformed.append(torch.cat([part[1] for part in parts]).float().numpy()[back])
     return np.concatenate(image), np.concatenate(transformed)
 
 

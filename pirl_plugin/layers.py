@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pirl_plugin.evaluation import linear_probe
-from pirl_plugin.image_files import load_rgb
+from pirl_plugin.features import view_batches
 
 LAYERS = ("conv1", "res2", "res3", "res4", "res5")
 ORDER = (*LAYERS, "res5avg", "flatten")
@@ -47,14 +47,11 @@ def embed_layers(
     """
     layers = sorted(layers, key=ORDER.index)  # VISSL returns them in this order, whatever the request's is
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        batch = torch.stack([view(image if isinstance(image, Image.Image) else load_rgb(image)) for image in chunk])
-        for layer, features in zip(layers, trunk(batch, layers), strict=True):
+    device = next(trunk.parameters()).device
+    for batch in view_batches(images, view, batch_size, progress):
+        for layer, features in zip(layers, trunk(batch.to(device), layers), strict=True):
             flat = pooled(features, most_dimensions) if features.dim() == 4 else features
-            parts[layer].append(flat.float().numpy())
-        if progress is not None:
-            progress(min(start + batch_size, len(images)), len(images))
+            parts[layer].append(flat.float().cpu().numpy())
     return {layer: np.concatenate(part) for layer, part in parts.items()}
 
 

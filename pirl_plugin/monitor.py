@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from pirl_plugin.distributed import collective_device, gather_padded, rank, sum_
 from pirl_plugin.evaluation import weighted_knn
 from pirl_plugin.features import center_view, embed
 from pirl_plugin.hook import Hook
+from pirl_plugin.image_files import check_same_classes
 from pirl_plugin.progress import keep_rows
 from pirl_plugin.quick_evaluation import labelled_images
 from pirl_plugin.spread import Moments, effective_rank, spread
@@ -27,6 +29,7 @@ from pirl_plugin.validation import ConfigError, check_integer, check_keys, check
 
 WHERE = "HOOKS.PIRL_MONITOR"
 MOST_ROWS = 65_536  # of the bank that are looked at
+MOST_DIMENSIONS = 2048  # of an embedding whose directions are counted: beyond, that takes minutes
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class MonitorSettings:
 
     Attributes:
         every_iterations: how often the bank is looked at, beside the end of each epoch.
-        smallest_effective_rank: below it the log warns of a collapse.
+        smallest_spread, smallest_effective_rank: below either the log warns of a collapse.
         knn_every_epochs: how often the kNN accuracy is measured; 0 for never.
         knn_train, knn_test: folders with one sub-folder a class, of the images that vote and of those that are voted
             on.
@@ -44,6 +47,7 @@ class MonitorSettings:
     """
 
     every_iterations: int = 1000
+    smallest_spread: float = 0.01
     smallest_effective_rank: float = 2.0
     knn_every_epochs: int = 0
     knn_train: str = ""
@@ -56,11 +60,12 @@ class MonitorSettings:
         """Settings from a mapping of the attributes above, those left out at their defaults.
 
         Raises:
-            ConfigError: for an unknown key, a value that cannot be right, or a folder without classes.
+            ConfigError: for an unknown key or a value that cannot be right.
         """
         check_keys(check_mapping(config, WHERE), [field.name for field in fields(cls)], WHERE)
         settings = cls(**config)
         check_integer(settings.every_iterations, f"{WHERE}.every_iterations", 1)
+        check_number(settings.smallest_spread, f"{WHERE}.smallest_spread", 0, 1)
         check_number(settings.smallest_effective_rank, f"{WHERE}.smallest_effective_rank", 0)
         check_integer(settings.knn_every_epochs, f"{WHERE}.knn_every_epochs", 0)
         check_integer(settings.knn_images, f"{WHERE}.knn_images", 2)
@@ -72,36 +77,53 @@ class MonitorSettings:
                     f"{WHERE}.{key} is {folder!r}; with knn_every_epochs {settings.knn_every_epochs} it must be a "
                     f"folder with one sub-folder a class."
                 )
-            if settings.knn_every_epochs:
-                labelled_images(folder, settings.knn_images)
         return settings
+
+    def images(self) -> list[tuple[list[str], np.ndarray]]:
+        """Files and class numbers of knn_train and knn_test; none where kNN is off.
+
+        Raises:
+            ConfigError: for a folder without classes, or two with different ones.
+        """
+        if not self.knn_every_epochs:
+            return []
+        check_same_classes(self.knn_train, self.knn_test)
+        return [labelled_images(folder, self.knn_images) for folder in (self.knn_train, self.knn_test)]
 
 
 def bank_health(bank: Any) -> dict[str, float]:
     """What the rows of a bank that were updated look like, those of all ranks together.
 
     Returns:
-        rows_updated, the share of the rows that were ever updated, and, where there are two, spread and
-        effective_rank; the same on all ranks.
+        rows_updated, the share of the rows that were ever updated, and, where there are two and not more than
+        MOST_DIMENSIONS, spread and effective_rank; the same on all ranks.
     """
     updated = bank.updated
-    places = updated.nonzero()[:, 0]
-    places = places[:: max(1, len(places) // MOST_ROWS)]
-    moments = Moments.of(bank.rows[places])
+    places = updated.nonzero()[:, 0] if bank.dim <= MOST_DIMENSIONS else updated.nonzero()[:0, 0]
+    places = places[:: max(1, -(-len(places) // MOST_ROWS))]
+    moments = Moments.of(bank.rows[places][:, :MOST_DIMENSIONS])
     own = torch.cat([updated.sum().double().view(1), moments.packed()])
     shared = bank.held_places() is not None  # else every rank holds the same rows
     number, packed = (lambda both: (both[0], both[1:]))(sum_over_ranks(own) if shared else own)
     health = {"rows_updated": float(number) / bank.num_rows}
-    moments = Moments.unpacked(packed.cpu(), bank.dim)
+    moments = Moments.unpacked(packed.cpu(), min(bank.dim, MOST_DIMENSIONS))
     if moments.count >= 2:
         health |= {"spread": spread(moments), "effective_rank": effective_rank(moments)}
     return health
 
 
 def embed_among_ranks(trunk: torch.nn.Module, files: list[str], view: Callable[..., Tensor]) -> np.ndarray:
-    """Features float32 [files, D] of image files, of which each rank embeds a part; the same on all ranks."""
+    """Features float32 [files, D] of image files, of which each rank embeds a part; the same on all ranks.
+
+    Those of an image that cannot be read are NaN, and the log names it.
+    """
+
+    def name(file: Any, error: Exception) -> None:
+        logging.warning(f"Not read, and left out of the kNN: {file} ({error})")
+
     own = files[rank() :: world_size()]
-    features = torch.from_numpy(embed(trunk, own or files[:1], view))[: len(own)].to(collective_device())
+    features = embed(trunk, own or files[:1], view, on_unreadable=name)[: len(own)]
+    features = torch.from_numpy(features).to(collective_device())
     most = -(-len(files) // world_size())
     gathered = gather_padded(features, most, 0.0).view(world_size(), -1, features.shape[1])[:, :most]
     return gathered.transpose(0, 1).flatten(0, 1)[: len(files)].cpu().numpy()
@@ -142,9 +164,7 @@ class MonitorHook(Hook):
     def on_start(self, task: Any) -> None:
         if is_primary():
             keep_rows(self.path, task.iteration)
-        if self.settings.knn_every_epochs:
-            limit = self.settings.knn_images
-            self.images = [labelled_images(f, limit) for f in (self.settings.knn_train, self.settings.knn_test)]
+        self.images = self.settings.images()
 
     def on_step(self, task: Any) -> None:
         if task.iteration % self.settings.every_iterations == 0:
@@ -165,21 +185,26 @@ class MonitorHook(Hook):
         )
         with torch.no_grad(), evaluating(task.base_model.trunk):
             features = [embed_among_ranks(task.base_model.trunk, files, view) for files, _ in self.images]
-        (_, train_labels), (_, test_labels) = self.images
-        accuracy = weighted_knn(features[0], train_labels, features[1], test_labels, k=self.settings.knn_k)
+        read = [np.isfinite(found).all(1) for found in features]
+        train, test = (
+            (found[good], labels[good]) for found, good, (_, labels) in zip(features, read, self.images, strict=True)
+        )
         if is_primary():
-            logging.info(f"kNN on {len(test_labels)} images took {time.perf_counter() - started:.0f} s")
-        return accuracy
+            logging.info(f"kNN on {len(test[1])} images took {time.perf_counter() - started:.0f} s")
+        return weighted_knn(*train, *test, k=self.settings.knn_k) if len(train[1]) and len(test[1]) else math.nan
 
     def _say(self, task: Any, values: dict[str, float]) -> None:
         if not is_primary():
             return
         logging.info("monitor: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
-        if values.get("effective_rank", np.inf) < self.settings.smallest_effective_rank:
+        settings = self.settings
+        if "spread" in values and (
+            values["spread"] < settings.smallest_spread or values["effective_rank"] < settings.smallest_effective_rank
+        ):
             logging.warning(
-                f"The embeddings of all images lie in {values['effective_rank']:.2f} directions (spread "
-                f"{values['spread']:.2g}): the representation has collapsed; lower the learning rate, or see whether "
-                f"the images differ from each other."
+                f"The embeddings of all images have a spread of {values['spread']:.2g} and lie in "
+                f"{values['effective_rank']:.1f} directions: the representation has collapsed; lower the learning "
+                f"rate, or see whether the images differ from each other."
             )
         row = {"iteration": task.iteration, "epoch": task.train_phase_idx + 1, **values}
         names = ["iteration", "epoch", "rows_updated", "spread", "effective_rank", "knn_accuracy"]

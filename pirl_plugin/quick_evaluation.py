@@ -12,7 +12,7 @@ from vissl.config import AttrDict
 from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.evaluation import linear_probe, weighted_knn
 from pirl_plugin.features import build_trunk, center_view, embed
-from pirl_plugin.image_files import class_folders, labelled_class_folders, list_images
+from pirl_plugin.image_files import check_same_classes, labelled_class_folders, list_images
 from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError
 
@@ -108,12 +108,7 @@ def evaluate_checkpoint(
     k: int = 200,
 ) -> dict[str, dict[str, float]]:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class."""
-    names = [[path.name for path in class_folders(folder)] for folder in (train_folder, test_folder)]
-    if names[0] != names[1]:
-        raise ConfigError(
-            f"{train_folder} and {test_folder} must have the same class folders; only one has "
-            f"{', '.join(sorted(set(names[0]) ^ set(names[1])))}."
-        )
+    check_same_classes(train_folder, test_folder)
     train, test = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
     config = run_config(path)
     results, _ = compare_with_untrained(config, load_checkpoint(path), train, test, size, k, config.SEED_VALUE)

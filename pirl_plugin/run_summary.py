@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.step_settings import StepSettings
 
 
 def summarise(config: Any, resumes_from: str | None = None) -> list[str]:
@@ -48,7 +52,7 @@ def _trunk(trunk: Any) -> str:
     resnets = trunk.RESNETS
     width = "" if resnets.WIDTH_MULTIPLIER == 1 else f", {resnets.WIDTH_MULTIPLIER:g} times the width"
     stem = f", stem {resnets.STEM}" if "STEM" in resnets else ""
-    return f"{trunk.NAME} of depth {resnets.DEPTH}{width}{stem}"
+    return f"{trunk.NAME} of depth {resnets.DEPTH}{width}{stem}" if "resnet" in trunk.NAME else trunk.NAME
 
 
 def _heads(parameters: Sequence[Any]) -> str:
@@ -62,12 +66,13 @@ def _heads(parameters: Sequence[Any]) -> str:
 def _loss(loss: Any) -> str:
     if loss.name != "pirl_loss":
         return loss.name
-    settings = loss.pirl_loss
-    number = "" if settings.negatives == "all" else f" N = {settings.num_negatives}"
-    bank = settings.memory_bank
+    # As the loss will read them, with its defaults for what is left out.
+    given = {name: p.default for name, p in inspect.signature(PIRLLoss).parameters.items()} | dict(loss.pirl_loss)
+    number = "" if given["negatives"] == "all" else f" N = {given['num_negatives']}"
+    bank = given["memory_bank"] or {}
     return (
-        f"pirl_loss, {settings.contrast}, negatives {settings.negatives}{number}, tau {settings.temperature:g}, "
-        f"lambda {settings.lambda_:g}, {bank.get('name', 'memory_bank')} of {bank.get('dtype', 'float32')}"
+        f"pirl_loss, {given['contrast']}, negatives {given['negatives']}{number}, tau {given['temperature']:g}, "
+        f"lambda {given['lambda_']:g}, {bank.get('name', 'memory_bank')} of {bank.get('dtype', 'float32')}"
     )
 
 
@@ -84,7 +89,7 @@ def _learning_rate(schedule: Any) -> str:
 def _step(trainer: Any) -> str:
     if trainer.TRAIN_STEP_NAME != "pirl_train_step":
         return trainer.TRAIN_STEP_NAME
-    settings = trainer.PIRL_TRAIN_STEP
+    settings = StepSettings.from_config(trainer.get("PIRL_TRAIN_STEP", {}))
     parts = "" if settings.accumulation_steps == 1 else f", in {settings.accumulation_steps} parts"
     layout = ", channels last" if settings.channels_last else ""
     return f"pirl_train_step, {settings.precision}{layout}{', compiled' if settings.compile else ''}{parts}"

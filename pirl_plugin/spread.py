@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_VARIANCE = 1e-10  # of unit float32 vectors: what their rounding may leave
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -25,9 +27,9 @@ class Moments:
     @classmethod
     def of(cls, embeddings: Tensor) -> Moments:
         """Of unit embeddings [n, d], of any real dtype; n may be 0."""
-        values = embeddings.float()
+        values = embeddings.double()  # the differences between them may be small beside the embeddings
         count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
-        return cls(count, values.sum(0).double(), (values.T @ values).double())
+        return cls(count, values.sum(0), values.T @ values)
 
     def packed(self) -> Tensor:
         """All in one tensor, float64 [1 + d + d * d]."""
@@ -48,7 +50,7 @@ def spectrum(moments: Moments) -> Tensor:
     """The share of each principal direction in the variance, falling: float64 [d], of sum 1 (0 where there is none)."""
     variances = torch.linalg.eigvalsh(moments.covariance()).clamp(min=0).flip(0)
     total = variances.sum()
-    return variances / total if total > 1e-12 else torch.zeros_like(variances)
+    return variances / total if total > NO_VARIANCE else torch.zeros_like(variances)
 
 
 def effective_rank(moments: Moments) -> float:

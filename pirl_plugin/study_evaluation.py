@@ -15,15 +15,23 @@ import torch
 from pirl_plugin.checkpoints import load_checkpoint
 from pirl_plugin.evaluation import linear_probe, weighted_knn
 from pirl_plugin.features import build_trunk, center_view
-from pirl_plugin.invariance import LEVELS, STATISTICS, Encoders, distances, embed_pairs, figures_of, transformation
+from pirl_plugin.invariance import (
+    LEVELS,
+    STATISTICS,
+    Encoders,
+    distances,
+    embed_pairs,
+    figures_of,
+    has_two_heads,
+    transformation,
+    unit,
+)
 from pirl_plugin.launcher import compose
 from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
 from pirl_plugin.quick_evaluation import labelled_images
 from pirl_plugin.spread import Moments, effective_rank, spread
-from pirl_plugin.study import Run
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.study_runs import Run
 
-SIZE = 32  # pixels
 SUBSETS = 5  # draws of the labelled images, for 1% and 10% of the labels
 BINS = np.linspace(0, 2, 81)  # of the histograms of distances
 
@@ -34,7 +42,7 @@ class Evaluation:
 
     Attributes:
         train, test: folders with one sub-folder a class.
-        pretext_config: whose pretext transform the invariance to is measured.
+        pretext_config: whose views are measured on (size, mean and std), and to whose pretext transform the invariance.
         layers_of: names of runs whose layers are measured (Figure 5).
     """
 
@@ -81,13 +89,15 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     config = compose(run.launcher_overrides(), check=False)
     checkpoint = None if run.method.config is None else load_checkpoint(run.checkpoint)
     trunk = build_trunk(config, checkpoint, seed=run.seed)
+    pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
+    task = transformation(pretext)
+    view = center_view(task.image_crop_size, task.mean.flatten().tolist(), task.std.flatten().tolist())
     (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
     of_layers = run.name in evaluation.layers_of
     layers = ("flatten", *LAYERS) if of_layers else ("flatten",)
-    train, test = (embed_layers(trunk, files, center_view(SIZE), layers) for files in (train_files, test_files))
+    train, test = (embed_layers(trunk, files, view, layers) for files in (train_files, test_files))
     everything = (train["flatten"], train_labels, test["flatten"], test_labels)
-    unit = test["flatten"] / np.maximum(np.linalg.norm(test["flatten"], axis=1, keepdims=True), 1e-12)
-    moments = Moments.of(torch.from_numpy(unit))
+    moments = Moments.of(torch.from_numpy(unit(test["flatten"])))
     result: dict[str, Any] = {
         "knn": weighted_knn(*everything, k=200),
         "linear": linear_probe(*everything),
@@ -99,15 +109,12 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     if of_layers:
         accuracies = [{layer: part[layer] for layer in LAYERS} for part in (train, test)]
         result["layers"] = layer_accuracies(accuracies[0], train_labels, accuracies[1], test_labels)
-    pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
     result["invariance"] = {}
-    for level, statistics in itertools.product(LEVELS, STATISTICS):
-        try:
-            encoders = Encoders(config, checkpoint, level, statistics, run.seed)
-        except ConfigError:  # no two heads of PIRL
-            continue
-        own = config.DATA.TRAIN.TRANSFORMS[0] if level == "heads" else pretext
-        pairs = embed_pairs(encoders, transformation(own), test_files[::5], seed=0)
+    levels = LEVELS if has_two_heads(config) else ("trunk",)
+    for level, statistics in itertools.product(levels, STATISTICS):
+        encoders = Encoders(config, checkpoint, level, statistics, run.seed)
+        own = transformation(config.DATA.TRAIN.TRANSFORMS[0]) if level == "heads" else task
+        pairs = embed_pairs(encoders, own, test_files[::5], seed=0)
         histogram = np.histogram(distances(*pairs), BINS)[0].tolist()
         result["invariance"][f"{level}, {statistics} statistics"] = {**figures_of(*pairs), "histogram": histogram}
     return result

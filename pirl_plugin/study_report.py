@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from pirl_plugin.analysis_figures import draw_invariance, draw_lines
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.study import Study
+from pirl_plugin.study_findings import LEVEL, by_name, findings, of
 
 MEASURES = {
     "knn": "kNN (k = 200)",
@@ -20,12 +20,10 @@ MEASURES = {
     "labels_1percent": "1% of the labels",
     "labels_10percent": "10% of the labels",
 }
-LEVEL = "trunk, batch statistics"  # at which different models' distances are compared
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def collect(study: Study, output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a report is made of: settings, methods, sweeps and the result of each run that is done."""
+def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Sequence[str] = ()) -> dict[str, Any]:
+    """All that a report is made of: settings, methods, sweeps, the result of each run that is done, what failed."""
     results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*/seed*/result.json"))]
     methods = {
         name: {"title": method.title, "paper": dict(method.paper or {})} for name, method in study.methods.items()
@@ -39,20 +37,7 @@ def collect(study: Study, output: Path, settings: Mapping[str, Any]) -> dict[str
         }
         for name, sweep in study.sweeps.items()
     }
-    return {"settings": dict(settings), "methods": methods, "sweeps": sweeps, "runs": results}
-
-
-def by_name(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The results of each run, seed by seed."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(content["runs"], key=lambda one: (one["name"], one["seed"])):
-        runs.setdefault(result["name"], []).append(result)
-    return runs
-
-
-def of(runs: Runs, name: str, measure: str) -> list[float]:
-    """A figure of each seed of a run; none where it was not run."""
-    return [float(result[measure]) for result in runs.get(name, [])]
+    return {"settings": dict(settings), "methods": methods, "sweeps": sweeps, "runs": results, "failed": list(failed)}
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -80,129 +65,6 @@ def table(content: Mapping[str, Any]) -> str:
         shown = ", ".join("-" if value is None else f"{value:g}" for value in paper)
         lines.append(f"| {method['title']} | {len(runs[name])} | {' | '.join(cells)} | {shown} |")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One of the paper's findings, and whether it held.
-
-    Attributes:
-        verdict: `held`, `not held`, or `within the noise` where the difference is below twice its standard error.
-        figures: the numbers, in words.
-    """
-
-    claim: str
-    verdict: str
-    figures: str
-
-
-def noise(runs: Runs, measure: str) -> float:
-    """The standard deviation between seeds, pooled over all runs that have several; NaN where none has."""
-    several = [of(runs, name, measure) for name, results in runs.items() if len(results) > 1]
-    return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in several]))) if several else float("nan")
-
-
-def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False) -> list[Finding]:
-    """Whether one run's linear and kNN accuracies are above another's; nothing where one of them is missing.
-
-    Args:
-        equal: whether the claim is >=, which holds within the noise, too.
-    """
-    findings = []
-    for measure in ("linear", "knn"):
-        first, second = of(runs, better, measure), of(runs, worse, measure)
-        if not first or not second:
-            continue
-        difference = float(np.mean(first) - np.mean(second))
-        error = noise(runs, measure) * np.sqrt(1 / len(first) + 1 / len(second))
-        within = abs(difference) < 2 * error
-        held = "held" if difference > 0 or (equal and within) else "not held"
-        verdict = held if equal or not within else "within the noise"
-        figures = (
-            f"{MEASURES[measure]} {100 * np.mean(first):.1f} and {100 * np.mean(second):.1f}, "
-            f"{100 * difference:+.1f} (standard error {100 * error:.1f})"
-        )
-        findings.append(Finding(claim, verdict, figures))
-    return findings
-
-
-def best_at(runs: Runs, claim: str, line: Mapping[str, str], wanted: str) -> list[Finding]:
-    """Whether the best linear accuracy of a sweep is at the value `wanted`."""
-    means = {value: float(np.mean(of(runs, name, "linear"))) for value, name in line.items() if name in runs}
-    if len(means) < len(line):
-        return []
-    best = max(means, key=means.__getitem__)
-    error = noise(runs, "linear") * np.sqrt(1 / len(runs[line[best]]) + 1 / len(runs[line[wanted]]))
-    within = means[best] - means[wanted] < 2 * error
-    verdict = "held" if best == wanted else "within the noise" if within else "not held"
-    figures = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in means.items())
-    return [Finding(claim, verdict, f"linear {figures} (standard error of a difference {100 * error:.1f})")]
-
-
-def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
-    """Whether the linear accuracy rises along a sweep: the rank correlation, and the last against the first."""
-    names = list(line.values())
-    if any(name not in runs for name in names):
-        return []
-    means = [float(np.mean(of(runs, name, "linear"))) for name in names]
-    ranks = np.argsort(np.argsort(means))
-    correlation = float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
-    error = noise(runs, "linear") * np.sqrt(1 / len(runs[names[0]]) + 1 / len(runs[names[-1]]))
-    difference = means[-1] - means[0]
-    verdict = "within the noise" if abs(difference) < 2 * error else "held" if difference > 0 else "not held"
-    figures = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in zip(line, means, strict=True))
-    return [Finding(claim, verdict, f"linear {figures}; rank correlation {correlation:+.1f}")]
-
-
-def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
-    """Whether the layer `wanted` has the best linear accuracy."""
-    layers = [result["layers"] for result in runs.get(name, []) if "layers" in result]
-    if not layers:
-        return []
-    means = {layer: float(np.mean([one[layer] for one in layers])) for layer in layers[0]}
-    best = max(means, key=means.__getitem__)
-    figures = ", ".join(f"{layer} {100 * mean:.1f}" for layer, mean in means.items())
-    return [Finding(claim, "held" if best == wanted else "not held", figures)]
-
-
-def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
-    """Whether the distances of images to their transformations are smaller and vary less than another model's."""
-    findings = []
-    for key, said in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
-        pair = [[one["invariance"][LEVEL][key] for one in runs.get(n, [])] for n in (name, other)]
-        if not all(pair):
-            continue
-        first, second = map(float, map(np.mean, pair))
-        verdict = "held" if first < second else "not held"
-        findings.append(Finding(f"{claim}: {said}", verdict, f"{first:.3f} and {second:.3f}"))
-    return findings
-
-
-def findings(content: Mapping[str, Any]) -> list[Finding]:
-    """The paper's findings, one by one, as far as the runs for them were done."""
-    runs, sweeps = by_name(content), content["sweeps"]
-
-    def line(sweep: str, series: str) -> dict[str, str]:
-        return sweeps.get(sweep, {}).get("series", {}).get(series, {"": "not run"})
-
-    return [
-        *compare(runs, "PIRL (jigsaw) > NPID++", "pirl_jigsaw", "npid_plus_plus"),
-        *compare(runs, "PIRL (jigsaw) > Jigsaw", "pirl_jigsaw", "jigsaw"),
-        *compare(runs, "PIRL (rotation) > Rotation", "pirl_rotation", "rotation"),
-        *compare(runs, "NPID++ > Jigsaw", "npid_plus_plus", "jigsaw"),
-        *compare(runs, "NPID++ > Rotation", "npid_plus_plus", "rotation"),
-        *compare(runs, "Jigsaw > random", "jigsaw", "random"),
-        *compare(runs, "Rotation > random", "rotation", "random"),
-        *compare(runs, "supervised > PIRL (jigsaw)", "supervised", "pirl_jigsaw"),
-        *compare(runs, "PIRL (rotation + jigsaw) >= PIRL (jigsaw)", "pirl_rotation_jigsaw", "pirl_jigsaw", equal=True),
-        *best_at(runs, "lambda = 0.5 is best (Figure 6)", line("lambda", "PIRL"), "0.5"),
-        *rising(runs, "more permutations are better for PIRL (Figure 7)", line("permutations", "PIRL")),
-        *rising(runs, "more permutations are better for Jigsaw (Figure 7)", line("permutations", "Jigsaw")),
-        *rising(runs, "more negatives are better (Figure 8)", line("negatives", "PIRL")),
-        *nearer(runs, "PIRL's distances are smaller and narrower than Jigsaw's (Figure 4)", "pirl_jigsaw", "jigsaw"),
-        *best_layer(runs, "res5 is PIRL's best layer (Figure 5)", "pirl_jigsaw", "res5"),
-        *best_layer(runs, "res4 is Jigsaw's best layer (Figure 5)", "jigsaw", "res4"),
-    ]
 
 
 def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -257,7 +119,11 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     settings = content["settings"]
     runs = content["runs"]
     minutes = sum(one["minutes"] for one in runs)
-    rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.figures} |" for one in findings(content))
+    found = findings(content)
+    rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.figures} |" for one in found)
+    if not found:
+        rows = "| none: they are about runs of the names in configs/study/small_images.yaml | | |"
+    failed = "".join(f"- failed: {one}\n" for one in content.get("failed", []))
     images = "\n".join(f"![{path.stem}]({path.name})" for path in pictures if path.stem == "study") or "\n".join(
         f"![{path.stem}]({path.name})" for path in pictures
     )
@@ -268,7 +134,7 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
 pictures again from study.json: `python extra_scripts/study.py --output <this folder> --report-only`.
 
 {listed}
-
+{failed}
 ## Accuracies
 
 Per cent of the test images, mean +- standard deviation over seeds, on res5's averaged features of a frozen network.
@@ -279,7 +145,8 @@ The last column is the paper's, of ResNet-50 on ImageNet: another scale, given f
 
 ## The paper's findings
 
-Held, not held, or within the noise: a difference below twice its standard error, which is taken from the seeds.
+Held, not held, or within the noise: a difference below twice its standard error. The standard error is that of means
+over seeds, its deviation pooled over the runs that have several; a sweep's own points may have one.
 
 | finding | here | figures |
 | --- | --- | --- |

@@ -68,7 +68,7 @@ LAUNCHED = [
 def test_every_config_trains_two_steps_and_leaves_a_checkpoint(name, tmp_path, photo_folder):
     photo_list = tmp_path / "list.txt"
     photo_list.write_text("\n".join(sample_images(photo_folder, 48, progress=False)))
-    command = [sys.executable, "-m", "pirl_plugin.launcher", f"config={name}", f"config.CHECKPOINT.DIR={tmp_path}/run"]
+    command = [sys.executable, "-m", "pirl_plugin.launcher", f"config={name}", "config.CHECKPOINT.DIR=run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *overrides_of(name, photo_folder, photo_list)],
@@ -76,6 +76,7 @@ def test_every_config_trains_two_steps_and_leaves_a_checkpoint(name, tmp_path, p
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     final = tmp_path / "run" / "model_final_checkpoint_phase0.torch"
+    assert (tmp_path / "run" / "checkpoint.torch").resolve() == final
     content = load_checkpoint(final)
     assert content["iteration"] == 2
     assert all(

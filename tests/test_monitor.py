@@ -60,6 +60,16 @@ def test_embeddings_that_are_all_the_same_have_no_spread_and_no_rank():
     assert spread(Moments.of(same)) == pytest.approx(0, abs=1e-6) and effective_rank(Moments.of(same)) == 0
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_embeddings_that_are_nearly_the_same_are_a_collapse_in_spread(noise):
+    generator = torch.Generator().manual_seed(0)
+    point = torch.randn(128, generator=generator)
+    near = normalize(point + noise * point.norm() * torch.randn(20_000, 128, generator=generator) / 128**0.5, dim=1)
+    moments = Moments.of(near)
+    assert spread(moments) == pytest.approx(noise**2, abs=1e-7) and spread(moments) < MonitorSettings().smallest_spread
+    assert (effective_rank(moments) == 0) == (noise == 0)
+
+
 def test_moments_of_parts_add_up():
     values = embeddings(30, 6, 6)
     parts = [Moments.of(part).packed() for part in (values[:7], values[7:7], values[7:])]
@@ -106,14 +116,26 @@ def test_a_collapse_is_warned_of(tmp_path, caplog):
 )
 def test_settings_that_cannot_be_right_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        MonitorSettings.from_config(settings)
+        MonitorSettings.from_config(settings).images()
+
+
+def test_folders_of_other_classes_are_refused(photo_folder, tmp_path):
+    (tmp_path / "class0").mkdir()
+    (tmp_path / "other").mkdir()
+    settings = {"knn_every_epochs": 1, "knn_train": str(photo_folder), "knn_test": str(tmp_path)}
+    with pytest.raises(
+        ConfigError, match="must have the same class folders; only one has class1, class2, class3, other"
+    ):
+        MonitorSettings.from_config(settings).images()
 
 
 def test_the_monitor_is_checked_before_the_run(photo_folder):
     small = ["config=pretrain/pirl/jigsaw_small_images_cpu", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]
     folders = [f"config.HOOKS.PIRL_MONITOR.knn_{split}={photo_folder}" for split in ("train", "test")]
     vissls_step = ["config.TRAINER.TRAIN_STEP_NAME=standard_train_step", "config.HOOKS.PIRL_MONITOR.knn_every_epochs=1"]
-    with pytest.raises(ConfigError, match=r"knn_every_epochs is 1, which needs TRAINER.TRAIN_STEP_NAME"):
+    with pytest.raises(
+        ConfigError, match=r"HOOKS.PIRL_MONITOR is not as it comes, which needs TRAINER.TRAIN_STEP_NAME"
+    ):
         compose([*small, *vissls_step, *folders])
     with pytest.raises(ConfigError, match="smallest_effective_rank is -1"):
         compose([*small, "config.HOOKS.PIRL_MONITOR.smallest_effective_rank=-1"])

@@ -151,6 +151,27 @@ def test_a_checkpoint_is_read_by_every_rank_itself_or_where_that_cannot_be_by_th
         load_on_every_rank(str(evil))
 
 
+def test_ranks_that_do_not_see_the_file_get_it_from_the_first(tmp_path):
+    torch.save({"iteration": 3, "weights": torch.arange(1000.0)}, tmp_path / "model.torch")
+    code = f"""
+import sys, torch, torch.distributed as dist
+from pirl_plugin import registration
+from pirl_plugin.checkpoint_files import load_on_every_rank
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+read = load_on_every_rank("{tmp_path}/model.torch" if rank == 0 else "/nowhere/model.torch")
+assert read["iteration"] == 3 and torch.equal(read["weights"], torch.arange(1000.0))
+assert load_on_every_rank("{tmp_path}/model.torch")["iteration"] == 3
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
 def test_old_checkpoints_are_deleted_and_the_final_one_kept(tmp_path):
     names = ["model_phase0", "model_iteration50", "model_final_checkpoint_phase9", "model_iteration60", "model_phase1"]
     for number, name in enumerate(names):

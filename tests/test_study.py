@@ -2,29 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pirl_plugin import study as study_module
+from pirl_plugin import study_runs
 from pirl_plugin.launcher import compose
-from pirl_plugin.study import lay_out_images, make_plan, read_study, runs_of
+from pirl_plugin.study import read_study
 from pirl_plugin.study_evaluation import few_label_accuracy, some_labels
-from pirl_plugin.study_report import (
-    best_at,
-    by_name,
-    compare,
-    draw,
-    findings,
-    nearer,
-    noise,
-    report,
-    rising,
-    table,
-)
+from pirl_plugin.study_findings import best_at, best_layer, by_name, compare, findings, nearer, noise, rising
+from pirl_plugin.study_report import draw, report, table
+from pirl_plugin.study_runs import lay_out_images, make_plan, run_all, runs_of
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,10 +60,22 @@ def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(phot
     ("text", "message"),
     [
         ("methods: [", "is not YAML"),
+        ("", "it must be a mapping"),
+        ("sweeps: {}", "methods of .* is None"),
         ("methods: {a: {title: A, confg: x}}", "has no key 'confg' .did you mean config"),
+        ("methods: {a: {config: x, cost: 1}}", "methods.a of .* has no title"),
+        ("methods: {a: {title: A, config: x}}", "methods.a of .* has no cost"),
+        ("methods: {a: {title: A, config: x, cost: 0}}", "cost of methods.a of .* is 0"),
+        ("methods: {a: {title: A}}", "has none with a config"),
+        ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of texts"),
         (
-            "{methods: {a: {title: A}}, sweeps: {s: {title: S, label: s, series: {l: {1: {method: b}}}}}}",
-            "series.l.1.method is 'b'",
+            "{methods: {a: {title: A, config: x, cost: 1}}, sweeps: {s: {title: S, label: s, series: {l: {1: {}}}}}}",
+            "series.l.1 of sweeps.s of .* has no method",
+        ),
+        (
+            "{methods: {a: {title: A, config: x, cost: 1}}, "
+            "sweeps: {s: {title: S, label: s, series: {l: {1: {method: b}}}}}}",
+            "method of series.l.1 of sweeps.s of .* is 'b'",
         ),
     ],
 )
@@ -81,15 +86,19 @@ def test_a_study_that_cannot_be_right_is_refused(text, message, tmp_path):
 
 
 def test_a_plan_keeps_the_budget_and_takes_epochs_then_images_then_more_epochs(monkeypatch):
-    monkeypatch.setattr(study_module, "seconds_per_image", lambda processes: 0.004)
+    monkeypatch.setattr(study_runs, "seconds_per_image", lambda processes: 0.004)
     study = read_study()
-    plans = [make_plan(study, 3, 1, minutes, 2, 5000) for minutes in (60, 120, 600)]
+    plans = [make_plan(study, 3, 1, minutes, 2, 5000, 5000) for minutes in (60, 120, 600)]
     for plan, minutes in zip(plans, (60, 120, 600), strict=True):
-        assert 0.7 * minutes * 120 < plan.seconds <= minutes * 120
+        assert 0.9 * minutes * 120 < plan.seconds <= minutes * 120
     assert plans[0].epochs == 12 and plans[0].images < plans[1].images
     assert plans[2].images == 5000 and plans[2].epochs > 12
-    with pytest.raises(ConfigError, match=r"--budget-minutes is 5; 32 runs of 12 epochs of 500 images need \d+ here"):
-        make_plan(study, 3, 1, 5, 2, 5000)
+    with pytest.raises(ConfigError, match=r"--budget-minutes is 5; 35 runs of 12 epochs of 1000 images need \d+ here"):
+        make_plan(study, 3, 1, 5, 2, 5000, 5000)
+    with pytest.raises(ConfigError, match="--jobs is 0"):
+        make_plan(study, 3, 1, 500, 0, 5000, 5000)
+    with pytest.raises(ConfigError, match="--seeds names a seed twice: 0 0"):
+        runs_of(study, Path("nowhere"), [0, 0], [0], [])
 
 
 def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(photo_folder, tmp_path):
@@ -98,6 +107,26 @@ def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(pho
     assert lay_out_images(photo_folder, tmp_path / "data", 20) == 20  # again
     with pytest.raises(ConfigError, match="has 20 images, not the 8 that were asked for"):
         lay_out_images(photo_folder, tmp_path / "data", 8)
+    other = tmp_path / "other"
+    shutil.copytree(photo_folder, other)
+    with pytest.raises(ConfigError, match="give another --output for other images"):
+        lay_out_images(other, tmp_path / "data", 20)
+
+
+def _number(run: int) -> int:
+    if run == 2:
+        raise ValueError("two")
+    return run
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
+    runs = [SimpleNamespace(name=f"run{number}", seed=0, number=number) for number in range(4)]
+    failed = run_all(runs, 2, _complete_one)
+    assert failed == ["run2, seed 0: two"] and "4 of 4 runs done" in capsys.readouterr().out
+
+
+def _complete_one(run: SimpleNamespace) -> None:
+    _number(run.number)
 
 
 def test_few_labels_are_drawn_of_every_class_alike():
@@ -133,9 +162,11 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(runs, "d >= a", "d", "a", equal=True)} == {"not held"}
     assert compare(runs, "a > e", "a", "e") == []
     (linear, _) = compare(runs, "a > b", "a", "b")
-    assert linear.figures.startswith("linear 51.0 and 41.0, +10.0 (standard error 0.7)") or (
-        linear.figures.startswith("linear") and "+10.0" in linear.figures
-    )
+    assert linear.figures == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
+    alone = runs_with(a=[0.5], b=[0.4])
+    assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
+        "not known: no seeds to tell the noise from"
+    }
 
 
 def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
@@ -143,16 +174,33 @@ def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
     line = {"1": "low", "2": "mid", "3": "high"}
     assert best_at(runs, "best at 2", line, "2")[0].verdict == "held"
     assert best_at(runs, "best at 3", line, "3")[0].verdict == "not held"
+    close = runs_with(low=[0.505, 0.515], mid=[0.51, 0.52])
+    assert best_at(close, "best at 2", {"1": "low", "2": "mid"}, "2")[0].verdict == "within the noise"
+    assert best_at(runs, "best at 7", line, "7") == []
     (finding,) = rising(runs, "rises", line)
     assert finding.verdict == "held" and "rank correlation +0.5" in finding.figures
     assert rising(runs, "falls", {"1": "mid", "2": "low"})[0].verdict == "not held"
+    falls_then_jumps = runs_with(a=[0.40, 0.41], b=[0.80, 0.81], c=[0.60, 0.61], d=[0.30, 0.31], e=[0.45, 0.46])
+    assert rising(falls_then_jumps, "rises", dict(zip("12345", "abcde", strict=True)))[0].verdict == "not held"
     assert rising(runs, "not run", {"1": "low", "2": "other"}) == []
 
 
 def test_distances_are_compared_by_mean_and_variance():
-    runs = by_name({"runs": [result("pirl_jigsaw", 0, 0.5, 0.3), result("jigsaw", 0, 0.4, 0.6)]})
-    verdicts = {finding.claim.split(": ")[1]: finding.verdict for finding in nearer(runs, "c", "pirl_jigsaw", "jigsaw")}
+    pairs = [result("pirl_jigsaw", seed, 0.5, 0.3 + 0.01 * seed) for seed in (0, 1)]
+    pairs += [result("jigsaw", seed, 0.4, 0.6 + 0.01 * seed) for seed in (0, 1)]
+    found = nearer(by_name({"runs": pairs}), "c", "pirl_jigsaw", "jigsaw")
+    verdicts = {finding.claim.split(": ")[1]: finding.verdict for finding in found}
     assert verdicts == {"mean, relative to other images'": "held", "mean": "not held", "variance": "not held"}
+
+
+def test_the_best_layer_is_told_from_noise():
+    def runs(*pairs: tuple[float, float]) -> dict:
+        layers = [{"res4": first, "res5": second} for first, second in pairs]
+        return by_name({"runs": [result("a", n, 0.5, layers=one) for n, one in enumerate(layers)]})
+
+    assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res5")[0].verdict == "held"
+    assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res4")[0].verdict == "not held"
+    assert best_layer(runs((0.4, 0.405), (0.41, 0.411)), "c", "a", "res5")[0].verdict == "within the noise"
 
 
 def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
@@ -174,7 +222,10 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     assert {path.name for path in pictures} == {"figure4.png", "figure5.png", "figure6.png", "study.png"}
     assert all(path.stat().st_size > 5000 for path in pictures)
     text = report(content, pictures)
+    assert "failed" not in text
+    assert "- failed: a, seed 0: why" in report({**content, "failed": ["a, seed 0: why"]}, pictures)
     assert "- epochs: 3" in text and "![study](study.png)" in text and "| PIRL (jigsaw) > NPID++ | held |" in text
+    assert "none: they are about runs of the names" in report({**content, "runs": []}, [])
 
 
 STUDY = """
@@ -238,3 +289,4 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     # Another size in the same folder is refused.
     other = study("--epochs", "2")
     assert other.returncode == 1 and "was made with other settings" in other.stdout + other.stderr
+    assert "give either --budget-minutes, or --images and --epochs" in study("--budget-minutes", "3").stderr
