@@ -157,7 +157,14 @@ def check_machine(config: Any) -> None:
 
 def _inputs(config: Any) -> list[str]:
     """The inputs of the model; VISSL knows no mapping for a single one."""
-    return [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING] or ["images"]
+    mapping = config.MODEL.MULTI_INPUT_HEAD_MAPPING
+    for pair in mapping:
+        if isinstance(pair, (str, Mapping, DictConfig)) or len(pair) != 2:
+            raise ConfigError(
+                f"MODEL.MULTI_INPUT_HEAD_MAPPING has the entry {pair!r}; each must be a pair of an input and layers, as "
+                f"[images, [flatten]]."
+            )
+    return [key for key, _ in mapping] or ["images"]
 
 
 def _heads(config: Any) -> Iterator[tuple[str, dict]]:
