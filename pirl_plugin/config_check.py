@@ -161,8 +161,8 @@ def _inputs(config: Any) -> list[str]:
     for pair in mapping:
         if isinstance(pair, (str, Mapping, DictConfig)) or len(pair) != 2:
             raise ConfigError(
-                f"MODEL.MULTI_INPUT_HEAD_MAPPING has the entry {pair!r}; each must be a pair of an input and layers, as "
-                f"[images, [flatten]]."
+                f"MODEL.MULTI_INPUT_HEAD_MAPPING has the entry {pair!r}; each must be a pair of an input and its "
+                f"layers, as [images, [flatten]]."
             )
     return [key for key, _ in mapping] or ["images"]
 
