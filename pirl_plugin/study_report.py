@@ -78,7 +78,7 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
         means = {name: float(np.mean([one["mean"] for one in some])) for name, some in levels.items()}
         edges = np.linspace(0, 2, 1 + len(next(iter(histograms.values()))))
         painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means)
-    layered = {titles[name]: _layers(results) for name, results in runs.items() if name in titles}
+    layered = {title: _layers(runs.get(name, [])) for name, title in titles.items()}
     layered = {name: layers for name, layers in layered.items() if layers}
     if layered:
         painters["figure5"] = lambda axes: draw_lines(axes, layered, "Figure 5: quality by layer", "layer")
@@ -100,10 +100,10 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     if len(painters) > 1:
         rows = -(-len(painters) // 3)
         figure = new_figure(13.5, 3.5 * rows)
-        axes = figure.subplots(rows, 3, squeeze=False).flat
+        axes = list(figure.subplots(rows, 3, squeeze=False).flat)
         for one, paint in zip(axes, painters.values(), strict=False):
             paint(one)
-        for one in list(axes)[len(painters) :]:
+        for one in axes[len(painters) :]:
             one.set_axis_off()
         drawn.append(save(figure, folder / "study.png"))
     return drawn
