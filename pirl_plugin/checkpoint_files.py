@@ -102,6 +102,7 @@ def load_on_every_rank(path: str, device: torch.device | None = None) -> Any:
     except (OSError, RuntimeError):  # not there, or of the format before PyTorch 1.6
         mapped = False
     if smallest_and_largest_over_ranks(torch.tensor(int(mapped), device=collective_device()))[0]:
+        logging.info(f"Loaded checkpoint from {path}")
         return content
     return load_and_broadcast_checkpoint(path, device or torch.device("cpu"))
 
