@@ -70,7 +70,8 @@ def test_each_of_200_mutated_configs_is_refused_in_one_sentence_or_correct(accep
 
 @pytest.mark.slow
 def test_mutated_configs_that_are_accepted_train(accepted, photo_folder, tmp_path):
-    quick = [override for override in accepted if "=1e9" not in override][:4]
+    elsewhere = ("=1e9", "DISTRIBUTED.NUM")  # beyond a test, or beyond this machine
+    quick = [override for override in accepted if not any(part in override for part in elsewhere)][:4]
     for number, override in enumerate(quick):
         done = subprocess.run(
             [sys.executable, "-m", "pirl_plugin.launcher", BASE, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
