@@ -15,18 +15,13 @@ from pathlib import Path
 import torch
 
 from pirl_plugin import registration  # noqa: F401  (before any import of VISSL)
+from pirl_plugin.doctor import processor
 
 
 def machine() -> dict:
     """What a figure needs beside it: processor, cores used, memory, versions, GPU."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), model
-        )
     return {
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

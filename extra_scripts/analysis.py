@@ -20,18 +20,16 @@ from PIL import ImageOps
 
 from pirl_plugin import registration  # noqa: F401
 from pirl_plugin.analysis_figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
-from pirl_plugin.evaluation import nearest_neighbors
+from pirl_plugin.evaluation import nearest_neighbors, unit
 from pirl_plugin.features import center_view, embed, progress_line
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.image_files import check_same_classes, list_images, load_rgb
-from pirl_plugin.invariance import LEVELS, STATISTICS, distances, figures_of, pairs_of_checkpoint, unit
+from pirl_plugin.invariance import BINS, LEVELS, STATISTICS, pairs_of_checkpoint, with_histogram
 from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
 from pirl_plugin.quick_evaluation import labelled_images, run_config
 from pirl_plugin.spread import Moments, effective_rank, spectrum, spread
 from pirl_plugin.validation import ConfigError, check_integer, one_sentence_errors
 from pirl_plugin.weights import Trunk, load_trunk
-
-BINS = np.linspace(0, 2, 81)
 
 
 def main() -> None:
@@ -99,9 +97,9 @@ def invariance(options: argparse.Namespace, models: dict[str, Path]) -> dict:
         pairs = pairs_of_checkpoint(
             path, files, options.level, options.statistics, pretext, options.draws, progress=progress_line(name)
         )
-        histogram = np.histogram(distances(*pairs), BINS)[0].tolist()
-        results[name] = {**figures_of(*pairs), "histogram": histogram}
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures_of(*pairs).items()))
+        results[name] = with_histogram(*pairs)
+        figures = {key: value for key, value in results[name].items() if key != "histogram"}
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
     figure = new_figure(6, 4)
     histograms = {name: result["histogram"] for name, result in results.items()}
     draw_invariance(figure.subplots(), histograms, BINS, {name: result["mean"] for name, result in results.items()})
@@ -158,10 +156,10 @@ def spread_of(options: argparse.Namespace, models: dict[str, Path]) -> dict:
     for name, path in models.items():
         trunk = load_trunk(path)
         features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
-        moments = Moments.of(torch.from_numpy(unit(features)))
+        moments = Moments.of(torch.from_numpy(unit(features, np.float64)))
         figures = {"spread": spread(moments), "effective_rank": effective_rank(moments)}
         results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
-        print(f"{name}: spread {spread(moments):.3f}, effective rank {effective_rank(moments):.1f}")
+        print(f"{name}: spread {figures['spread']:.3f}, effective rank {figures['effective_rank']:.1f}")
     figure = new_figure(6, 4)
     draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
     save(figure, options.picture)

@@ -59,6 +59,14 @@ def _version(module: str) -> str | None:
         return f"that cannot be imported ({type(error).__name__}: {error})"
 
 
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    return next(names, platform.processor() or platform.machine())
+
+
 def environment() -> Iterator[str]:
     """Python, machine and the packages that are needed, a line each; a line that starts with ! is a fault."""
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"

@@ -10,8 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from pirl_plugin.validation import check_integer, check_number
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = features.astype(np.float32)
+def unit(features: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """Rows [N, D] brought to norm 1, in `dtype`."""
+    features = features.astype(dtype)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
@@ -24,7 +25,7 @@ def nearest_neighbors(
         similarities float32 [Q, k], falling, and row numbers int64 [Q, k]. k is at most N.
     """
     check_integer(k, "the number of neighbours k", 1, len(bank))
-    queries, bank = _unit(queries), _unit(bank)
+    queries, bank = unit(queries), unit(bank)
     similarities, rows = [], []
     for start in range(0, len(queries), chunk):
         scores = queries[start : start + chunk] @ bank.T

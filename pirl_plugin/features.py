@@ -16,7 +16,7 @@ from vissl.config import AttrDict
 from vissl.models.trunks import get_model_trunk
 
 from pirl_plugin.image_files import load_rgb
-from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.pretext import IMAGENET_MEAN, IMAGENET_STD, PretextTransform
 from pirl_plugin.validation import ConfigError
 
 
@@ -70,6 +70,11 @@ def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[
             v2.Normalize(mean, std),
         ]
     )
+
+
+def center_view_of(task: PretextTransform):
+    """`center_view` with the size and the normalisation of a pretext task's plain view."""
+    return center_view(task.image_crop_size, task.mean.flatten().tolist(), task.std.flatten().tolist())
 
 
 @torch.inference_mode()

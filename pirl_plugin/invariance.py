@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pirl_plugin.checkpoints import load_checkpoint
+from pirl_plugin.evaluation import unit
 from pirl_plugin.features import build_trunk
 from pirl_plugin.heads import PIRLHead
 from pirl_plugin.image_files import load_rgb
@@ -18,6 +19,7 @@ from pirl_plugin.pretext import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.quick_evaluation import run_config
 from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
 
+BINS = np.linspace(0, 2, 81)  # edges, of histograms of distances
 LEVELS, STATISTICS = ("heads", "trunk"), ("batch", "running")
 # Set to 0, they leave a view's colours as they are; left out, they would be at their defaults.
 PHOTOMETRIC = (
@@ -32,15 +34,9 @@ PHOTOMETRIC = (
 )
 
 
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Rows [N, d] brought to norm 1, in float64."""
-    embeddings = embeddings.astype(np.float64)
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-
-
 def distances(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
     """L2 distances of unit f(v_I) to unit g(v_It), row by row: [N, d], [N, d] -> float64 [N], in [0, 2]."""
-    return np.linalg.norm(unit(image) - unit(transformed), axis=1)
+    return np.linalg.norm(unit(image, np.float64) - unit(transformed, np.float64), axis=1)
 
 
 def distances_between_images(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
@@ -68,6 +64,12 @@ def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
 def has_two_heads(config: Any) -> bool:
     """Whether a run's network has PIRL's heads f and g."""
     return [head[0] for head in config.MODEL.HEAD.PARAMS] == ["pirl_heads", "pirl_heads"]
+
+
+def with_histogram(image: np.ndarray, transformed: np.ndarray) -> dict[str, Any]:
+    """`figures_of` and `histogram`, how many distances are in each of BINS."""
+    counts = np.histogram(distances(image, transformed), BINS)[0].tolist()
+    return {**figures_of(image, transformed), "histogram": counts}
 
 
 class Encoders(nn.Module):

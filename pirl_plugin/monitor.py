@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pirl_plugin.distributed import collective_device, gather_padded, rank, sum_over_ranks, world_size
 from pirl_plugin.evaluation import weighted_knn
-from pirl_plugin.features import center_view, embed
+from pirl_plugin.features import center_view_of, embed
 from pirl_plugin.hook import Hook
 from pirl_plugin.image_files import check_same_classes
 from pirl_plugin.progress import keep_rows
@@ -104,9 +104,9 @@ def bank_health(bank: Any) -> dict[str, float]:
     moments = Moments.of(bank.rows[places][:, :MOST_DIMENSIONS])
     own = torch.cat([updated.sum().double().view(1), moments.packed()])
     shared = bank.held_places() is not None  # else every rank holds the same rows
-    number, packed = (lambda both: (both[0], both[1:]))(sum_over_ranks(own) if shared else own)
-    health = {"rows_updated": float(number) / bank.num_rows}
-    moments = Moments.unpacked(packed.cpu(), min(bank.dim, MOST_DIMENSIONS))
+    everywhere = (sum_over_ranks(own) if shared else own).cpu()
+    health = {"rows_updated": float(everywhere[0]) / bank.num_rows}
+    moments = Moments.unpacked(everywhere[1:], min(bank.dim, MOST_DIMENSIONS))
     if moments.count >= 2:
         health |= {"spread": spread(moments), "effective_rank": effective_rank(moments)}
     return health
@@ -179,19 +179,18 @@ class MonitorHook(Hook):
 
     def _knn(self, task: Any) -> float:
         started = time.perf_counter()
-        transform = task.transform
-        view = center_view(
-            transform.image_crop_size, transform.mean.flatten().tolist(), transform.std.flatten().tolist()
-        )
+        view = center_view_of(task.transform)
         with torch.no_grad(), evaluating(task.base_model.trunk):
             features = [embed_among_ranks(task.base_model.trunk, files, view) for files, _ in self.images]
+        if not is_primary():
+            return math.nan  # the vote is counted once
         read = [np.isfinite(found).all(1) for found in features]
         train, test = (
             (found[good], labels[good]) for found, good, (_, labels) in zip(features, read, self.images, strict=True)
         )
-        if is_primary():
-            logging.info(f"kNN on {len(test[1])} images took {time.perf_counter() - started:.0f} s")
-        return weighted_knn(*train, *test, k=self.settings.knn_k) if len(train[1]) and len(test[1]) else math.nan
+        accuracy = weighted_knn(*train, *test, k=self.settings.knn_k) if len(train[1]) and len(test[1]) else math.nan
+        logging.info(f"kNN on {len(test[1])} images took {time.perf_counter() - started:.0f} s")
+        return accuracy
 
     def _say(self, task: Any, values: dict[str, float]) -> None:
         if not is_primary():

@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from pirl_plugin.checkpoints import load_checkpoint
-from pirl_plugin.evaluation import linear_probe, weighted_knn
-from pirl_plugin.features import build_trunk, center_view
+from pirl_plugin.evaluation import linear_probe, unit, weighted_knn
+from pirl_plugin.features import build_trunk, center_view_of
 from pirl_plugin.invariance import (
     LEVELS,
     STATISTICS,
     Encoders,
-    distances,
     embed_pairs,
-    figures_of,
     has_two_heads,
     transformation,
-    unit,
+    with_histogram,
 )
 from pirl_plugin.launcher import compose
 from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
@@ -33,7 +31,6 @@ from pirl_plugin.spread import Moments, effective_rank, spread
 from pirl_plugin.study_runs import Run
 
 SUBSETS = 5  # draws of the labelled images, for 1% and 10% of the labels
-BINS = np.linspace(0, 2, 81)  # of the histograms of distances
 
 
 @dataclass(frozen=True)
@@ -84,20 +81,20 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         knn (k = 200), linear, labels_1percent, labels_10percent, spread, effective_rank; layers; invariance by level
-        and BatchNorm statistics, with `figures_of` and a histogram (counts in BINS).
+        and BatchNorm statistics (`with_histogram`).
     """
     config = compose(run.launcher_overrides(), check=False)
     checkpoint = None if run.method.config is None else load_checkpoint(run.checkpoint)
     trunk = build_trunk(config, checkpoint, seed=run.seed)
     pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
     task = transformation(pretext)
-    view = center_view(task.image_crop_size, task.mean.flatten().tolist(), task.std.flatten().tolist())
+    view = center_view_of(task)
     (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
     of_layers = run.name in evaluation.layers_of
     layers = ("flatten", *LAYERS) if of_layers else ("flatten",)
     train, test = (embed_layers(trunk, files, view, layers) for files in (train_files, test_files))
     everything = (train["flatten"], train_labels, test["flatten"], test_labels)
-    moments = Moments.of(torch.from_numpy(unit(test["flatten"])))
+    moments = Moments.of(torch.from_numpy(unit(test["flatten"], np.float64)))
     result: dict[str, Any] = {
         "knn": weighted_knn(*everything, k=200),
         "linear": linear_probe(*everything),
@@ -115,8 +112,7 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         encoders = Encoders(config, checkpoint, level, statistics, run.seed)
         own = transformation(config.DATA.TRAIN.TRANSFORMS[0]) if level == "heads" else task
         pairs = embed_pairs(encoders, own, test_files[::5], seed=0)
-        histogram = np.histogram(distances(*pairs), BINS)[0].tolist()
-        result["invariance"][f"{level}, {statistics} statistics"] = {**figures_of(*pairs), "histogram": histogram}
+        result["invariance"][f"{level}, {statistics} statistics"] = with_histogram(*pairs)
     return result
 
 

@@ -22,6 +22,7 @@ from pirl_plugin.benchmarking import last_line
 from pirl_plugin.checkpoint_files import iteration_of
 from pirl_plugin.composition import quote
 from pirl_plugin.demo import seconds_per_image
+from pirl_plugin.doctor import processor
 from pirl_plugin.image_files import labelled_class_folders, list_images
 from pirl_plugin.study import Method, Study
 from pirl_plugin.validation import ConfigError, check_integer, check_number
@@ -209,15 +210,9 @@ def machine() -> dict[str, str]:
     """What the figures were measured on and with."""
     import vissl
 
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    if torch.cuda.is_available():
-        processor += f", {torch.cuda.get_device_name()}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = {"Python": platform.python_version(), "torch": torch.__version__, "VISSL": vissl.__version__}
-    return {"machine": f"{processor}, {os.cpu_count()} cores", **versions}
+    return {"machine": f"{processor()}{gpu}, {os.cpu_count()} cores", **versions}
 
 
 def run_all(
