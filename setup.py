@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -73,15 +73,15 @@ EXTRAS_REQUIRE = {
 
 CONSOLE_SCRIPTS = {
     # Named as VISSL's own tool, so that a VISSL command line works unchanged.
-    "run_distributed_engines.py": "pirl_plugin.commands:run_distributed_engines",
-    "pirl-extract-features": "pirl_plugin.commands:extract_features",
-    "pirl-train-svm": "pirl_plugin.commands:train_svm",
-    "pirl-train-svm-low-shot": "pirl_plugin.commands:train_svm_low_shot",
-    "pirl-nearest-neighbors": "pirl_plugin.commands:nearest_neighbors",
-    "pirl-export-weights": "pirl_plugin.commands:export_weights",
-    "pirl-embed": "pirl_plugin.commands:embed",
-    "pirl-train-detector": "pirl_plugin.commands:train_detector",
-    "pirl-demo": "pirl_plugin.commands:demo",
+    "run_distributed_engines.py": "pirl_plugin.launch.commands:run_distributed_engines",
+    "pirl-extract-features": "pirl_plugin.launch.commands:extract_features",
+    "pirl-train-svm": "pirl_plugin.launch.commands:train_svm",
+    "pirl-train-svm-low-shot": "pirl_plugin.launch.commands:train_svm_low_shot",
+    "pirl-nearest-neighbors": "pirl_plugin.launch.commands:nearest_neighbors",
+    "pirl-export-weights": "pirl_plugin.launch.commands:export_weights",
+    "pirl-embed": "pirl_plugin.launch.commands:embed",
+    "pirl-train-detector": "pirl_plugin.launch.commands:train_detector",
+    "pirl-demo": "pirl_plugin.launch.commands:demo",
 }
 
 setup(
@@ -93,7 +93,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[
-        "pirl_plugin",
+        *find_packages(include=["pirl_plugin", "pirl_plugin.*"]),
         "pirl_plugin.configs",
         "pirl_plugin.extra_scripts",
         "hydra_plugins.pirl_plugin_path",

@@ -13,12 +13,12 @@ from measuring import alternate, machine, median_ms, print_table, write_json
 from PIL import Image
 from vissl.data import build_dataset, get_collator
 
-from pirl_plugin import host
-from pirl_plugin.collator import pirl_collator
-from pirl_plugin.demo_data import bundled_photos
-from pirl_plugin.image_files import list_images, load_pixels
-from pirl_plugin.launcher import compose
-from pirl_plugin.pretext import PRETEXT_TRANSFORMS
+from pirl_plugin.data.collator import pirl_collator
+from pirl_plugin.data.image_files import list_images, load_pixels
+from pirl_plugin.experiments.demo_data import bundled_photos
+from pirl_plugin.host import mends
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 
 TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
 VARIANTS = {
@@ -50,7 +50,7 @@ def make_photos(folder: Path, count: int, width: int = 500, height: int = 375) -
 def reader(overrides: list[str], photos: Path, batch: int) -> Callable[[], object]:
     """A function that makes the next batch, as a worker of VISSL's loader does: read, decode, transform, collate."""
     config = compose([*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]"], check=False)
-    host.register_data_paths(config)
+    mends.register_data_paths(config)
     dataset = build_dataset(config, "TRAIN")
     collate = get_collator(config.DATA.TRAIN.COLLATE_FUNCTION, config.DATA.TRAIN.COLLATE_FUNCTION_PARAMS)
     place = 0

@@ -18,8 +18,8 @@ from input_pipeline import make_photos
 from measuring import machine, print_table, write_json
 from safetensors.torch import load_file
 
-from pirl_plugin.checkpoint_files import checkpoints_in
-from pirl_plugin.checkpoints import load_checkpoint
+from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.training.checkpoint_folder import checkpoints_in
 
 SETTINGS = [
     "config=pretrain/pirl/jigsaw_small_images_cpu",
@@ -49,7 +49,7 @@ def start(folder: Path, photos: Path, processes: int, workers: int, bank: str) -
     ]
     log = folder.with_suffix(".log").open("a")
     return subprocess.Popen(
-        [sys.executable, "-m", "pirl_plugin.launcher", *SETTINGS, *own],
+        [sys.executable, "-m", "pirl_plugin.launch.launcher", *SETTINGS, *own],
         stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

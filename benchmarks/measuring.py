@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pirl_plugin import registration  # noqa: F401  (before any import of VISSL)
-from pirl_plugin.doctor import processor
+from pirl_plugin.launch.doctor import processor
 
 
 def machine() -> dict:

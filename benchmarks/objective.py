@@ -12,9 +12,9 @@ from measuring import alternate, machine, median_ms, peak_extra_memory, print_ta
 from vissl.config import AttrDict
 from vissl.losses.nce_loss import NCELossWithMemory
 
-from pirl_plugin.fused_contrast import contrast_per_image
-from pirl_plugin.loss import PIRLLoss
-from pirl_plugin.negatives import draw_negatives
+from pirl_plugin.objective.fused_contrast import contrast_per_image
+from pirl_plugin.objective.loss import PIRLLoss
+from pirl_plugin.objective.negatives import draw_negatives
 
 VISSL_CONFIG = {
     "loss_type": "nce",

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from measuring import machine, print_table, status_bytes, write_json
 
-from pirl_plugin.loss import PIRLLoss
+from pirl_plugin.objective.loss import PIRLLoss
 
 
 def plan(rows: int, ranks: int, batch: int, negatives: str, dim: int = 128, terms: int = 2, row_bytes: int = 4) -> dict:

@@ -19,8 +19,8 @@ from vissl.trainer.train_steps import get_train_step
 from vissl.trainer.train_steps.standard_train_step import construct_sample_for_model
 from vissl.trainer.trainer_main import build_task
 
-from pirl_plugin.launcher import compose
-from pirl_plugin.train_step import channels_last
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.training.train_step import channels_last
 
 STEP = "config.TRAINER.PIRL_TRAIN_STEP"
 # VISSL's loss is the NPID form.

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.analysis_figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
-from pirl_plugin.evaluation import nearest_neighbors, unit
-from pirl_plugin.features import center_view, embed, progress_line
+from pirl_plugin.data.image_files import check_same_classes, list_images, load_rgb
+from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
+from pirl_plugin.evaluation.invariance import BINS, LEVELS, STATISTICS, pairs_of_checkpoint, with_histogram
+from pirl_plugin.evaluation.layers import LAYERS, embed_layers, layer_accuracies
+from pirl_plugin.evaluation.measures import nearest_neighbors, unit
+from pirl_plugin.evaluation.quick import labelled_images, run_config
+from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum, spread
 from pirl_plugin.figures import new_figure, save
-from pirl_plugin.image_files import check_same_classes, list_images, load_rgb
-from pirl_plugin.invariance import BINS, LEVELS, STATISTICS, pairs_of_checkpoint, with_histogram
-from pirl_plugin.layers import LAYERS, embed_layers, layer_accuracies
-from pirl_plugin.quick_evaluation import labelled_images, run_config
-from pirl_plugin.spread import Moments, effective_rank, spectrum, spread
+from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.network.features import center_view, embed, progress_line
+from pirl_plugin.network.weights import Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer, one_sentence_errors
-from pirl_plugin.weights import Trunk, load_trunk
 
 
 def main() -> None:

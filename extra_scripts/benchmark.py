@@ -15,8 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.benchmarking import BENCHMARKS, freeze_weights, gather, plan, read_settings, submit
+from pirl_plugin.experiments.benchmarking import BENCHMARKS, freeze_weights, gather, plan, read_settings, submit
+from pirl_plugin.launch import registration  # noqa: F401
 from pirl_plugin.validation import one_sentence_errors
 
 

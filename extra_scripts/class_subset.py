@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pirl_plugin.sampling import class_balanced_subset
+from pirl_plugin.data.subsets import class_balanced_subset
 from pirl_plugin.validation import ConfigError
 
 

@@ -7,9 +7,9 @@ Row i of the bank belongs to image i: --images FOLDER checks that the data set i
 
 import argparse
 
-from pirl_plugin import registration  # noqa: F401
+from pirl_plugin.host.warm_start import agreement, convert
+from pirl_plugin.launch import registration  # noqa: F401
 from pirl_plugin.validation import ConfigError, one_sentence_errors
-from pirl_plugin.warm_start import agreement, convert
 
 MARGIN = 0.2  # by which an image must be nearer to its own row than to another's
 

@@ -6,7 +6,7 @@ python extra_scripts/doctor.py
 import argparse
 import sys
 
-from pirl_plugin.doctor import examine
+from pirl_plugin.launch.doctor import examine
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.evaluation import weighted_knn
-from pirl_plugin.extraction import collect
-from pirl_plugin.joined_features import join_folders
+from pirl_plugin.evaluation.joined_features import join_folders
+from pirl_plugin.evaluation.measures import weighted_knn
+from pirl_plugin.host.extraction import collect
+from pirl_plugin.launch import registration  # noqa: F401
 from pirl_plugin.validation import ConfigError
 
 

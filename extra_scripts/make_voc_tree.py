@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pirl_plugin.detection.voc_trees import make_tree
 from pirl_plugin.validation import ConfigError
-from pirl_plugin.voc import make_tree
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.quick_evaluation import evaluate_checkpoint, table
+from pirl_plugin.evaluation.quick import evaluate_checkpoint, table
+from pirl_plugin.launch import registration  # noqa: F401
 from pirl_plugin.validation import ConfigError
 
 

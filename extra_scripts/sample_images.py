@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pirl_plugin.sampling import sample_images
+from pirl_plugin.data.subsets import sample_images
 from pirl_plugin.validation import ConfigError
 
 

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.image_files import load_rgb
-from pirl_plugin.pretext_figure import draw
+from pirl_plugin.data.image_files import load_rgb
+from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.pretext.figure import draw
 from pirl_plugin.validation import ConfigError
 
 

@@ -16,13 +16,13 @@ import json
 import sys
 from pathlib import Path
 
-from pirl_plugin import registration  # noqa: F401
-from pirl_plugin.composition import quote
-from pirl_plugin.image_files import check_same_classes, list_images
-from pirl_plugin.study import DEFAULT, Study, read_study
-from pirl_plugin.study_evaluation import Evaluation, complete
-from pirl_plugin.study_report import collect, write
-from pirl_plugin.study_runs import Plan, lay_out_images, machine, make_plan, run_all, runs_of
+from pirl_plugin.data.image_files import check_same_classes, list_images
+from pirl_plugin.experiments.study import DEFAULT, Study, read_study
+from pirl_plugin.experiments.study_evaluation import Evaluation, complete
+from pirl_plugin.experiments.study_report import collect, write
+from pirl_plugin.experiments.study_runs import Plan, lay_out_images, machine, make_plan, run_all, runs_of
+from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.launch.composition import quote
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 

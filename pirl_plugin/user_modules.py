@@ -16,9 +16,9 @@ VARIABLE = "PIRL_PLUGIN_MODULES"
 
 def import_pretext_tasks() -> None:
     """Import every module beside this one that has the decorator `register_pretext`: a new task is one file."""
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted((Path(__file__).parent / "pretext").glob("*.py")):
         if "\n@register_pretext(" in path.read_text(encoding="utf-8"):
-            importlib.import_module(f"pirl_plugin.{path.stem}")
+            importlib.import_module(f"pirl_plugin.pretext.{path.stem}")
 
 
 def import_user_modules() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
 
-from pirl_plugin import registration  # noqa: F401
+from pirl_plugin.launch import registration  # noqa: F401
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start

@@ -1,0 +1,218 @@
+"""A data source for photos as they lie on disk: a folder of any depth, or a list of files.
+
+Register name `image_files`. VISSL's own `disk_folder` wants one sub-folder a class and reads a broken file
+as a grey square; this source wants nothing of the folder, and says which files it could not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from vissl import data as vissl_data
+
+from pirl_plugin.distributed import world_size
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
+from pirl_plugin.validation import ConfigError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def walk_images(folder: str | os.PathLike) -> Iterator[str]:
+    """Paths of the image files below `folder`, known by their extension, in sorted order."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(parent)
+        if real in visited:  # a link to a folder above, or to one already listed
+            folders.clear()
+            continue
+        visited.add(real)
+        for name in sorted(files):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def class_folders(folder: str | os.PathLike) -> list[Path]:
+    """The sub-folders of `folder`, one a class, in the order of their names."""
+    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+
+
+def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
+    """`class_folders`, at least two.
+
+    Raises:
+        ConfigError: where there are fewer.
+    """
+    classes = class_folders(folder)
+    if len(classes) < 2:
+        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
+    return classes
+
+
+def check_same_classes(*folders: str | os.PathLike) -> None:
+    """Refuse folders whose class folders differ: classes are numbered by their names' order in each.
+
+    Raises:
+        ConfigError: naming what only one of them has, or where one has fewer than two.
+    """
+    names = [{path.name for path in labelled_class_folders(folder)} for folder in folders]
+    different = set.union(*names) - set.intersection(*names)
+    if different:
+        raise ConfigError(
+            f"{' and '.join(map(str, folders))} must have the same class folders; only one has "
+            f"{', '.join(sorted(different))}."
+        )
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ConfigError(f"The folder {error.filename} cannot be listed: {error.strerror}.") from error
+
+
+def list_images(path: str | os.PathLike) -> list[str]:
+    """All images of a data set, in an order that depends on their names only.
+
+    Args:
+        path: a folder (searched at any depth), a .txt file (one path a line) or a .npy array of paths.
+            Relative paths of a list start at the list's folder.
+
+    Raises:
+        ConfigError: where there is no such path, or no image in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = list(walk_images(path))
+        if not files:
+            raise ConfigError(
+                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth."
+            )
+    elif path.is_file() and path.suffix in (".txt", ".npy"):
+        try:
+            if path.suffix == ".txt":
+                lines = path.read_text(encoding="utf-8").splitlines()
+            else:
+                lines = [str(line) for line in np.load(path, allow_pickle=False)]
+        except ValueError as error:
+            raise ConfigError(f"The file list {path} cannot be read as text: {error}") from error
+        files = [os.path.join(path.parent, line.strip()) for line in lines if line.strip()]
+        if not files:
+            raise ConfigError(f"The file list {path} names no image; it needs one path a line.")
+    else:
+        raise ConfigError(
+            f"There is no data at {path}; DATA_PATHS must name a folder of images, or a .txt or .npy list of them."
+        )
+    return files
+
+
+def load_rgb(path: str | os.PathLike) -> Image.Image:
+    """Decode a whole image as RGB: grey, palette, transparent (on white), CMYK and 16-bit files too.
+
+    Raises:
+        OSError and other errors of PIL: where the file cannot be read to its end.
+    """
+    with Image.open(path) as image:
+        image.load()
+        if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey, which PIL would clip to 255
+            levels = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray((levels.clip(0) * (255 / (levels.max() or 1))).astype(np.uint8))
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            background = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(background, image)
+        return image.convert("RGB")
+
+
+def load_pixels(
+    path: str | os.PathLike, largest_reduction: Callable[[int, int], float] = lambda width, height: 1.0
+) -> Tensor:
+    """`load_rgb` as a tensor uint8 [3, H, W], channels last in memory; usual JPEG files without going through PIL.
+
+    Args:
+        largest_reduction: (width, height) -> how many times smaller the image may be; a JPEG is then decoded to 1/2,
+            1/4 or 1/8 of its size, which takes a fraction of the time.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith(b"\xff\xd8"):
+        with contextlib.suppress(ValueError):  # whatever is wrong with it, PIL decides
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            bomb = Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS
+            if colours in ("YCbCr", "Gray") and not bomb:
+                reduction = largest_reduction(width, height)
+                factor = next((factor for factor in (8, 4, 2) if factor <= reduction), 1)
+                smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", **smallest)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(load_rgb(path))).permute(2, 0, 1)
+
+
+class ImageFiles:
+    """VISSL data source: item i is (RGB image, True), or (a grey image, False) where file i is unreadable.
+
+    The image is `load_pixels` where a pretext transform comes first, else PIL, as VISSL's own transforms want.
+
+    Args (VISSL's): cfg, data_source, path, split, dataset_name.
+
+    Raises:
+        ConfigError: where `path` holds no image.
+    """
+
+    def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        files = list_images(path)
+        self.root = path if os.path.isdir(path) else os.path.dirname(path)
+        # One array of bytes: a quarter of an array of str, and every loader worker gets a copy.
+        self.files = np.array([os.fsencode(file) for file in files])
+        logging.info(f"{split}: {len(self.files)} images in {path}")
+        data = cfg["DATA"][split]
+        transforms = data.get("TRANSFORMS")
+        pretext = PRETEXT_TRANSFORMS.get(transforms[0]["name"]) if transforms else None
+        self.pretext = None if pretext is None else pretext.from_config(transforms[0])
+        if data["DROP_LAST"] and len(files) < data["BATCHSIZE_PER_REPLICA"] * world_size():
+            raise ConfigError(
+                f"{path} holds {len(files)} images, fewer than one batch of BATCHSIZE_PER_REPLICA "
+                f"{data['BATCHSIZE_PER_REPLICA']} on {world_size()} rank(s): lower it or add images."
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def num_samples(self) -> int:
+        return len(self.files)
+
+    def get_image_paths(self) -> list[str]:
+        return [os.fsdecode(file) for file in self.files]
+
+    def get_labels(self) -> list[int]:
+        """Class numbers by the first folder below the data set's; LABEL_SOURCES: [torchvision_dataset] asks for them.
+
+        Raises:
+            ConfigError: where images lie outside any class folder.
+        """
+        parts = [Path(os.path.relpath(file, self.root)).parts for file in self.get_image_paths()]
+        if any(len(part) < 2 for part in parts):
+            raise ConfigError(f"{self.root} has images outside class folders; labels need one sub-folder a class.")
+        numbers = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
+        return [numbers[part[0]] for part in parts]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
+        path = os.fsdecode(self.files[index])
+        try:
+            if self.pretext is None:
+                return load_rgb(path), True
+            return load_pixels(path, self.pretext.largest_reduction), True
+        except Exception as error:  # whatever a broken file makes PIL raise
+            logging.warning(f"Unreadable image {path}: {type(error).__name__}: {error}")
+            if self.pretext is None:
+                return Image.new("RGB", (64, 64), (128, 128, 128)), False
+            return torch.full((3, 64, 64), 128, dtype=torch.uint8), False
+
+
+vissl_data.DATASET_SOURCE_MAP["image_files"] = ImageFiles
+vissl_data.DATA_SOURCES_WITH_SUBSET_SUPPORT.add("image_files")

@@ -1,0 +1,95 @@
+"""A random part of a very large collection of photos, the same wherever and in whatever order it is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pirl_plugin.data.image_files import labelled_class_folders, walk_images
+from pirl_plugin.validation import ConfigError, check_integer, check_number
+
+
+def _names(source: Path) -> Iterator[str]:
+    """Paths of the images of a folder (relative to it) or of a .txt list (as they stand there), one by one."""
+    if source.is_dir():
+        for path in walk_images(source):
+            yield os.path.relpath(path, source)
+    elif source.is_file() and source.suffix == ".txt":
+        with source.open(encoding="utf-8", errors="surrogateescape") as lines:
+            yield from filter(None, map(str.strip, lines))
+    else:
+        raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path a line.")
+
+
+def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress: bool = True) -> list[str]:
+    """`count` different images of a folder or list, each as likely as any other.
+
+    Those are taken whose names have the smallest keyed hashes (BLAKE2b): the choice depends on the names and the seed
+    alone, and a smaller sample is part of a larger one. Memory grows with `count`, not with the collection.
+
+    Args:
+        source: a folder of any depth, or a .txt file with one path a line (relative ones start at the list's folder).
+        count: at least 1.
+        seed: another seed is another sample.
+        progress: show how many names were read.
+
+    Returns:
+        absolute paths, sorted.
+
+    Raises:
+        ConfigError: where the source has no image or fewer than `count` different ones, or a name is not UTF-8.
+    """
+    source = Path(source)
+    check_integer(count, "count", 1)
+    key = check_integer(seed, "seed", 0, 2**63).to_bytes(8, "little")
+    kept: list[tuple[int, str]] = []  # a heap with the largest hash, negated, on top
+    seen: set[str] = set()
+    for name in tqdm(_names(source), desc=f"Reading names of {source}", unit=" images", disable=not progress):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ConfigError(f"The name {os.fsencode(name)!r} in {source} is not UTF-8, which lists are; rename it.")
+        value = -int.from_bytes(hashlib.blake2b(os.fsencode(name), key=key, digest_size=16).digest(), "little")
+        if name in seen or (len(kept) == count and value < kept[0][0]):
+            continue
+        seen.add(name)
+        if len(kept) < count:
+            heapq.heappush(kept, (value, name))
+        else:
+            _, dropped = heapq.heapreplace(kept, (value, name))
+            seen.discard(dropped)
+    if len(kept) < count:
+        raise ConfigError(f"{source} has {len(kept)} different images, fewer than the {count} asked for.")
+    folder = source if source.is_dir() else source.parent
+    return sorted(os.path.abspath(os.path.join(folder, name)) for _, name in kept)
+
+
+def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int = 0) -> tuple[list[str], list[int]]:
+    """The same number of images of each class, together about `percent` of all (1% of ImageNet: 13 a class).
+
+    Args:
+        folder: one sub-folder a class.
+        percent: in (0, 100].
+        seed: another seed is another choice; of the same seed, a smaller choice is part of a larger one.
+
+    Returns:
+        absolute paths, and the classes' numbers in the order of their names.
+
+    Raises:
+        ConfigError: where there are no classes, or one is too small.
+    """
+    check_number(percent, "--percent", 1e-6, 100)
+    classes = labelled_class_folders(folder)
+    counts = {path: sum(1 for _ in walk_images(path)) for path in tqdm(classes, desc=f"Counting {folder}")}
+    each = max(1, round(sum(counts.values()) * percent / 100 / len(classes)))
+    smallest = min(classes, key=counts.get)
+    if counts[smallest] < each:
+        raise ConfigError(
+            f"The class {smallest.name} has {counts[smallest]} images, fewer than the {each} a class that {percent:g}% "
+            f"asks for: lower --percent."
+        )
+    paths = [sample_images(path, each, seed, progress=False) for path in classes]
+    return [path for some in paths for path in some], [number for number, some in enumerate(paths) for _ in some]

@@ -1,0 +1,211 @@
+"""Detection fine-tuning in Detectron2: Faster R-CNN R50-C4 on VOC07+12 and VOC07 (Tables 1 and 6).
+
+Detectron2 trains, resumes and evaluates; this module brings the weights, checks that the config prepares images as they
+want, and checks the data before it is read. Detectron2 is optional: extra_scripts/install_detectron2.py installs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydra_plugins.pirl_plugin_path import config_folder
+from pirl_plugin.detection.voc_trees import check_split
+from pirl_plugin.network.export import export, preprocessing
+from pirl_plugin.network.weights import infer_architecture, read_trunk_weights
+from pirl_plugin.validation import ConfigError, nearest, one_sentence_errors
+
+
+def require_detectron2() -> None:
+    """Raise ConfigError, with the command that helps, where Detectron2 is not installed."""
+    if importlib.util.find_spec("detectron2") is None:
+        raise ConfigError(
+            "Detectron2 is not installed: run `python extra_scripts/install_detectron2.py` in this environment."
+        )
+
+
+def config_files() -> dict[str, Path]:
+    """The configs of the plugin by name, e.g. voc0712_pirl."""
+    return {path.stem: path for path in sorted((config_folder() / "detection").glob("voc*.yaml"))}
+
+
+def config_path(config_file: str) -> Path:
+    """The file of a name of `config_files`, or of a path."""
+    return config_files().get(config_file, Path(config_file))
+
+
+def detection_config(config_file: str, overrides: list[str]) -> Any:
+    """Detectron2's config of a run.
+
+    Args:
+        config_file: a name of `config_files`, or the path of a Detectron2 YAML.
+        overrides: KEY VALUE KEY VALUE ...
+
+    Raises:
+        ConfigError: for an unknown file or key.
+    """
+    from detectron2.config import get_cfg
+
+    config = get_cfg()
+    path = config_path(config_file)
+    if not path.is_file():
+        raise ConfigError(f"There is no detection config {config_file!r}{nearest(config_file, config_files())}.")
+    try:
+        config.merge_from_file(str(path))
+        config.merge_from_list(overrides)
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"The overrides {' '.join(overrides)} do not fit: {' '.join(map(str, error.args))}"
+        ) from error
+    return config
+
+
+def check_weights_fit(config: Any, weights: str | Path) -> None:
+    """Refuse a config that builds another network than the weights', or prepares images otherwise than they want.
+
+    A wrong channel order, mean, deviation or stride changes no shape: nothing later would complain.
+
+    Raises:
+        ConfigError: naming the key, its value and the right one.
+    """
+    wanted = preprocessing(infer_architecture(read_trunk_weights(weights)), "detectron2")
+    for key, value in wanted.items():
+        if "." not in key:
+            continue
+        found: Any = config
+        for part in key.split("."):
+            found = found[part]
+        same = np.allclose(found, value, atol=0.01) if isinstance(value, list) else found == value
+        if not same:
+            raise ConfigError(f"{key} is {found}, but the weights of {weights} need {value}.")
+
+
+def check_data(config: Any) -> None:
+    """Refuse data sets that Detectron2 would stumble over, before anything is built.
+
+    Raises:
+        ConfigError: as `pirl_plugin.detection.voc_trees.check_split`.
+    """
+    from detectron2.data import MetadataCatalog
+
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    for name in {*config.DATASETS.TRAIN, *config.DATASETS.TEST}:
+        data = MetadataCatalog.get(name)
+        if "dirname" in data.as_dict():  # a VOC tree
+            hint = f"; DETECTRON2_DATASETS is {root!r}" if data.dirname.startswith(root) else ""
+            check_split(data.dirname, data.split, f"{name}{hint}")
+
+
+def register_own_data(folder: str, classes: list[str]) -> None:
+    """Register a VOC tree of one's own as voc_own_train and voc_own_test.
+
+    Args:
+        folder: with JPEGImages, Annotations and ImageSets/Main/train.txt and test.txt.
+        classes: names of the objects in the annotations.
+    """
+    from detectron2.data import DatasetCatalog
+    from detectron2.data.datasets.pascal_voc import register_pascal_voc
+
+    for split in ("train", "test"):
+        name = f"voc_own_{split}"
+        if name not in DatasetCatalog:
+            register_pascal_voc(name, folder, split, 2007, class_names=classes)
+
+
+def _trainer() -> type:
+    from detectron2.engine import DefaultTrainer
+    from detectron2.evaluation import PascalVOCDetectionEvaluator
+
+    class VOCTrainer(DefaultTrainer):
+        """Detectron2's trainer with the VOC evaluator."""
+
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
+            return PascalVOCDetectionEvaluator(dataset_name)
+
+    return VOCTrainer
+
+
+def worker(options: argparse.Namespace, config: Any) -> dict:
+    """One process of a run: train (or only evaluate), and return the last evaluation's AP, AP50 and AP75."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import default_setup
+
+    if options.data:
+        register_own_data(options.data, options.classes)
+    default_setup(config, options)
+    trainer_class = _trainer()
+    if options.eval_only:
+        model = trainer_class.build_model(config)
+        checkpointer = DetectionCheckpointer(model, save_dir=config.OUTPUT_DIR)
+        checkpointer.resume_or_load(config.MODEL.WEIGHTS, resume=options.resume)
+        return trainer_class.test(config, model)
+    trainer = trainer_class(config)
+    trainer.resume_or_load(resume=options.resume)
+    return trainer.train()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments and the plugin's."""
+    from detectron2.engine import default_argument_parser
+
+    arguments = default_argument_parser()
+    arguments.prog = "pirl-train-detector"
+    arguments.description = (
+        f"Faster R-CNN from a PIRL checkpoint; --config-file is a path or one of {', '.join(config_files())}."
+    )
+    arguments.epilog = None
+    arguments.add_argument("--weights", help="a checkpoint of this plugin or of VISSL, ...: converted and checked")
+    arguments.add_argument("--data", help="a VOC tree of your own, with ImageSets/Main/train.txt and test.txt")
+    names = {"type": lambda text: text.split(","), "help": "with --data: the objects' names, separated by commas"}
+    arguments.add_argument("--classes", **names)
+    return arguments
+
+
+def prepare(options: argparse.Namespace) -> Any:
+    """The checked, frozen config of a run, with the weights converted into its OUTPUT_DIR.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    if options.data and not options.classes:
+        raise ConfigError("--data needs --classes: the names of the objects in the annotations.")
+    config = detection_config(options.config_file or "", [value for value in options.opts if value != "--"])
+    options.config_file = str(config_path(options.config_file))
+    if options.data:
+        register_own_data(options.data, options.classes)
+        config.DATASETS.TRAIN, config.DATASETS.TEST = ("voc_own_train",), ("voc_own_test",)
+        config.MODEL.ROI_HEADS.NUM_CLASSES = len(options.classes)
+    if options.weights:
+        check_weights_fit(config, options.weights)
+    check_data(config)
+    os.makedirs(config.OUTPUT_DIR, exist_ok=True)
+    if options.weights:
+        converted = Path(config.OUTPUT_DIR, "converted_weights.pth")
+        print(export(options.weights, "detectron2", converted))
+        config.MODEL.WEIGHTS = str(converted)
+    config.freeze()
+    return config
+
+
+def main(arguments: list[str] | None = None) -> dict | None:
+    """`pirl-train-detector --config-file voc0712_pirl --weights CHECKPOINT --num-gpus 8 [KEY VALUE ...]`."""
+    with one_sentence_errors():
+        require_detectron2()
+        from detectron2.engine import launch
+
+        options = parser().parse_args(arguments)
+        config = prepare(options)
+        return launch(
+            worker,
+            options.num_gpus,
+            num_machines=options.num_machines,
+            machine_rank=options.machine_rank,
+            dist_url=options.dist_url,
+            args=(options, config),
+        )

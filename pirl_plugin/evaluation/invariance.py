@@ -1,0 +1,205 @@
+"""Figure 4: how far apart are the representations of an image and of its pretext transformation?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pirl_plugin.data.image_files import load_rgb
+from pirl_plugin.evaluation.measures import unit
+from pirl_plugin.evaluation.quick import run_config
+from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.network.features import build_trunk
+from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
+from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
+
+BINS = np.linspace(0, 2, 81)  # edges, of histograms of distances
+LEVELS, STATISTICS = ("heads", "trunk"), ("batch", "running")
+# Set to 0, they leave a view's colours as they are; left out, they would be at their defaults.
+PHOTOMETRIC = (
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "random_photometric",
+    "grayscale",
+    "blur",
+    "horizontal_flip",
+)
+
+
+def distances(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
+    """L2 distances of unit f(v_I) to unit g(v_It), row by row: [N, d], [N, d] -> float64 [N], in [0, 2]."""
+    return np.linalg.norm(unit(image, np.float64) - unit(transformed, np.float64), axis=1)
+
+
+def distances_between_images(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
+    """L2 distances of each unit f(v_I) to the unit g(v_Jt) of another image J, drawn at random: float64 [N]."""
+    order = np.random.default_rng(0).permutation(len(image))
+    return distances(image[order], transformed[np.roll(order, 1)])
+
+
+def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
+    """Mean and variance of `distances`, and the same of other images' as a scale.
+
+    Returns:
+        mean, variance, mean_between_images, and `relative`: mean / mean_between_images, 0 for full invariance and 1
+        where the transformation costs all that tells an image from others.
+    """
+    own, others = distances(image, transformed), distances_between_images(image, transformed)
+    return {
+        "mean": float(own.mean()),
+        "variance": float(own.var()),
+        "mean_between_images": float(others.mean()),
+        "relative": float(own.mean() / max(others.mean(), 1e-12)),
+    }
+
+
+def has_two_heads(config: Any) -> bool:
+    """Whether a run's network has PIRL's heads f and g."""
+    return [head[0] for head in config.MODEL.HEAD.PARAMS] == ["pirl_heads", "pirl_heads"]
+
+
+def with_histogram(image: np.ndarray, transformed: np.ndarray) -> dict[str, Any]:
+    """`figures_of` and `histogram`, how many distances are in each of BINS."""
+    counts = np.histogram(distances(image, transformed), BINS)[0].tolist()
+    return {**figures_of(image, transformed), "histogram": counts}
+
+
+class Encoders(nn.Module):
+    """The networks that make f(v_I) and g(v_It), of a checkpoint.
+
+    Args:
+        config: of the run.
+        checkpoint: VISSL's; None for the untrained network.
+        statistics: of BatchNorm: `batch`: those of the views at hand, of the images and of the transformation apart,
+            as in training (give large batches). `running`: the averages that training leaves, which blend both kinds
+            of view and so fit neither; what is used when features are extracted.
+        level: `heads`: the outputs of the heads f and g, which only PIRL's networks have. `trunk`: the trunk's features
+            of the image, and the mean of those of the transformation's views; any network has these.
+        seed: of the untrained network.
+
+    Raises:
+        ConfigError: for heads that the network does not have.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        checkpoint: Mapping[str, Any] | None,
+        level: str = "heads",
+        statistics: str = "batch",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice(level, LEVELS, "the level of representation")
+        check_choice(statistics, STATISTICS, "the BatchNorm statistics")
+        self.trunk = build_trunk(config, checkpoint, seed)
+        self.heads = nn.ModuleList()
+        if level == "heads":
+            parameters = config.MODEL.HEAD.PARAMS
+            if not has_two_heads(config):
+                raise ConfigError(
+                    f"The run's heads are {[head[0] for head in parameters]}; the distance of f(v_I) to g(v_It) needs "
+                    f"PIRL's two: use the level trunk for other networks."
+                )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.heads.extend(PIRLHead(config.MODEL, **arguments) for _, arguments in parameters)
+            if checkpoint is not None:
+                self.heads.load_state_dict(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"])
+        self.train(statistics == "batch")
+
+    def forward(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B, 3, S, S], views [B, V, 3, h, w] -> f [B, d], g [B, d]."""
+        (image,) = self.trunk(images, ["flatten"])
+        (each,) = self.trunk(views.flatten(0, 1), ["flatten"])
+        if self.heads:
+            return self.heads[0](image), self.heads[1](each)
+        return image, each.view(*views.shape[:2], -1).mean(1)
+
+
+def transformation(config: Mapping[str, Any]) -> PretextTransform:
+    """The pretext transform of an entry of TRANSFORMS, of whole images and without photometric change.
+
+    What is random is t and, of the jigsaw, where in its cell a patch is cut.
+
+    Raises:
+        ConfigError: where it yields no pretext views.
+    """
+    name = check_choice(config["name"], list(PRETEXT_TRANSFORMS), "the pretext transform")
+    settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
+    known = keyword_arguments(PRETEXT_TRANSFORMS[name])
+    settings |= {key: [1.0, 1.0] for key in known if key.endswith("crop_scale")}
+    settings |= {"photometric": dict.fromkeys(PHOTOMETRIC, 0), "augment_on": "workers", "normalize_on": "workers"}
+    transform = PRETEXT_TRANSFORMS[name].from_config(settings)
+    if not transform.num_views:
+        raise ConfigError(f"{name} has no pretext views; name another run whose transformation is to be used.")
+    return transform
+
+
+@torch.inference_mode()
+def embed_pairs(
+    encoders: Encoders,
+    transform: PretextTransform,
+    files: Sequence[str | Path],
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 250,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """f(v_I) and g(v_It) of image files, each float32 [draws * files, d].
+
+    Args:
+        transform: of `transformation`; which t an image gets depends on `seed` and its place in `files` alone.
+        draws: random t of each image.
+        progress: called with (done, total).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image, transformed, done = [], [], 0
+    # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
+    order = np.random.default_rng(seed).permutation(len(files))
+    back = np.argsort(order)
+    for _ in range(draws):
+        parts = []
+        for some in np.array_split(order, -(-len(files) // batch_size)):
+            made = [transform.views(load_rgb(files[place]), generator) for place in some]
+            parts.append(encoders(torch.stack([views[0] for views in made]), torch.stack([v[1] for v in made])))
+            done += len(some)
+            if progress is not None:
+                progress(done, draws * len(files))
+        image.append(torch.cat([part[0] for part in parts]).float().numpy()[back])
+        transformed.append(torch.cat([part[1] for part in parts]).float().numpy()[back])
+    return np.concatenate(image), np.concatenate(transformed)
+
+
+def pairs_of_checkpoint(
+    path: str | Path,
+    files: Sequence[str | Path],
+    level: str = "heads",
+    statistics: str = "batch",
+    pretext: Mapping[str, Any] | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`embed_pairs` of a checkpoint of VISSL's trainer, with the train_config.yaml that lies beside it.
+
+    Args:
+        pretext: the entry of TRANSFORMS; default: the run's own.
+    """
+    config = run_config(path)
+    pretext = pretext or config.DATA.TRAIN.TRANSFORMS[0]
+    if pretext.get("name") not in PRETEXT_TRANSFORMS:
+        raise ConfigError(
+            f"The run of {path} has no pretext transform of this plugin ({pretext.get('name')}); name another run "
+            f"whose transformation is to be used."
+        )
+    encoders = Encoders(config, load_checkpoint(path), level, statistics)
+    return embed_pairs(encoders, transformation(pretext), files, draws, seed, progress=progress)

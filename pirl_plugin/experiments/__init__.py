@@ -1,0 +1,1 @@
+"""Many runs at once: the demo, the benchmarks of one checkpoint, the study."""

@@ -1,0 +1,346 @@
+"""Many evaluations of one checkpoint: run here or on SLURM, gone on with where they stopped, gathered in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.network.export import export
+from pirl_plugin.network.weights import read_trunk_weights
+from pirl_plugin.validation import ConfigError, check_choice, check_keys
+
+LAYERS = ("conv1", "res2", "res3", "res4", "res5")
+SAY_EVERY = 15.0  # seconds
+
+
+def _last_test(folder: Path, rank: str) -> dict[str, float]:
+    """The last epoch's test accuracies of VISSL's metrics.json, by layer."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    tests = [line["test_accuracy_list_meter"][rank] for line in lines if "test_accuracy_list_meter" in line]
+    return {layer: float(value) for layer, value in tests[-1].items()}
+
+
+def _with_best(values: dict[str, float]) -> dict[str, float]:
+    return {**values, "best layer": max(values.values())}
+
+
+def _linear(folder: Path) -> dict[str, float]:
+    return _with_best(_last_test(folder, "top_1"))
+
+
+def _semi_supervised(folder: Path) -> dict[str, float]:
+    return {f"top-{k}": next(iter(_last_test(folder, f"top_{k}").values())) for k in (1, 5)}
+
+
+def _svm(folder: Path) -> dict[str, float]:
+    return _with_best({path.parent.name: 100 * float(np.mean(np.load(path))) for path in folder.glob("*/test_ap.npy")})
+
+
+def _low_shot(folder: Path) -> dict[str, float]:
+    by_layer = json.loads((folder / "low_shot.json").read_text()).values()
+    return {f"{k}, best layer": max(layer[k]["mean"] for layer in by_layer) for k in next(iter(by_layer))}
+
+
+def _nearest_neighbors(folder: Path) -> dict[str, float]:
+    results = json.loads((folder / "nearest_neighbors.json").read_text())
+    return {layer: 100 * value for layer, value in results.items()}
+
+
+def _detection(folder: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    last = next(line for line in reversed(lines) if "bbox/AP" in line)
+    return {metric: last[f"bbox/{metric}"] for metric in ("AP", "AP50", "AP75")}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One evaluation.
+
+    Attributes:
+        title: for the table.
+        tool: the function of pirl_plugin.launch.commands that runs it.
+        config: its config's name.
+        read: folder of the finished run -> figures in per cent by metric.
+        paper: the paper's figures of PIRL (800 epochs, N = 32,000) by metric, where it has them.
+    """
+
+    title: str
+    tool: str
+    config: str
+    read: Callable[[Path], dict[str, float]]
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+def _by_layer(*values: float) -> dict[str, float]:
+    return {**dict(zip(LAYERS, values, strict=True)), "best layer": max(values)}
+
+
+def _launched(title: str, config: str, *rest: Any) -> Benchmark:
+    return Benchmark(title, "run_distributed_engines", f"benchmark/{config}", *rest)
+
+
+_IMAGENET = _by_layer(6.2, 30.0, 40.1, 56.6, 63.6)
+_PLACES = _by_layer(8.9, 29.0, 35.8, 45.3, 49.8)
+_SVM, _LOW_SHOT, _KNN, _DETECTOR = "train_svm", "train_svm_low_shot", "nearest_neighbors", "train_detector"
+BENCHMARKS: dict[str, Benchmark] = {
+    "linear_imagenet": _launched("ImageNet, linear, top-1", "linear/imagenet", _linear, _IMAGENET),
+    "linear_imagenet_wide": _launched(
+        "ImageNet, linear on PIRL-c2x, top-1", "linear/imagenet_wide", _linear, {"best layer": 67.4}
+    ),
+    "linear_places205": _launched("Places205, linear, top-1", "linear/places205", _linear, _PLACES),
+    "linear_inaturalist18": _launched(
+        "iNaturalist 2018, linear, top-1", "linear/inaturalist18", _linear, {"best layer": 34.1}
+    ),
+    "linear_small_images": _launched("small images, linear, top-1", "linear/small_images_cpu", _linear),
+    "semi_supervised_1percent": _launched(
+        "ImageNet, 1% of the labels", "semi_supervised/imagenet_1percent", _semi_supervised, {"top-5": 57.2}
+    ),
+    "semi_supervised_10percent": _launched(
+        "ImageNet, 10% of the labels", "semi_supervised/imagenet_10percent", _semi_supervised, {"top-5": 83.8}
+    ),
+    "svm_voc07": Benchmark("VOC07, linear SVM, mAP", _SVM, "benchmark/svm/voc07", _svm, {"best layer": 81.1}),
+    "low_shot_voc07": Benchmark("VOC07, low-shot SVM, mAP", _LOW_SHOT, "benchmark/svm/voc07_low_shot", _low_shot),
+    "knn_imagenet": Benchmark(
+        "ImageNet, weighted kNN, top-1", _KNN, "benchmark/nearest_neighbor/imagenet", _nearest_neighbors
+    ),
+    "knn_small_images": Benchmark(
+        "small images, weighted kNN, top-1", _KNN, "benchmark/nearest_neighbor/small_images_cpu", _nearest_neighbors
+    ),
+    "detection_voc0712": Benchmark(
+        "detection, VOC07+12", _DETECTOR, "voc0712_pirl", _detection, {"AP": 54.0, "AP50": 80.7, "AP75": 59.7}
+    ),
+    "detection_voc07": Benchmark(
+        "detection, VOC07", _DETECTOR, "voc07_pirl", _detection, {"AP": 44.7, "AP50": 73.4, "AP75": 47.0}
+    ),
+}
+
+
+def read_settings(path: str | Path | None) -> dict[str, list[str]]:
+    """Overrides by benchmark from a YAML file; the keys `vissl` and `detection` stand for all of a kind.
+
+    Raises:
+        ConfigError: for an unknown benchmark, or what is not a list of words.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ConfigError(f"There is no settings file at {path}.")
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The settings file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"The settings file {path} must map benchmarks to lists of overrides.")
+    check_keys(settings, {*BENCHMARKS, "vissl", "detection"}, str(path))
+    for name, words in settings.items():
+        if not isinstance(words, list):
+            raise ConfigError(f"{name} in {path} is {words!r}; it must be a list of overrides.")
+    return {name: [str(word) for word in words] for name, words in settings.items()}
+
+
+def freeze_weights(checkpoint: str | Path, output: Path) -> Path:
+    """OUTPUT/weights.torch: the trunk of a checkpoint, once, so that all runs in OUTPUT are of the same weights.
+
+    Raises:
+        ConfigError: where OUTPUT has another network's.
+    """
+    frozen = output / "weights.torch"
+    if not frozen.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        unfinished = output / "unfinished.torch"
+        print(export(checkpoint, "vissl", unfinished))
+        os.replace(unfinished.with_suffix(".torch.json"), frozen.with_suffix(".torch.json"))
+        os.replace(unfinished, frozen)
+        return frozen
+    before, now = read_trunk_weights(frozen), read_trunk_weights(checkpoint)
+    if set(before) != set(now) or not all(torch.equal(before[key], now[key]) for key in before):
+        raise ConfigError(f"{output} has results of other weights than {checkpoint}; give another --output.")
+    return frozen
+
+
+@dataclass(frozen=True)
+class Run:
+    """A benchmark of the weights in a folder.
+
+    Attributes:
+        name: of BENCHMARKS.
+        output: the folder of all; the run's own is output/name.
+        overrides: of the settings file.
+    """
+
+    name: str
+    output: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
+    def command(self) -> list[str]:
+        """The command line of the process that runs it."""
+        benchmark, weights, folder = BENCHMARKS[self.name], self.output / "weights.torch", self.folder / "run"
+        start = [sys.executable, "-m", "pirl_plugin.launch.commands", benchmark.tool]
+        if benchmark.tool == _DETECTOR:
+            gpus = ["--num-gpus", str(max(1, torch.cuda.device_count()))]
+            given = ["--config-file", benchmark.config, "--weights", str(weights), "--resume", *gpus]
+            return [*start, *given, "OUTPUT_DIR", str(folder), *self.overrides]
+        places = {"MODEL.WEIGHTS_INIT.PARAMS_FILE": weights, "CHECKPOINT.DIR": folder}
+        given = [f"config.{key}={quote(value)}" for key, value in places.items()]
+        return [*start, f"config={benchmark.config}", *given, *self.overrides]
+
+    def result(self) -> dict[str, Any] | None:
+        """What is known of it: "overrides" and, when it is done, "figures", or "failed"; None where it never started.
+
+        Raises:
+            ConfigError: where it was done, or begun, with other overrides.
+        """
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text())
+        if result["overrides"] != list(self.overrides) and "failed" not in result:
+            raise ConfigError(
+                f"{self.folder} was made with other overrides ({' '.join(result['overrides']) or 'none'}); delete it, "
+                f"or give another --output."
+            )
+        return result
+
+    def _write(self, **result: Any) -> dict[str, Any]:
+        result = {"name": self.name, "overrides": list(self.overrides), **result}
+        unfinished = self.folder / "result.unfinished"
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(unfinished, self.folder / "result.json")
+        return result
+
+    def run(self, position: str = "") -> dict[str, Any]:
+        """Run it, unless it is done: its output goes to log.txt, a line now and then to the terminal."""
+        before = self.result()
+        if before is not None and "figures" in before:
+            print(f"{position}{self.name}: done before", flush=True)
+            return before
+        if before is not None and before["overrides"] != list(self.overrides) and (self.folder / "run").exists():
+            os.replace(self.folder / "run", self.folder / f"failed_{time.strftime('%Y%m%d_%H%M%S')}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+        started, log = time.monotonic(), self.folder / "log.txt"
+        print(f"{position}{self.name}: {'goes on' if before else 'started'}, log in {log}", flush=True)
+        with log.open("ab") as file:
+            process = subprocess.Popen(self.command(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                while (code := _exit_code(process, SAY_EVERY)) is None:
+                    minutes = (time.monotonic() - started) / 60
+                    print(f"{position}{self.name}: {minutes:.1f} min; {last_line(log)[:120]}", flush=True)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+        minutes = round((time.monotonic() - started) / 60, 2)
+        try:
+            if code:
+                raise RuntimeError(last_line(log))
+            result = self._write(minutes=minutes, figures=BENCHMARKS[self.name].read(self.folder / "run"))
+        except Exception as error:
+            # Whatever is not there to be read: the log has the reason, and the other benchmarks go on.
+            result = self._write(minutes=minutes, failed=str(error) or type(error).__name__)
+        said = f"failed: {result['failed']} (see {log})" if "failed" in result else f"done in {minutes:.1f} min"
+        print(f"{position}{self.name}: {said}", flush=True)
+        return result
+
+
+def _exit_code(process: subprocess.Popen, seconds: float) -> int | None:
+    """The exit code of a process, or None where it still runs after `seconds`."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "no output yet")
+
+
+def plan(names: Sequence[str], output: Path, settings: Mapping[str, list[str]]) -> list[Run]:
+    """The runs of some benchmarks.
+
+    Raises:
+        ConfigError: for a name that is not one, or results in `output` that were made otherwise.
+    """
+    runs = []
+    for name in names:
+        check_choice(name, list(BENCHMARKS), "--run")
+        kind = "detection" if BENCHMARKS[name].tool == _DETECTOR else "vissl"
+        runs.append(Run(name, output, (*settings.get(kind, []), *settings.get(name, []))))
+        runs[-1].result()
+    return runs
+
+
+class SlurmBenchmark:
+    """What submitit runs; a job that is preempted or runs out of time is put back into the queue and goes on."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self) -> dict[str, Any]:
+        return self.run.run()
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(SlurmBenchmark(self.run))
+
+
+def submit(runs: Sequence[Run], cluster: str, **parameters: Any) -> list[Any]:
+    """Submit each run as a job of its own; returns submitit's jobs.
+
+    Args:
+        cluster: `slurm`, or `local` for processes on this machine.
+        parameters: of submitit's AutoExecutor (timeout_min, slurm_partition, gpus_per_node, cpus_per_task ...).
+    """
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=runs[0].output / "jobs", cluster=cluster)
+    executor.update_parameters(name="pirl_benchmark", **parameters)
+    return [executor.submit(SlurmBenchmark(run)) for run in runs]
+
+
+def gather(output: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The table of all results in a folder, as Markdown and as rows; also written to results.md and results.json."""
+    results = []
+    for name, benchmark in BENCHMARKS.items():
+        path = output / name / "result.json"
+        if path.is_file():
+            results.append({**json.loads(path.read_text()), "title": benchmark.title, "paper": dict(benchmark.paper)})
+    lines = ["| evaluation | | this checkpoint | paper (PIRL) |", "| --- | --- | --- | --- |"]
+    notes = []
+    for result in results:
+        if "figures" not in result:
+            lines.append(f"| {result['title']} | | {'failed' if 'failed' in result else 'not finished'} | |")
+            notes += [f"- {result['name']} failed: {result['failed']}"] if "failed" in result else []
+            continue
+        for number, (metric, value) in enumerate(result["figures"].items()):
+            paper = result["paper"].get(metric)
+            first = result["title"] if number == 0 else ""
+            lines.append(f"| {first} | {metric} | {value:.1f} | {'-' if paper is None else f'{paper:.1f}'} |")
+        if result["overrides"]:
+            notes.append(f"- {result['name']} was run with {' '.join(result['overrides'])}")
+    table = "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.md").write_text(table, encoding="utf-8")
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return table, results

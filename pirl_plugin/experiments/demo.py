@@ -1,0 +1,311 @@
+"""`pirl-demo`: pre-train on real photos within a time budget, measure what was learned, draw it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pirl_plugin import figures
+from pirl_plugin.data.image_files import load_rgb
+from pirl_plugin.evaluation.measures import instance_retrieval, nearest_neighbors
+from pirl_plugin.evaluation.quick import compare_with_untrained, table
+from pirl_plugin.experiments.demo_data import DemoData, make_bundled_data, make_own_data
+from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.network.features import build_trunk, center_view, embed
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
+from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
+from pirl_plugin.validation import ConfigError, one_sentence_errors
+
+CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
+SIZE = 32  # pixels, of the views that are evaluated
+BATCH = 32  # images a step, over all processes
+FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
+LINE = re.compile(r"epoch (\d+) of \d+, iteration (\d+) of \d+: loss ([\d.einfa+-]+),.* (\S+(?: days?, \S+)?) left")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: see `pirl-demo --help`."""
+    parser = argparse.ArgumentParser(prog="pirl-demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="a folder of photos of your own; class = sub-folder")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="default: ./demo_output")
+    parser.add_argument("--budget-minutes", type=float, default=7.0, help="for pre-training; default 7")
+    parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        run(options.output, options.data, options.budget_minutes, options.images, options.seed)
+
+
+def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
+    """The whole demo; returns the figures that it also writes to `output`/results.json.
+
+    Raises:
+        ConfigError: for data that cannot be used or a budget too small for anything.
+    """
+    started = time.monotonic()
+    if budget_minutes < 0.25:
+        raise ConfigError(f"--budget-minutes is {budget_minutes}; less than a quarter of a minute trains nothing.")
+    output = output.resolve()
+    work = fresh_work_folder(output, source)
+
+    _say(1, "measuring this machine")
+    processes = max(1, min(2, os.cpu_count() or 1))
+    seconds = seconds_per_image(processes)
+    affordable = int(budget_minutes * 60 / seconds)
+    num_train = max(64, min(num_images, affordable // FEWEST_EPOCHS))
+    print(f"      {1 / seconds:.0f} images/s expected with {processes} process(es)")
+
+    _say(2, f"preparing images from {source or 'the photos of scikit-image and scikit-learn'}")
+    if source is None:
+        data = make_bundled_data(work / "data", num_train, num_train // 4, seed)
+    else:
+        data = make_own_data(source, work / "data", num_train, num_train // 4, seed, _progress("copied"))
+        for name in data.unreadable[:10]:
+            print(f"      not readable, left out: {name}")
+        if data.unreadable:
+            print(f"      {len(data.unreadable)} files could not be read and were left out")
+    epochs = int(np.clip(affordable // len(data.train_files), 2, MOST_EPOCHS))
+    print(f"      {len(data.train_files)} to train on, {len(data.test_files)} held out")
+
+    _say(3, f"pre-training for {epochs} epochs (the first fills the bank), at most {1.2 * budget_minutes:.1f} minutes")
+    overrides = [
+        f"config={CONFIG}",
+        f"config.DATA.TRAIN.DATA_PATHS=[{quote(data.train_folder)}]",
+        f"config.OPTIMIZER.num_epochs={epochs}",
+        f"config.SEED_VALUE={seed}",
+        f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={BATCH // processes}",
+        f"config.CHECKPOINT.DIR={quote(work / 'run')}",
+    ]
+    losses = pretrain(overrides, output, processes, budget_minutes * 72)
+
+    _say(4, "evaluating against the same network untrained")
+    config = compose(overrides)
+    checkpoint_path = newest_checkpoint(work / "run")
+    checkpoint = load_checkpoint(checkpoint_path)
+    results, features = evaluate(config, checkpoint, data)
+    results |= {"epochs": epochs, "train_images": len(data.train_files), "seed": seed}
+    results["minutes"] = round((time.monotonic() - started) / 60, 1)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+    _say(5, "drawing")
+    picture = draw(output / "demo.png", config, data, losses, results, features)
+    print(f"\n{table(results)}\n\nPicture: {picture}\nNumbers: {output / 'results.json'}")
+    print(f"Network: {checkpoint_path}")
+    print(f"Took {results['minutes']} minutes.")
+    return results
+
+
+def fresh_work_folder(output: Path, source: Path | None) -> Path:
+    """`output`/pirl_demo, emptied of what an earlier demo left there, and of nothing else.
+
+    Raises:
+        ConfigError: where it holds anything that no demo wrote, or the user's photos.
+    """
+    work = output / "pirl_demo"
+    marker = work / ".written_by_pirl_demo"
+    if source is not None and source.resolve().is_relative_to(work):
+        raise ConfigError(f"--data is {str(source)!r}, inside {work}, which the demo empties; choose another --output.")
+    if work.exists() and any(work.iterdir()) and not marker.is_file():
+        raise ConfigError(f"{work} was not made by a demo and would be emptied; choose another --output.")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    marker.touch()
+    return work
+
+
+def _say(step: int, text: str) -> None:
+    print(f"[{step}/5] {text}", flush=True)
+
+
+def _progress(verb: str):
+    """A callback (done, total) that prints one live line with the time left."""
+    started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        left = (time.monotonic() - started) / done * (total - done)
+        end = "\n" if done == total else ""
+        if done == total or sys.stdout.isatty():
+            print(f"\r      {verb} {done} of {total}, {left:.0f} s left   ", end=end, flush=True)
+
+    return show
+
+
+def seconds_per_image(processes: int) -> float:
+    """Seconds that one training image costs here with that many single-threaded processes, measured on a batch."""
+    config = compose([f"config={CONFIG}", "config.DATA.TRAIN.DATA_PATHS=[.]"], check=False)
+    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(config.DATA.TRAIN.TRANSFORMS[0])
+    trunk = build_trunk(config).train()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(3):
+            start = time.monotonic()
+            views = [transform.views(photo) for _ in range(32)]
+            for batch in (torch.stack([v[0] for v in views]), torch.cat([v[1] for v in views])):
+                trunk(batch, ["flatten"])[0].square().mean().backward()
+            times.append(time.monotonic() - start)
+    finally:
+        torch.set_num_threads(threads)
+    # Half as much again for the loss, the optimiser, start-up and what the processes wait for each other.
+    return 1.5 * min(times) / 32 / processes
+
+
+def pretrain(overrides: list[str], output: Path, processes: int, deadline: float) -> list[tuple[int, float]]:
+    """Run VISSL's trainer in a process of its own, showing its progress; stop it after `deadline` seconds.
+
+    Returns:
+        (iteration, loss) as logged.
+
+    Raises:
+        ConfigError: where the run failed, or reached no checkpoint before the deadline.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
+    command = [sys.executable, "-u", "-m", "pirl_plugin.launch.launcher", *overrides]
+    losses: list[tuple[int, float]] = []
+    log_path, late = output / "pretrain.log", threading.Event()
+    with (
+        open(log_path, "w") as log,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        ) as process,
+    ):
+        clock = threading.Timer(deadline, lambda: (late.set(), _kill(process)))
+        clock.start()
+        for line in _until_killed(process, clock):
+            log.write(line)
+            found = LINE.search(line)
+            if found:
+                epoch, iteration, loss, left = found.groups()
+                if float(loss) != 0:  # 0 while the bank is being filled
+                    losses.append((int(iteration), float(loss)))
+                if sys.stdout.isatty() or len(losses) % 10 == 1:
+                    end = "" if sys.stdout.isatty() else "\n"
+                    text = f"epoch {epoch}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
+                    print(f"\r      {text}    ", end=end, flush=True)
+    print()
+    if late.is_set():
+        print("      out of time: going on with the last whole epoch")
+    elif process.returncode:
+        tail = "\n".join(log_path.read_text().splitlines()[-5:])
+        raise ConfigError(f"Pre-training failed; the end of {log_path}:\n{tail}")
+    return losses
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _until_killed(process: subprocess.Popen, clock: threading.Timer) -> Iterator[str]:
+    """The lines of a process, of which nothing is left running when the reader stops for whatever reason."""
+    try:
+        yield from process.stdout
+        process.wait()
+    finally:
+        clock.cancel()
+        _kill(process)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that VISSL's `checkpoint.torch` points to.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    path = folder / "checkpoint.torch"
+    if not path.exists():
+        raise ConfigError(f"There is no checkpoint in {folder}: the time budget was too small for one epoch.")
+    return path.resolve()
+
+
+def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
+    generator, crops = torch.Generator().manual_seed(seed), []
+    for path in files:
+        image = load_rgb(path)
+        pixels = resized_crop(image, draw_crop_box(*image.size, (0.3, 0.7), generator=generator), SIZE)
+        crops.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    return crops
+
+
+def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """Accuracies of the trained and the untrained network; the trained one's train and test features."""
+    progress = lambda name: _progress(f"{name}: embedded")  # noqa: E731
+    if data.train_labels is not None:
+        train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
+        k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
+        return compare_with_untrained(config, checkpoint, train, test, SIZE, k, config.SEED_VALUE, progress)
+    settings = config.DATA.TRAIN.TRANSFORMS[0]
+    view = center_view(SIZE, settings["mean"], settings["std"])
+    results = {}
+    for name, weights in (("untrained", None), ("PIRL", checkpoint)):
+        trunk = build_trunk(config, weights, seed=config.SEED_VALUE)
+        first, second = (embed(trunk, _random_crops(data.test_files, seed), view) for seed in (1, 2))
+        results[name] = {"instance retrieval": instance_retrieval(first, second)}
+    features = embed(trunk, data.train_files, view, progress=progress("PIRL")), embed(trunk, data.test_files, view)
+    return results, features
+
+
+def draw(path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple) -> Path:
+    """One PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, the accuracies."""
+    settings = config.DATA.TRAIN.TRANSFORMS[0]
+    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(settings)
+    levels = settings["mean"], settings["std"]
+    figure = figures.new_figure(11, 7.2)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    axes = top.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))
+    photo = load_rgb(data.train_files[len(data.train_files) // 3])
+    image, patches = transform.views(photo, torch.Generator().manual_seed(3))
+    figures.show_image(axes[0], np.asarray(photo), "A training image I")
+    figures.show_image(axes[1], figures.to_pixels(image, *levels), "Its view")
+    sheet = [figures.to_pixels(patch, *levels) for patch in patches]
+    figures.show_image(axes[2], figures.contact_sheet(sheet, transform.grid_size, gap=1), "t(I): patches, shuffled")
+    if losses:
+        iterations, values = zip(*losses, strict=True)
+        axes[3].plot(iterations, values, color=figures.BLUE, linewidth=1.6)
+    figures.style(axes[3], "Loss (Eq. 5)", "iteration")
+
+    left, right = bottom.subplots(1, 2, width_ratios=(1.6, 1))
+    train, test = features
+    chosen = np.linspace(0, len(test) - 1, 5).round().astype(int)
+    _, rows = nearest_neighbors(test[chosen], train, 7)
+    sheet = []
+    for query, neighbours in zip(chosen, rows, strict=True):
+        files = [data.test_files[query], *(data.train_files[n] for n in neighbours)]
+        sheet += [np.asarray(load_rgb(f).resize((40, 40))) for f in files]
+    figures.show_image(
+        left, figures.contact_sheet(sheet, 8, gap=3), "Held-out query (left) and its nearest training images"
+    )
+    measures = list(results["PIRL"])
+    series = {name: [results[name][m] for m in measures] for name in ("untrained", "PIRL")}
+    figures.bars(right, measures, series, "Held-out accuracy")
+    return figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What a study measures of one pre-trained network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pirl_plugin.evaluation.invariance import (
+    LEVELS,
+    STATISTICS,
+    Encoders,
+    embed_pairs,
+    has_two_heads,
+    transformation,
+    with_histogram,
+)
+from pirl_plugin.evaluation.layers import LAYERS, embed_layers, layer_accuracies
+from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
+from pirl_plugin.evaluation.quick import labelled_images
+from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
+from pirl_plugin.experiments.study_runs import Run
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.network.features import build_trunk, center_view_of
+
+SUBSETS = 5  # draws of the labelled images, for 1% and 10% of the labels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the runs of a study are evaluated.
+
+    Attributes:
+        train, test: folders with one sub-folder a class.
+        pretext_config: whose views are measured on (size, mean and std), and to whose pretext transform the invariance.
+        layers_of: names of runs whose layers are measured (Figure 5).
+    """
+
+    train: Path
+    test: Path
+    pretext_config: str
+    layers_of: tuple[str, ...]
+
+
+def some_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Places of a class-balanced random share of labelled images, at least one a class: int64 [n].
+
+    Args:
+        labels: integers [N].
+        share: in (0, 1].
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(places)))
+        chosen.append(generator.permutation(places)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def few_label_accuracy(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, share: float
+) -> float:
+    """Mean top-1 accuracy in [0, 1] of `linear_probe` with a share of the labels, over SUBSETS draws.
+
+    The paper fine-tunes the whole network instead (Table 3).
+    """
+    draws = [some_labels(train_labels, share, seed) for seed in range(SUBSETS)]
+    return float(np.mean([linear_probe(train[some], train_labels[some], test, test_labels) for some in draws]))
+
+
+def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracies in [0, 1] on res5's averaged features, by layer where asked, spread and invariance.
+
+    Returns:
+        knn (k = 200), linear, labels_1percent, labels_10percent, spread, effective_rank; layers; invariance by level
+        and BatchNorm statistics (`with_histogram`).
+    """
+    config = compose(run.launcher_overrides(), check=False)
+    checkpoint = None if run.method.config is None else load_checkpoint(run.checkpoint)
+    trunk = build_trunk(config, checkpoint, seed=run.seed)
+    pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
+    task = transformation(pretext)
+    view = center_view_of(task)
+    (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
+    of_layers = run.name in evaluation.layers_of
+    layers = ("flatten", *LAYERS) if of_layers else ("flatten",)
+    train, test = (embed_layers(trunk, files, view, layers) for files in (train_files, test_files))
+    everything = (train["flatten"], train_labels, test["flatten"], test_labels)
+    moments = Moments.of(torch.from_numpy(unit(test["flatten"], np.float64)))
+    result: dict[str, Any] = {
+        "knn": weighted_knn(*everything, k=200),
+        "linear": linear_probe(*everything),
+        "labels_1percent": few_label_accuracy(*everything, share=0.01),
+        "labels_10percent": few_label_accuracy(*everything, share=0.1),
+        "spread": spread(moments),
+        "effective_rank": effective_rank(moments),
+    }
+    if of_layers:
+        accuracies = [{layer: part[layer] for layer in LAYERS} for part in (train, test)]
+        result["layers"] = layer_accuracies(accuracies[0], train_labels, accuracies[1], test_labels)
+    result["invariance"] = {}
+    levels = LEVELS if has_two_heads(config) else ("trunk",)
+    for level, statistics in itertools.product(levels, STATISTICS):
+        encoders = Encoders(config, checkpoint, level, statistics, run.seed)
+        own = transformation(config.DATA.TRAIN.TRANSFORMS[0]) if level == "heads" else task
+        pairs = embed_pairs(encoders, own, test_files[::5], seed=0)
+        result["invariance"][f"{level}, {statistics} statistics"] = with_histogram(*pairs)
+    return result
+
+
+def complete(run: Run, evaluation: Evaluation) -> None:
+    """Pre-train and evaluate, each unless that is done; result.json in the run's folder has the figures."""
+    run.begin()
+    path = run.folder / "result.json"
+    if path.is_file():
+        return
+    run.pretrain()
+    figures = evaluate(run, evaluation)
+    minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
+    result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **figures}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().split() if path.is_file() else []

@@ -1,0 +1,169 @@
+"""The report of a study: one JSON of all figures; from it the table, what held of the paper's findings, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pirl_plugin.evaluation.figures import draw_invariance, draw_lines
+from pirl_plugin.experiments.study import Study
+from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of
+from pirl_plugin.figures import new_figure, save
+
+MEASURES = {
+    "knn": "kNN (k = 200)",
+    "linear": "linear",
+    "labels_1percent": "1% of the labels",
+    "labels_10percent": "10% of the labels",
+}
+
+
+def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Sequence[str] = ()) -> dict[str, Any]:
+    """All that a report is made of: settings, methods, sweeps, the result of each run that is done, what failed."""
+    results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*/seed*/result.json"))]
+    methods = {
+        name: {"title": method.title, "paper": dict(method.paper or {})} for name, method in study.methods.items()
+    }
+    sweeps = {
+        name: {
+            "title": sweep.title,
+            "label": sweep.label,
+            "logarithmic": sweep.logarithmic,
+            "series": {line: dict(values) for line, values in sweep.series.items()},
+        }
+        for name, sweep in study.sweeps.items()
+    }
+    return {"settings": dict(settings), "methods": methods, "sweeps": sweeps, "runs": results, "failed": list(failed)}
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """The small Table 2, 3 and 5, in per cent, with the paper's figures of ImageNet beside."""
+    runs = by_name(content)
+    titles = " | ".join(MEASURES.values())
+    lines = [
+        f"| | seeds | {titles} | paper: linear, 1%, 10% |",
+        "| --- | --- |" + " --- |" * (len(MEASURES) + 1),
+    ]
+    for name, method in content["methods"].items():
+        if name not in runs:
+            continue
+        cells = []
+        for measure in MEASURES:
+            values = [100 * value for value in of(runs, name, measure)]
+            spread = f" +- {deviation(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}")
+        paper = [method["paper"].get(measure) for measure in ("linear", "labels_1percent", "labels_10percent")]
+        shown = ", ".join("-" if value is None else f"{value:g}" for value in paper)
+        lines.append(f"| {method['title']} | {len(runs[name])} | {' | '.join(cells)} | {shown} |")
+    return "\n".join(lines)
+
+
+def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """figure4.png to figure8.png, as far as there are runs for them, and study.png with all of them."""
+    runs, titles = by_name(content), {name: method["title"] for name, method in content["methods"].items()}
+    painters = {}
+    shown = [n for n in ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "rotation", "supervised") if n in runs]
+    if shown:
+        levels = {titles[name]: [one["invariance"][LEVEL] for one in runs[name]] for name in shown}
+        histograms = {name: np.sum([one["histogram"] for one in some], axis=0) for name, some in levels.items()}
+        means = {name: float(np.mean([one["mean"] for one in some])) for name, some in levels.items()}
+        edges = np.linspace(0, 2, 1 + len(next(iter(histograms.values()))))
+        painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means)
+    layered = {title: _layers(runs.get(name, [])) for name, title in titles.items()}
+    layered = {name: layers for name, layers in layered.items() if layers}
+    if layered:
+        painters["figure5"] = lambda axes: draw_lines(axes, layered, "Figure 5: quality by layer", "layer")
+    for sweep in content["sweeps"].values():
+        series = {
+            name: {value: of(runs, run, "linear") for value, run in line.items() if run in runs}
+            for name, line in sweep["series"].items()
+        }
+        if all(len(values) > 1 for values in series.values()):
+            number = sweep["title"].split(",")[0].removeprefix("Figure ")
+            painters[f"figure{number}"] = lambda axes, sweep=sweep, series=series: draw_lines(
+                axes, series, sweep["title"].replace(",", ":", 1), sweep["label"], sweep["logarithmic"]
+            )
+    drawn = []
+    for name, paint in painters.items():
+        figure = new_figure(5.2, 3.4)
+        paint(figure.subplots())
+        drawn.append(save(figure, folder / f"{name}.png"))
+    if len(painters) > 1:
+        rows = -(-len(painters) // 3)
+        figure = new_figure(13.5, 3.5 * rows)
+        axes = list(figure.subplots(rows, 3, squeeze=False).flat)
+        for one, paint in zip(axes, painters.values(), strict=False):
+            paint(one)
+        for one in axes[len(painters) :]:
+            one.set_axis_off()
+        drawn.append(save(figure, folder / "study.png"))
+    return drawn
+
+
+def _layers(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    layers = [result["layers"] for result in results if "layers" in result]
+    return {layer: [one[layer] for one in layers] for layer in layers[0]} if layers else {}
+
+
+def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
+    """The whole report as Markdown."""
+    settings = content["settings"]
+    runs = content["runs"]
+    minutes = sum(one["minutes"] for one in runs)
+    found = findings(content)
+    rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.figures} |" for one in found)
+    if not found:
+        rows = "| none: they are about runs of the names in configs/study/small_images.yaml | | |"
+    failed = "".join(f"- failed: {one}\n" for one in content.get("failed", []))
+    images = "\n".join(f"![{path.stem}]({path.name})" for path in pictures if path.stem == "study") or "\n".join(
+        f"![{path.stem}]({path.name})" for path in pictures
+    )
+    listed = "\n".join(f"- {key}: {value}" for key, value in settings.items())
+    return f"""# PIRL's findings at a small size
+
+{len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `python extra_scripts/study.py`; tables and
+pictures again from study.json: `python extra_scripts/study.py --output <this folder> --report-only`.
+
+{listed}
+{failed}
+## Accuracies
+
+Per cent of the test images, mean +- standard deviation over seeds, on res5's averaged features of a frozen network.
+1% and 10%: logistic regression on that share of the labels, mean of five draws (the paper fine-tunes, and gives top-5).
+The last column is the paper's, of ResNet-50 on ImageNet: another scale, given for the order.
+
+{table(content)}
+
+## The paper's findings
+
+Held, not held, or within the noise: a difference below twice its standard error. The standard error is that of means
+over seeds, its deviation pooled over the runs that have several; a sweep's own points may have one.
+
+| finding | here | figures |
+| --- | --- | --- |
+{rows}
+
+## Figures
+
+{images}
+
+Figure 4 compares the trunk's features of an image and the mean of those of its nine shuffled patches, with BatchNorm's
+statistics of each kind of view, on test images; study.json also has PIRL's heads, and running statistics.
+"""
+
+
+def write(content: Mapping[str, Any], output: Path) -> Path:
+    """study.json, the pictures and report.md in `output`; returns the report's path."""
+    (output / "study.json").write_text(json.dumps(content, indent=1) + "\n")
+    path = output / "report.md"
+    path.write_text(report(content, draw(content, output)))
+    return path

@@ -1,0 +1,260 @@
+"""The runs of a study: how many images and epochs a budget allows, and all of them, one after the other."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pirl_plugin.data.image_files import labelled_class_folders, list_images
+from pirl_plugin.experiments.benchmarking import last_line
+from pirl_plugin.experiments.demo import seconds_per_image
+from pirl_plugin.experiments.study import Method, Study
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.launch.doctor import processor
+from pirl_plugin.training.checkpoint_folder import iteration_of
+from pirl_plugin.validation import ConfigError, check_integer, check_number
+
+FEWEST_EPOCHS, FEWEST_IMAGES = 12, 1000
+OVERHEAD = 12.0  # seconds a run, for starting up
+SAY_EVERY = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it the budget allows.
+
+    Attributes:
+        images: to train on, the same for all runs.
+        epochs: of each run.
+        seconds: that all runs are expected to take on one core each, together; None where that is not known.
+    """
+
+    images: int
+    epochs: int
+    seconds: float | None
+
+
+def make_plan(
+    study: Study, seeds: int, sweep_seeds: int, budget_minutes: float, jobs: int, available: int, tested: int
+) -> Plan:
+    """Scale images and epochs to a budget: at least 12 epochs first, then as many images as there are, then epochs.
+
+    Args:
+        study: whose methods and points are counted, with their costs.
+        seeds, sweep_seeds: how many of the methods and of the points that only a sweep has.
+        budget_minutes: wall-clock, with `jobs` runs at a time; start-up and evaluation are counted in.
+        jobs: at least 1.
+        available, tested: images to train on and to measure on.
+
+    Raises:
+        ConfigError: where 12 epochs of 1,000 images are beyond the budget.
+    """
+    check_number(budget_minutes, "--budget-minutes", 0, above=True)
+    costs = [(method.cost, seeds) for method in study.methods.values()]
+    costs += [(point.cost, sweep_seeds) for point in study.points.values()]
+    number, total = sum(count for _, count in costs), sum(cost * count for cost, count in costs)
+    per_image = seconds_per_image(1)
+
+    def seconds(images: int, epochs: float) -> float:
+        # Evaluating takes about as long as training on each image once.
+        return per_image * (total * images * epochs + number * (images + tested)) + OVERHEAD * number
+
+    budget = 60 * budget_minutes * check_integer(jobs, "--jobs", 1)
+    fewest = min(available, FEWEST_IMAGES)
+    if seconds(fewest, FEWEST_EPOCHS) > budget:
+        raise ConfigError(
+            f"--budget-minutes is {budget_minutes:g}; {number} runs of {FEWEST_EPOCHS} epochs of {fewest} images need "
+            f"{math.ceil(seconds(fewest, FEWEST_EPOCHS) / 60 / jobs)} here."
+        )
+    images = min(available, int((budget - seconds(0, 0)) / (seconds(1, FEWEST_EPOCHS) - seconds(0, 0))))
+    epochs = min(200, int((budget - seconds(images, 0)) / (per_image * total * images)))
+    return Plan(images, epochs, seconds(images, epochs))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed, in a folder of its own.
+
+    Attributes:
+        overrides: of the launcher, the method's and those that all runs have.
+        base_config: whose network `random` is.
+    """
+
+    name: str
+    seed: int
+    method: Method
+    output: Path
+    overrides: tuple[str, ...]
+    base_config: str
+
+    @property
+    def folder(self) -> Path:
+        return self.output / "runs" / self.name / f"seed{self.seed}"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The final checkpoint, once there is a whole one."""
+        found = self.folder.glob("model_final_checkpoint_phase*.torch")
+        return next((path for path in found if iteration_of(path) is not None), None)
+
+    def launcher_overrides(self) -> list[str]:
+        """The command line of the pre-training, without the program."""
+        return [
+            f"config={self.method.config or self.base_config}",
+            f"config.SEED_VALUE={self.seed}",
+            f"config.CHECKPOINT.DIR={quote(self.folder)}",
+            *self.overrides,
+            *self.method.overrides,
+        ]
+
+    def pretrain(self) -> None:
+        """Pre-train, unless that is done; goes on where it was interrupted.
+
+        Raises:
+            RuntimeError: with the last line of the log where it failed.
+        """
+        if self.checkpoint is not None or self.method.config is None:
+            return
+        started = time.time()
+        try:
+            with (self.folder / "log.txt").open("ab") as log:
+                code = subprocess.run(
+                    [sys.executable, "-m", "pirl_plugin.launch.launcher", *self.launcher_overrides()],
+                    stdout=log, stderr=subprocess.STDOUT, check=False,
+                ).returncode  # fmt: skip
+        finally:
+            with (self.folder / "minutes.txt").open("a") as file:
+                file.write(f"{(time.time() - started) / 60:.2f}\n")
+        if code or self.checkpoint is None:
+            raise RuntimeError(f"pre-training failed: {last_line(self.folder / 'log.txt')} (see {self.folder}/log.txt)")
+
+    def begin(self) -> None:
+        """Make the folder, or see that what is in it is of the same run.
+
+        Raises:
+            ConfigError: where it is of another.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, own = self.folder / "overrides.json", self.launcher_overrides()
+        if path.is_file() and json.loads(path.read_text()) != own:
+            raise ConfigError(
+                f"{self.folder} was made with other settings ({' '.join(json.loads(path.read_text()))}); give another "
+                f"--output, or the settings that it was made with."
+            )
+        path.write_text(json.dumps(own))
+
+
+def runs_of(
+    study: Study, output: Path, seeds: Sequence[int], sweep_seeds: Sequence[int], overrides: Sequence[str]
+) -> list[Run]:
+    """All runs, seed by seed: the methods first, then the points that only a sweep has."""
+    for option, numbers in (("--seeds", seeds), ("--sweep-seeds", sweep_seeds)):
+        if len(set(numbers)) != len(numbers):
+            raise ConfigError(f"{option} names a seed twice: {' '.join(map(str, numbers))}.")
+    base = next(method.config for method in study.methods.values() if method.config)
+    parts = [(study.methods, seeds), (study.points, sweep_seeds)]
+    return [
+        Run(name, seed, method, output, tuple(overrides), base)
+        for methods, of_seeds in parts
+        for seed in of_seeds
+        for name, method in methods.items()
+    ]
+
+
+def lay_out_images(source: str | Path, target: Path, limit: int | None = None) -> int:
+    """Links to the images of a folder with one sub-folder a class: the first of each, as many of one as of another.
+
+    Returns:
+        how many there are.
+
+    Raises:
+        ConfigError: where `target` has others.
+    """
+    classes = labelled_class_folders(source)
+    if limit is not None:
+        check_integer(limit, "the number of images", len(classes))
+    count = 0
+    for folder in classes:
+        files = list_images(folder)
+        own = target / folder.name
+        own.mkdir(parents=True, exist_ok=True)
+        for file in files if limit is None else files[: limit // len(classes)]:
+            link = own / Path(file).name
+            if not link.is_symlink():
+                link.symlink_to(Path(file).resolve())
+            elif link.readlink() != Path(file).resolve():
+                raise ConfigError(f"{link} is {link.readlink()}, not {file}: give another --output for other images.")
+            count += 1
+    if (there := len(list_images(target))) != count:
+        raise ConfigError(
+            f"{target} has {there} images, not the {count} that were asked for: give another --output, or the number "
+            f"of images that the study was begun with."
+        )
+    return count
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on and with."""
+    import vissl
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    versions = {"Python": platform.python_version(), "torch": torch.__version__, "VISSL": vissl.__version__}
+    return {"machine": f"{processor()}{gpu}, {os.cpu_count()} cores", **versions}
+
+
+def run_all(
+    runs: Sequence[Run], jobs: int, complete: Callable[[Run], Any], expected_seconds: float | None = None
+) -> list[str]:
+    """Complete all runs, `jobs` at a time of one thread each, saying how far it is.
+
+    Args:
+        complete: what is done for a run, in a process of its own.
+        expected_seconds: of all runs together, where that is known.
+
+    Returns:
+        what failed, a sentence each.
+    """
+    check_integer(jobs, "--jobs", 1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    failed: list[str] = []
+    started, done = time.monotonic(), 0
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        left: dict[Future, Run] = {pool.submit(complete, run): run for run in runs}
+        while left:
+            finished, _ = wait(left, timeout=SAY_EVERY, return_when=FIRST_COMPLETED)
+            for future in finished:
+                run, done = left.pop(future), done + 1
+                error = future.exception()
+                if error is not None:
+                    failed.append(f"{run.name}, seed {run.seed}: {error}")
+                    print(f"failed: {failed[-1]}", flush=True)
+            minutes = (time.monotonic() - started) / 60
+            expected = expected_seconds / 60 / jobs - minutes if expected_seconds else None
+            remaining = minutes / done * (len(runs) - done) if done else expected
+            at = [f"{run.name} seed {run.seed}" for future, run in left.items() if future.running()]
+            print(
+                f"{done} of {len(runs)} runs done, {minutes:.0f} min gone"
+                f"{'' if remaining is None else f', about {max(0, remaining):.0f} left'}"
+                f"{'; now ' + ', '.join(at[:jobs]) if at else ''}",
+                flush=True,
+            )
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise SystemExit("Interrupted; the same command goes on.") from None
+    pool.shutdown()
+    return failed

@@ -1,0 +1,1 @@
+"""Starting things: VISSL's launcher with the plugin registered, checks of a config, the command line."""

@@ -1,0 +1,224 @@
+"""From command-line overrides to a checked VISSL config, or to a sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from vissl.config import AttrDict
+from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+
+from hydra_plugins.pirl_plugin_path import PirlPluginPath, config_folder
+from pirl_plugin.launch.config_check import check_config, complete, warn_of_learning_rate
+from pirl_plugin.launch.value_check import check_values
+from pirl_plugin.validation import ConfigError, nearest
+
+# Keys for which null is a value of its own.
+MAY_BE_NULL = ("num_permutations", "num_transformations", "seed", "KEEP_LAST", "initial_rows", "in_channels")
+
+# Keys that any number suits, though a config may write them as a whole one.
+ANY_NUMBER = ("WIDTH_MULTIPLIER",)
+
+# In a default editable install Hydra does not find search-path plugins outside the checkout.
+Plugins.instance().register(PirlPluginPath)
+
+
+def compose(overrides: list[str], write_config: bool = False, check: bool = True) -> AttrDict:
+    """The whole VISSL config of a run: node_id, engine_name and `config`, checked and completed.
+
+    Args:
+        overrides: as on the command line, e.g. ["config=pretrain/pirl/jigsaw_8node", "config.SEED_VALUE=1"].
+        write_config: write train_config.yaml into the checkpoint folder, as VISSL's launcher does.
+        check: refuse what cannot train as it says, the data included.
+
+    Raises:
+        ConfigError: in one sentence, for an override, a name or a value that cannot be right.
+    """
+    composed = _compose(overrides)
+    if check:
+        _check_kinds(overrides, composed)
+        check_values(AttrDict(OmegaConf.to_container(composed)).config)
+    complete(composed.config)
+    if check:
+        check_config(AttrDict(OmegaConf.to_container(composed)).config)
+        if composed.engine_name == "train":
+            warn_of_learning_rate(composed.config)
+    whole, _ = convert_to_attrdict(composed, dump_config=write_config)
+    if composed.engine_name == "train":
+        _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
+    return whole
+
+
+def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
+    """Refuse an override of another kind than the value that it replaces: VISSL would stumble over it much later.
+
+    Raises:
+        ConfigError: naming key, value and kind.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    values = [override for override in parsed if not _is_group(override)]
+    if not values:
+        return
+    base = _compose([override.input_line for override in parsed if _is_group(override)])
+    for override in values:
+        key = override.key_or_group
+        before, now = OmegaConf.select(base, key), OmegaConf.select(composed, key)
+        if before is None or (now is None and key.rsplit(".", 1)[-1] in MAY_BE_NULL):
+            continue
+        wanted = _kind(before)
+        if _kind(now) != wanted and not (wanted == "a number" and _kind(now) == "a whole number"):
+            number = wanted == "a whole number" and _kind(now) == "a number"
+            if number and (key.endswith(ANY_NUMBER) or (before in (0, 1, -1) and not isinstance(before, bool))):
+                continue  # a whole number by chance
+            hint = f"; in quotes, \"{key}='{now}'\", it is one" if wanted == "text" and now is not None else ""
+            example = "" if OmegaConf.is_config(before) and len(before) > 3 else f", as {_shown(before)}"
+            raise ConfigError(f"{key} is {_shown(now)}; it must be {wanted}{example}{hint}.")
+
+
+def _kind(value: object) -> str:
+    if OmegaConf.is_list(value):
+        return "a list"
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return kinds.get(type(value), "another value")
+
+
+def _shown(value: object) -> str:
+    return repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+
+
+def _warn_of_replaced_values(overrides: list[str], schedule: AttrDict) -> None:
+    """VISSL's scaling of the learning rate replaces what an override says, without a word."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        prefix, _, key = override.key_or_group.rpartition(".")
+        if prefix == "config.OPTIMIZER.param_schedulers.lr" and key in ("start_value", "end_value", "values"):
+            value = override.value()
+            if schedule[key] != value and schedule.auto_lr_scaling.auto_scale:
+                logging.warning(
+                    f"{override.input_line} has no effect: VISSL scales the learning rate for the global batch and "
+                    f"uses {schedule[key]}; override {prefix}.auto_lr_scaling.base_value, or set auto_scale there to "
+                    f"false."
+                )
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        return compose_hydra_configuration(overrides)
+    except OverrideParseException as error:
+        raise ConfigError(_explain_parse(error)) from error
+    except MissingConfigException as error:
+        raise ConfigError(_explain_missing(error)) from error
+    except ConfigCompositionException as error:
+        raise ConfigError(_explain_override(error, overrides)) from error
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except TypeError as error:  # Hydra's own, for an entry of a list that is deleted
+        raise ConfigError(f"The overrides {' '.join(overrides)} cannot be applied: {error}.") from error
+
+
+def quote(value: object) -> str:
+    """`value` as a quoted string of Hydra's override grammar, whatever characters it has."""
+    text = str(value)
+    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + "\\'", text)
+    return f"'{escaped}'"
+
+
+def _explain_parse(error: OverrideParseException) -> str:
+    return (
+        f"Override {error.override!r} cannot be read; write key=value, with a value that has spaces, brackets or "
+        f"letters beyond ASCII in quotes (\"key='value'\")."
+    )
+
+
+def _is_group(override: Override) -> bool:
+    # Config groups are written config=a/b and +config/a/b=c; values are config.A.B=c.
+    return "." not in override.key_or_group
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    wanted = error.missing_cfg_file or " ".join(str(error).split())
+    name = wanted.removeprefix("config/")
+    return (
+        f"There is no config named {name!r}{nearest(name, config_names())}; "
+        f"the plugin's are listed in its README and lie in configs/config, VISSL's in its configs package."
+    )
+
+
+def config_names() -> list[str]:
+    """Names of the plugin's own configs, as `config=<name>` takes them."""
+    folder = config_folder() / "config"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _explain_override(error: ConfigCompositionException, overrides: list[str]) -> str:
+    if not any(o.startswith(("config=", "+config=")) for o in overrides):
+        return "No config is chosen; give one, such as config=pretrain/pirl/jigsaw_8node."
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    try:
+        base = compose_hydra_configuration([o.input_line for o in parsed if _is_group(o)])
+    except HydraException:
+        base = None
+    for override in parsed:
+        if base is None or _is_group(override) or override.is_add() or override.is_force_add():
+            continue
+        node, path = base, []
+        for part in override.key_or_group.split("."):
+            if OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
+                node, path = node[int(part)], [*path, part]
+                continue
+            if not OmegaConf.is_dict(node) or part not in node:
+                known = list(node) if OmegaConf.is_dict(node) else []
+                return (
+                    f"There is no key {override.key_or_group!r}: {'.'.join(path) or 'the config'} has no "
+                    f"{part!r}{nearest(part, known)}; a key that is really new is written "
+                    f"+{override.input_line}."
+                )
+            node, path = node[part], [*path, part]
+    return " ".join(re.sub(r"\s+", " ", str(error)).split())
+
+
+def _prefix(override: Override) -> str:
+    """The + or ++ that an override was written with."""
+    return re.match(r"\+*", override.input_line).group()
+
+
+def expand_sweep(overrides: list[str]) -> list[list[str]]:
+    """The runs of a sweep: `key=a,b` stands for one run with each value, several such keys for all combinations.
+
+    Each run of more than one gets a checkpoint folder of its own below config.CHECKPOINT.DIR, named for the
+    swept keys and values. `-m` and `--multirun` are accepted and change nothing.
+
+    Raises:
+        ConfigError: for an override that cannot be read.
+    """
+    overrides = [override for override in overrides if override not in ("-m", "--multirun")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise ConfigError(_explain_parse(error)) from error
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if not swept:
+        return [fixed]
+    folder = next((o.value() for o in parsed if o.key_or_group == "config.CHECKPOINT.DIR"), ".")
+    choices = [[(o, value) for value in o.sweep_string_iterator()] for o in swept]
+    runs = []
+    for combination in itertools.product(*choices):
+        values = [f"{_prefix(o)}{o.key_or_group}={value}" for o, value in combination]
+        name = "_".join(f"{o.key_or_group.split('.')[-1].rstrip('_')}-{value}" for o, value in combination)
+        name = re.sub(r"[^\w.-]+", "-", name)
+        kept = [o for o in fixed if not o.startswith("config.CHECKPOINT.DIR=")]
+        runs.append([*kept, *values, f"config.CHECKPOINT.DIR={quote(f'{folder}/{name}')}"])
+    return runs

@@ -1,0 +1,214 @@
+"""`run_distributed_engines.py config=...`: VISSL's launcher with the plugin registered in every process.
+
+As a script of torchrun, too. Takes all that VISSL's takes: overrides, +config/... , engine_name=extract_features,
+SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plugin in spawned ranks and workers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, rendezvous
+from torch.multiprocessing import ProcessExitedException
+from vissl.config import AttrDict
+from vissl.utils import checkpoint, distributed_launcher
+from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
+from vissl.utils.slurm import is_submitit_available
+
+from pirl_plugin.host import mends
+from pirl_plugin.launch import (
+    composition,
+    registration,  # noqa: F401  (registers the plugin in every process that imports this)
+    run_summary,
+)
+from pirl_plugin.launch.config_check import check_machine
+from pirl_plugin.objective import sharded_memory_bank
+from pirl_plugin.training import checkpoint_folder, preemption
+from pirl_plugin.training.hooks import hook_generator
+from pirl_plugin.validation import ConfigError, one_sentence_errors
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchrun started
+REQUEUE = signal.SIGUSR2  # by which SLURM tells submitit that the time of a job is up
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: the first batches of a large data set take their time
+_vissl_worker = distributed_launcher._distributed_worker
+
+
+def compose(overrides: list[str], check: bool = True) -> AttrDict:
+    """The `config` of a run, checked, with VISSL's inferences (LR scaling ...) applied; writes nothing."""
+    return composition.compose(overrides, check=check).config
+
+
+def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any) -> None:
+    """One rank. That a spawned process must import this function is what registers the plugin in it."""
+    # Workers of the data loader then start from a process that has the plugin imported: registered whatever
+    # __main__ is, and in a fraction of the time.
+    preloaded = ["__main__", "pirl_plugin.launch.registration", "pirl_plugin.training.loader_server"]
+    multiprocessing.set_forkserver_preload(preloaded)
+    mends.register_data_paths(cfg)
+    checkpoint.load_and_broadcast_checkpoint = checkpoint_folder.load_on_every_rank
+    _vissl_worker(local_rank, cfg, *args, **kwargs)
+
+
+def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
+    """Run an engine of VISSL on this node with the plugin's hooks.
+
+    Raises:
+        ConfigError: where this machine or the files named cannot serve the config.
+    """
+    check_machine(config)
+    mends.register_data_paths(config)
+    bank = sharded_memory_bank.settings_in(config)
+    if bank is not None:
+        bank.setdefault("folder", get_checkpoint_folder(config))
+    distributed_launcher._distributed_worker = distributed_worker
+    distributed_launcher.get_resume_checkpoint = checkpoint_folder.newest
+    if TORCHRUN in os.environ:
+        _one_rank(config, engine_name)
+        return
+    if config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1:  # else the rank is this process
+        preemption.forward_signals()
+    try:
+        distributed_launcher.launch_distributed(
+            cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
+        )
+    except ProcessExitedException as error:
+        if error.exit_code == preemption.EXIT_CODE:
+            raise SystemExit(preemption.EXIT_CODE) from error
+        raise ConfigError(
+            f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. A training goes on "
+            f"from its last checkpoint by the same command."
+        ) from error
+
+
+def torchrun_overrides() -> list[str]:
+    """The nodes and processes that torchrun started, as overrides; none without torchrun."""
+    if TORCHRUN not in os.environ:
+        return []
+    nodes, processes = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    return [f"config.DISTRIBUTED.NUM_NODES={nodes}", f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}"]
+
+
+def _one_rank(config: AttrDict, engine_name: str) -> None:
+    """This process is a rank that torchrun started: VISSL's launcher would start its own."""
+    distributed_launcher.setup_logging(__name__)
+    folder = get_checkpoint_folder(config)
+    if is_training_finished(config, checkpoint_folder=folder):
+        return
+    local_rank, node = int(os.environ["LOCAL_RANK"]), int(os.environ["GROUP_RANK"])
+    if config.MACHINE.DEVICE == "gpu":
+        torch.cuda.set_device(local_rank)
+    store, rank, world_size = next(rendezvous("env://"))
+    # torchrun may give all attempts one store, in which the addresses of ended processes still are.
+    store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(
+        config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
+    newest = [checkpoint_folder.newest(config, folder) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(newest)
+    arguments = (node, "env://", engine_name, newest[0], folder, hook_generator)
+    distributed_worker(local_rank, config, *arguments)
+
+
+def _checkpoint_before(requeue: Callable[[int], None], number: int, frame: Any) -> None:
+    """submitit wants to requeue: let a training write its checkpoint first, as for SIGUSR1."""
+    if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN):  # nothing is trained
+        requeue(number)
+    else:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class SlurmJob:
+    """What submitit runs on each node: VISSL's job, with the plugin's launcher in place of VISSL's.
+
+    submitit unpickles it by importing this module, which registers the plugin; the config travels as a plain
+    dict, so that nothing of VISSL is needed before that.
+    """
+
+    def __init__(self, engine_name: str, config: Any) -> None:
+        self.engine_name = engine_name
+        self.config = config.to_dict() if isinstance(config, AttrDict) else config
+
+    def __call__(self) -> None:
+        import submitit
+
+        # Children re-import __main__, which here is submitit's.
+        sys.modules["__main__"] = sys.modules[__name__]
+        config = AttrDict(self.config)
+        environment = submitit.JobEnvironment()
+        if config.DISTRIBUTED.NUM_NODES > 1 or config.DISTRIBUTED.INIT_METHOD == "tcp":
+            config.DISTRIBUTED.INIT_METHOD = "tcp"
+            config.DISTRIBUTED.RUN_ID = f"{environment.hostnames[0]}:{config.SLURM.PORT_ID}"
+        requeue = signal.getsignal(REQUEUE)  # submitit's: puts the job back into the queue and ends this process
+        if callable(requeue):
+            signal.signal(REQUEUE, functools.partial(_checkpoint_before, requeue))
+        try:
+            launch(config, environment.global_rank, self.engine_name)
+        except SystemExit as end:
+            if end.code != preemption.EXIT_CODE or not callable(requeue):
+                raise
+            requeue(REQUEUE)
+            time.sleep(600)  # on other nodes than the first it returns: the requeuing ends them
+
+    def checkpoint(self):
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(SlurmJob(self.engine_name, self.config))
+
+
+def launch_on_slurm(config: AttrDict, engine_name: str):
+    """Submit a run as VISSL does (SLURM.* of the config); returns submitit's job.
+
+    Raises:
+        ConfigError: where submitit is missing or no partition is named.
+    """
+    if not is_submitit_available():
+        raise ConfigError("SLURM.USE_SLURM is true, which needs submitit; install it with: pip install submitit")
+    if not config.SLURM.PARTITION:
+        raise ConfigError("SLURM.PARTITION is empty; name the partition to submit to.")
+    distributed_launcher._ResumableSlurmJob = SlurmJob
+    return distributed_launcher.launch_distributed_on_slurm(cfg=config, engine_name=engine_name)
+
+
+def run(overrides: list[str]) -> None:
+    """Run what the overrides say: one run, a job on SLURM, or the runs of a sweep one after the other.
+
+    Raises:
+        ConfigError: for what the user can put right.
+        SystemExit: where a run of a sweep fails.
+    """
+    runs = composition.expand_sweep(overrides)
+    if len(runs) > 1:
+        for number, one in enumerate(runs, start=1):
+            print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
+            code = subprocess.run([sys.executable, "-m", "pirl_plugin.launch.launcher", *one]).returncode
+            if code:
+                raise SystemExit(code)
+        return
+    whole = composition.compose([*runs[0], *torchrun_overrides()], write_config=True)
+    if whole.config.SLURM.USE_SLURM:
+        launch_on_slurm(whole.config, whole.engine_name)
+    else:
+        if whole.engine_name == "train" and os.environ.get("RANK", "0") == "0":  # RANK: torchrun's
+            newest = checkpoint_folder.newest(whole.config, get_checkpoint_folder(whole.config))
+            print("\n".join(run_summary.summarise(whole.config, newest)), flush=True)
+        launch(whole.config, whole.node_id, whole.engine_name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `run_distributed_engines.py`."""
+    with one_sentence_errors():
+        run(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    main()

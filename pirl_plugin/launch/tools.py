@@ -1,0 +1,196 @@
+"""VISSL's other tools, run so that they find the plugin's configs, components and mends.
+
+Each entry point takes VISSL's overrides (config=... config.X=...). VISSL's own files in its `tools` package do
+the work; only the nearest-neighbour test is the plugin's, because VISSL's needs a GPU and many images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from vissl.config import AttrDict
+from vissl.models.model_helpers import get_trunk_output_feature_names
+from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
+
+from pirl_plugin.evaluation.measures import weighted_knn
+from pirl_plugin.host.extraction import collect
+from pirl_plugin.launch import (
+    composition,
+    launcher,
+    registration,  # noqa: F401
+)
+from pirl_plugin.validation import ConfigError, one_sentence_errors
+
+
+def _overrides(arguments: list[str] | None) -> list[str]:
+    return sys.argv[1:] if arguments is None else arguments
+
+
+def _compose(arguments: list[str] | None) -> AttrDict:
+    """The whole config of a tool's run.
+
+    Raises:
+        ConfigError: where the tool could not do what the config says.
+    """
+    whole = composition.compose([*_overrides(arguments), "engine_name=extract_features"], write_config=True)
+    folder = get_checkpoint_folder(whole.config)
+    if whole.config.SLURM.USE_SLURM:
+        raise ConfigError("SLURM.USE_SLURM is true, which this tool cannot do; run it inside a job of your own.")
+    if has_final_checkpoint(folder):
+        raise ConfigError(
+            f"CHECKPOINT.DIR is {folder!r}, the folder of a finished training, in which VISSL extracts nothing; "
+            f"give the features a folder of their own."
+        )
+    return whole
+
+
+def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
+    whole = _compose(arguments)
+    tool = importlib.import_module(f"tools.{name}")
+    tool.launch_distributed = _launch  # with the plugin registered in every rank
+    tool.main(whole, whole.config)
+    return whole
+
+
+def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:
+    launcher.launch(cfg, node_id, engine_name)
+
+
+def extract_features(arguments: list[str] | None = None) -> None:
+    """`pirl-extract-features config=...`: VISSL's extraction engine."""
+    launcher.main([*_overrides(arguments), "engine_name=extract_features"])
+
+
+def train_svm(arguments: list[str] | None = None) -> None:
+    """`pirl-train-svm config=...`: extract features, train and test linear SVMs on every layer, print the mean AP.
+
+    Ends with an error where a layer has no result: VISSL's tool says nothing when an SVM's process dies.
+    """
+    with one_sentence_errors():
+        whole = _run_vissl_tool("train_svm", arguments)
+        folder = Path(get_checkpoint_folder(whole.config))
+        for layer in get_trunk_output_feature_names(whole.config.MODEL) or ["heads"]:
+            path = folder / layer / "test_ap.npy"
+            if not path.is_file():
+                raise ConfigError(f"The SVMs of layer {layer} have no result at {path}; the log above says why.")
+            print(f"{layer}: mean AP {100 * np.mean(np.load(path)):.2f}%")
+
+
+def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
+    """`pirl-train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images a class.
+
+    The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns by layer and
+    k the mean, min, max and standard deviation over the samples of the mean AP, in per cent, at the best cost.
+    """
+    from extra_scripts.create_low_shot_samples import generate_voc07_low_shot_samples
+    from vissl.utils.misc import merge_features
+
+    from pirl_plugin.host.low_shot import LowShotTrainer
+
+    with one_sentence_errors():
+        whole = _compose(arguments)
+        config = whole.config
+        low_shot = config.SVM.low_shot
+        if low_shot.dataset_name != "voc":
+            raise ConfigError(f"SVM.low_shot.dataset_name is {low_shot.dataset_name!r}; this tool knows voc.")
+        launcher.launch(config, whole.node_id, "extract_features")
+        folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
+        results = {}
+        for layer in get_trunk_output_feature_names(config.MODEL) or ["heads"]:
+            train, test = (merge_features(folder, split, layer) for split in ("train", "test"))
+            fewest = int((train["targets"] == 1).sum(axis=0).min())
+            if max(low_shot.k_values) > fewest:
+                raise ConfigError(
+                    f"SVM.low_shot.k_values has {max(low_shot.k_values)}, but the class with the fewest images has "
+                    f"{fewest}: lower it."
+                )
+            random.seed(config.SEED_VALUE)  # VISSL's function draws from it
+            drawing = (low_shot.k_values, low_shot.sample_inds, folder, layer)
+            generate_voc07_low_shot_samples(train["targets"], *drawing)
+            trainer = LowShotTrainer(config.SVM, layer=layer, output_dir=folder)
+            for sample in low_shot.sample_inds:
+                for k in low_shot.k_values:
+                    targets = np.load(f"{folder}/{layer}_sample{sample}_k{k}.npy")
+                    trainer.train(train["features"], targets, sample, k)
+                    trainer.test(test["features"], test["targets"], sample, k)
+            results[layer] = trainer.aggregate_stats(low_shot.k_values, low_shot.sample_inds)
+            for k, values in results[layer].items():
+                print(f"{layer}, {k}: mean AP {values['mean']:.2f}% +- {values['std']:.2f}")
+        Path(folder, "low_shot.json").write_text(json.dumps(results, indent=2, default=float) + "\n")
+        return results
+
+
+def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
+    """`pirl-nearest-neighbors config=...`: extract features, then weighted kNN on every layer.
+
+    Reads NEAREST_NEIGHBOR.TOPK and NEAREST_NEIGHBOR.SIGMA of the config. Returns top-1 accuracy in [0, 1] by layer.
+    """
+    with one_sentence_errors():
+        whole = _compose(arguments)
+        config = whole.config
+        launcher.launch(config, whole.node_id, "extract_features")
+        folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
+        accuracies = {}
+        for layer in get_trunk_output_feature_names(config.MODEL) or ["heads"]:
+            (train, train_labels), (test, test_labels) = (collect(folder, s, layer) for s in ("train", "test"))
+            accuracies[layer] = weighted_knn(
+                train,
+                train_labels,
+                test,
+                test_labels,
+                k=config.NEAREST_NEIGHBOR.TOPK,
+                temperature=config.NEAREST_NEIGHBOR.SIGMA,
+            )
+            logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+            print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+        Path(folder, "nearest_neighbors.json").write_text(json.dumps(accuracies, indent=2) + "\n")
+        return accuracies
+
+
+def export_weights(arguments: list[str] | None = None) -> None:
+    """`pirl-export-weights CHECKPOINT --format F --output FILE`."""
+    from pirl_plugin.network.export import SUFFIXES, describe, export
+
+    parser = argparse.ArgumentParser(
+        prog="pirl-export-weights", description="Weights for other libraries, checked there."
+    )
+    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
+    parser.add_argument("--format", choices=list(SUFFIXES), help="without it: say what the file holds")
+    parser.add_argument("--output", help=f"the file to write ({', '.join(f'{k}: {v}' for k, v in SUFFIXES.items())})")
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        if options.format is None:
+            print(describe(options.checkpoint))
+        elif options.output is None:
+            raise ConfigError("--output is missing: the file to write.")
+        else:
+            print(export(options.checkpoint, options.format, options.output))
+
+
+def embed(arguments: list[str] | None = None) -> None:
+    """`pirl-embed CHECKPOINT IMAGES --output features.npy`."""
+    from pirl_plugin.network.embed_folder import LAYERS, embed_folder
+
+    parser = argparse.ArgumentParser(prog="pirl-embed", description="Features of a folder of images, to .npy and .txt.")
+    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
+    parser.add_argument("images", help="a folder of any depth, or a .txt or .npy list of files")
+    parser.add_argument("--output", required=True, help="features.npy; the files go to features.txt")
+    parser.add_argument("--layer", choices=LAYERS, default="flatten", help="default: res5, averaged")
+    parser.add_argument("--size", type=int, help="side of the centre crop; default 224 (32 with a 3x3 stem)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = vars(parser.parse_args(arguments))
+    with one_sentence_errors():
+        count, unreadable = embed_folder(**options)
+        for line in unreadable:
+            print(f"Not read: {line}")
+        print(f"{options['output']}: features of {count} images; {len(unreadable)} could not be read")

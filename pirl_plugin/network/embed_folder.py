@@ -1,0 +1,99 @@
+"""A folder of images to a matrix of features, with the list of files that belongs to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pirl_plugin.data.image_files import list_images, load_rgb
+from pirl_plugin.network.features import center_view
+from pirl_plugin.network.weights import load_trunk
+from pirl_plugin.validation import ConfigError, check_choice, check_integer
+
+LAYERS = ("conv1", "res1", "res2", "res3", "res4", "res5", "res5avg", "flatten")
+
+
+class _Views(Dataset):
+    """(view, "") of each file, or (zeros, why) where it cannot be read."""
+
+    def __init__(self, files: list[str], size: int) -> None:
+        self.files, self.size, self.view = files, size, center_view(size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        try:
+            return self.view(load_rgb(self.files[index])), ""
+        except Exception as error:  # whatever a broken file makes PIL raise
+            return torch.zeros(3, self.size, self.size), f"{type(error).__name__}: {error}"
+
+
+def embed_folder(
+    checkpoint: str | Path,
+    images: str | Path,
+    output: str | Path,
+    layer: str = "flatten",
+    size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "cpu",
+) -> tuple[int, list[str]]:
+    """Write the features of all readable images and the list of their files.
+
+    Args:
+        checkpoint: any file that `pirl_plugin.network.weights.load_trunk` takes.
+        images: a folder of any depth, or a .txt or .npy list.
+        output: a .npy file, float32 [images, dimensions], written as it grows; the files, one a line in the same order,
+            go to the same name with .txt.
+        layer: one of LAYERS; maps are flattened.
+        size: side of the centre crop; default 224, or 32 for a trunk with a 3x3 stem.
+        workers: processes that decode images.
+
+    Returns:
+        how many were written, and "file: why" for each that could not be read.
+
+    Raises:
+        ConfigError: for a file name, layer, checkpoint or folder that cannot be right, or where no image can be read.
+    """
+    output = Path(output)
+    if output.suffix != ".npy":
+        raise ConfigError(f"--output is {output}; it must end in .npy.")
+    check_choice(layer, LAYERS, "--layer")
+    trunk = load_trunk(checkpoint).to(device)
+    size = check_integer(size or trunk.architecture.input_size, "--size", 8)
+    files = list_images(images)
+    loader = DataLoader(_Views(files, size), batch_size=batch_size, num_workers=workers)
+    matrix, kept, unreadable = None, [], []
+    progress = tqdm(total=len(files), unit=" images", desc=f"Embedding {images}")
+    with torch.inference_mode():
+        for number, (views, reasons) in enumerate(loader):
+            start = number * batch_size
+            readable = torch.tensor([not reason for reason in reasons])
+            unreadable += [f"{files[start + n]}: {reason}" for n, reason in enumerate(reasons) if reason]
+            progress.update(len(reasons))
+            if not readable.any():
+                continue
+            features = trunk(views[readable].to(device), layer).flatten(1).float().cpu().numpy()
+            if matrix is None:
+                matrix = open_memmap(output, mode="w+", dtype=np.float32, shape=(len(files), features.shape[1]))
+            matrix[len(kept) : len(kept) + len(features)] = features
+            kept += [files[start + int(n)] for n in readable.nonzero()]
+    progress.close()
+    if matrix is None:
+        raise ConfigError(f"None of the {len(files)} images of {images} can be read; the first: {unreadable[0]}")
+    matrix.flush()
+    if unreadable:  # the rows that were kept for them
+        shorter = output.with_suffix(".shorter")
+        with shorter.open("wb") as file:
+            np.save(file, matrix[: len(kept)])
+        del matrix
+        shorter.replace(output)
+    output.with_suffix(".txt").write_text("".join(f"{file}\n" for file in kept), encoding="utf-8")
+    return len(kept), unreadable

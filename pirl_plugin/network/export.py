@@ -1,0 +1,188 @@
+"""Weights for other libraries: torchvision, timm, Detectron2, a plain safetensors file, or VISSL.
+
+Beside the weights goes a .json file with the preprocessing that they want: a mismatch changes no shape, so nothing
+else would say so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pirl_plugin.network.weights import Architecture, infer_architecture, read_trunk_weights, trunk_from_weights
+from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.validation import ConfigError, check_choice
+
+SUFFIXES = {
+    "torchvision": ".pth",
+    "timm": ".pth",
+    "detectron2": ".pth",
+    "safetensors": ".safetensors",
+    "vissl": ".torch",
+}
+TOLERANCE = 1e-5  # of the features, relative to the largest
+
+
+def detectron2_name(name: str) -> str:
+    """Detectron2's name of a torchvision weight, e.g. layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias."""
+    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match.group(1)) + 1}", name)
+    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    return name if name.startswith("res") else f"stem.{name}"
+
+
+def preprocessing(architecture: Architecture, form: str, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> dict[str, Any]:
+    """What images must be before these weights see them.
+
+    Args:
+        mean, std: of levels in [0, 1], RGB.
+    """
+    common = {"architecture": asdict(architecture), "format": form, "interpolation": "bilinear"}
+    if form == "detectron2":
+        return {
+            **common,
+            "INPUT.FORMAT": "RGB",
+            "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in mean],
+            "MODEL.PIXEL_STD": [round(255 * value, 3) for value in std],
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            **_detectron2_keys(architecture),
+        }
+    resize = {"resize": 256, "crop": 224} if architecture.stem == "imagenet" else {"resize": 32, "crop": 32}
+    return {**common, "channels": "RGB", "levels": "[0, 1]", "mean": list(mean), "std": list(std), **resize}
+
+
+def _detectron2_keys(architecture: Architecture) -> dict[str, int]:
+    """The keys of Detectron2's config that build the network."""
+    width = round(64 * architecture.width_multiplier)
+    return {
+        "MODEL.RESNETS.DEPTH": architecture.depth,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": width,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if architecture.depth >= 50 else 1),
+    }
+
+
+def _torchvision_model(architecture: Architecture) -> nn.Module:
+    from torchvision import models
+
+    model = getattr(models, f"resnet{architecture.depth}")(weights=None)
+    model.fc = nn.Identity()
+    return model
+
+
+def _timm_model(architecture: Architecture) -> nn.Module:
+    import timm
+
+    return timm.create_model(f"resnet{architecture.depth}", pretrained=False, num_classes=0)
+
+
+def _detectron2_model(architecture: Architecture) -> nn.Module:
+    from detectron2.config import get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone.resnet import build_resnet_backbone
+
+    config = get_cfg()
+    config.merge_from_list([part for pair in _detectron2_keys(architecture).items() for part in pair])
+    config.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    config.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = build_resnet_backbone(config, ShapeSpec(channels=3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.backbone(images)["res5"].mean(dim=(2, 3))
+
+        def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> Any:
+            return self.backbone.load_state_dict(state, strict)
+
+    return Averaged()
+
+
+_MODELS: dict[str, Callable[[Architecture], nn.Module]] = {
+    "torchvision": _torchvision_model,
+    "timm": _timm_model,
+    "detectron2": _detectron2_model,
+}
+
+
+def export(source: str | Path, form: str, output: str | Path) -> str:
+    """Write the trunk of a checkpoint in another library's format, with its preprocessing, and check it there.
+
+    Args:
+        source: any file that `read_trunk_weights` reads.
+        form: one of SUFFIXES.
+        output: the file; OUTPUT.json beside it has the preprocessing.
+
+    Returns:
+        a sentence on what was written and how it was checked.
+
+    Raises:
+        ConfigError: for another form or ending, or a network that the library does not have.
+    """
+    check_choice(form, list(SUFFIXES), "--format")
+    output = Path(output)
+    if output.suffix != SUFFIXES[form]:
+        raise ConfigError(f"--output is {output}; weights in the format {form} end in {SUFFIXES[form]}.")
+    weights = read_trunk_weights(source)
+    trunk = trunk_from_weights(weights, str(source))
+    architecture = trunk.architecture
+    other_width = architecture.width_multiplier != 1 and form != "detectron2"
+    if form in _MODELS and (other_width or architecture.stem != "imagenet"):
+        raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
+    notes = preprocessing(architecture, form)
+    if form == "safetensors":
+        save_file(
+            {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
+        )
+    elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
+        model = {"trunk": trunk.resnet.state_dict(), "heads": {}}
+        torch.save({"classy_state_dict": {"base_model": {"model": model}}}, output)
+    elif form == "detectron2":
+        named = {detectron2_name(key): value for key, value in weights.items() if "num_batches_tracked" not in key}
+        torch.save({"model": named, "__author__": "pirl_plugin", "matching_heuristics": True}, output)
+    else:
+        torch.save(dict(weights), output)
+    output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
+    return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}"
+
+
+@torch.inference_mode()
+def _check(output: Path, form: str, trunk: nn.Module) -> str:
+    """Read the file back in its library and compare the features of a random image with the trunk's."""
+    architecture = trunk.architecture
+    if form not in _MODELS:
+        other = trunk_from_weights(read_trunk_weights(output))
+    else:
+        try:
+            other = _MODELS[form](architecture)
+        except ImportError as error:
+            return f"not checked, because {error.name or form} is not installed"
+        content = torch.load(output, weights_only=True)
+        state = content["model"] if form == "detectron2" else content
+        missing = other.load_state_dict(state, strict=False)
+        left = [key for key in (*missing.missing_keys, *missing.unexpected_keys) if "num_batches_tracked" not in key]
+        if left:
+            raise RuntimeError(f"{form} does not take {output}: {left[:5]}; please report this.")
+    size = 96 if architecture.stem == "imagenet" else 32
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected, got = trunk(images), other.eval()(images)
+    difference = float((got - expected).abs().max() / expected.abs().max())
+    if not difference < TOLERANCE:
+        raise RuntimeError(f"Features of {output} in {form} differ by {difference:.1e} from the trunk's: report this.")
+    return f"features in {form} equal the trunk's (largest difference {difference:.1e} of the largest)"
+
+
+def describe(source: str | Path) -> str:
+    """Which network a file holds, in words."""
+    weights = read_trunk_weights(source)
+    return f"{source}: {infer_architecture(weights)}, {sum(value.numel() for value in weights.values()):,} numbers"

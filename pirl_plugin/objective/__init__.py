@@ -1,0 +1,1 @@
+"""The objective (Eq. 3-5): contrasts, negatives, the memory bank, and the loss over them."""

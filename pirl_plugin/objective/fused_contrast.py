@@ -1,0 +1,276 @@
+"""Loss and query gradient of the contrasts together, without ever holding B x N rows of the bank.
+
+The gradient of a contrast with respect to its query is a weighted sum of the rows that were just read, as in
+attention: with the scores s_k of a query, the weights are dL/ds_k / tau, and each form has them in closed form
+(`loss_and_weights`). So one gather of some rows serves scores and gradient, for both terms of Eq. 5, and nothing of
+size B x N x d is stored for a backward pass. The slow references are autograd on pirl_plugin.objective.contrast.
+
+Where the rows are spread over ranks, each rank scores the images of all ranks against the rows that it holds, and an
+exchange (pirl_plugin.distributed) adds up what makes a loss: a few numbers an image, and the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pirl_plugin.distributed import Alone
+from pirl_plugin.objective import triton_contrast
+
+CHUNK_BYTES = 32 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
+PIECE_BYTES = 2**20  # of scores that are turned into weights together on a CPU
+
+
+def loss_and_weights(
+    form: str,
+    positive: Tensor,
+    negatives: Tensor,
+    threshold: Tensor | None = None,
+    exchange: Alone = Alone(),  # noqa: B008  (it has no state)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A contrast and its derivatives with respect to the scores.
+
+    Args:
+        form: nce, infonce or npid; see pirl_plugin.objective.contrast for the definitions.
+        positive: scores (cosine / tau) of the positives [...].
+        negatives: scores of the negatives that are held here [..., N], -inf where they do not count; OVERWRITTEN
+            with the weights.
+        threshold: npid only: log(Z N / |D|) of each query [...].
+        exchange: with the ranks that hold the other negatives.
+
+    Returns:
+        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`).
+    """
+    if form == "npid":
+        (loss,) = exchange.sum(softplus(negatives - threshold.unsqueeze(-1)).sum(-1))
+        weights = negatives.sub_(threshold.unsqueeze(-1)).sigmoid_()
+        return softplus(threshold - positive) + loss, -torch.sigmoid(threshold - positive), weights
+
+    top = exchange.maximum(negatives.amax(dim=-1))
+    reference = torch.maximum(top, positive)
+    positive_share = (positive - reference).exp()
+    if form == "infonce":
+        share = negatives.sub_(reference.unsqueeze(-1)).exp_()
+        total = exchange.sum(share.sum(-1))[0] + positive_share
+        return total.log() + reference - positive, positive_share / total - 1, share.div_(total.unsqueeze(-1))
+
+    # nce. A share near 1 leaves no digits in 1 - share: for the largest negative (and its equals) it comes from the
+    # sum of the others.
+    is_top = negatives == top.unsqueeze(-1)
+    share = negatives.sub_(reference.unsqueeze(-1)).exp_().masked_fill_(is_top, 0)
+    below, equals = exchange.sum(share.sum(-1), is_top.sum(-1).to(share.dtype))
+    top_share = (top - reference).exp()
+    others = below + positive_share + (equals - 1) * top_share
+    total = others + top_share
+    share.div_(total.unsqueeze(-1))
+    positive_share, top_share, top_complement = positive_share / total, top_share / total, others / total
+    odds = share / (1 - share)
+    odds_below, log_complements = exchange.sum(odds.sum(-1), torch.log1p(-share).sum(-1))
+    loss = total.log() + reference - positive - log_complements - equals * top_complement.log()
+    # With odds r = p / (1 - p) and A their sum over the negatives, dL/ds_k = p_k (2 - (A - r_k)) for a negative
+    # and p (1 - A) - 1 for the positive.
+    top_odds = top_share / top_complement
+    slope = 2 - odds_below - equals * top_odds
+    weights = torch.mul(odds.add_(slope.unsqueeze(-1)), share, out=negatives)
+    top_weight = top_share * (2 - odds_below - (equals - 1) * top_odds)
+    weights.addcmul_(is_top.to(weights.dtype), top_weight.unsqueeze(-1))
+    return loss, positive_share * (slope - 1) - 1, weights
+
+
+def _in_pieces(
+    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None, exchange: Alone
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time: what it holds then fits a cache."""
+    if negatives.device.type != "cpu":
+        return loss_and_weights(form, positive, negatives, threshold, exchange)
+    shape, flat = positive.shape, negatives.view(-1, negatives.shape[-1])
+    positive = positive.reshape(-1)
+    threshold = None if threshold is None else threshold.reshape(-1)
+    losses, weights = torch.empty_like(positive), torch.empty_like(positive)
+    step = max(1, PIECE_BYTES // (4 * max(1, flat.shape[1])))
+    for start in range(0, len(flat), step):
+        piece = slice(start, start + step)
+        limit = None if threshold is None else threshold[piece]
+        losses[piece], weights[piece], _ = loss_and_weights(form, positive[piece], flat[piece], limit, exchange)
+    return losses.view(shape), weights.view(shape), negatives
+
+
+def _budget(device: torch.device) -> int:
+    return CHUNK_BYTES if device.type == "cpu" else 16 * CHUNK_BYTES
+
+
+def _product(left: Tensor, rows: Tensor, transpose: bool) -> Tensor:
+    """left @ rows.T or left @ rows, with `rows` [N, d] of any float dtype, brought to left's a block at a time."""
+    if rows.dtype == left.dtype:
+        return left @ (rows.T if transpose else rows)
+    blocks = rows.split(max(1, _budget(rows.device) // (4 * rows.shape[1])))
+    if transpose:
+        return torch.cat([left @ block.to(left.dtype).T for block in blocks], dim=-1)
+    result = left.new_zeros(*left.shape[:-1], rows.shape[1])
+    for block, weights in zip(blocks, left.split([len(block) for block in blocks], dim=-1), strict=True):
+        result += weights @ block.to(left.dtype)
+    return result
+
+
+class _Contrast(torch.autograd.Function):
+    """losses [T, B] of queries [T, B, d]; the gradient is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        with torch.autocast(queries.device.type, enabled=False):
+            losses, gradients = compute(queries.detach())
+        ctx.save_for_backward(gradients)
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * upstream.unsqueeze(-1), None
+
+
+OnScores = Callable[[slice, Tensor, Tensor], None]
+Evaluate = Callable[[slice, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+
+
+def _contrast_in_chunks(
+    queries: Tensor,
+    positives: Tensor,
+    bytes_per_image: int,
+    evaluate: Evaluate,
+    temperature: float,
+    threshold: Tensor | None,
+    exchange: Alone,
+) -> Tensor:
+    """Losses [T, b], as many images at a time as the budget has room for.
+
+    Args:
+        bytes_per_image: what an image adds to a chunk; the same on all ranks.
+        evaluate: (which images, their queries [T, c, d], scores of the positives [T, c], thresholds [T, c]) -> losses
+            [T, c], dL/d score of the positives [T, c], rows of the negatives here summed by dL/d score [T, c, d].
+        threshold: npid only, [T, B].
+        Others as in `contrast_per_image`.
+    """
+
+    def compute(queries: Tensor) -> tuple[Tensor, Tensor]:
+        queries = exchange.gather(queries.transpose(0, 1)).transpose(0, 1)
+        losses, gradients = queries.new_empty(queries.shape[:2]), torch.empty_like(queries)
+        positive_scores = (queries * positives).sum(-1) / temperature
+        step = max(1, _budget(queries.device) // max(1, bytes_per_image))
+        for start in range(0, queries.shape[1], step):
+            chunk = slice(start, min(start + step, queries.shape[1]))
+            limit = None if threshold is None else threshold[:, chunk]
+            arguments = (queries[:, chunk], positive_scores[:, chunk], limit)
+            losses[:, chunk], positive_weights, summed = evaluate(chunk, *arguments)
+            # Of the positive, which every rank has, each adds its part.
+            positive_weights = (positive_weights / exchange.holders).unsqueeze(-1)
+            gradients[:, chunk] = (summed + positive_weights * positives[chunk]) / temperature
+        (gradients,) = exchange.sum(gradients)
+        return exchange.own(losses), exchange.own(gradients.transpose(1, 2)).transpose(1, 2)
+
+    return _Contrast.apply(queries, compute)
+
+
+def contrast_per_image(
+    form: str,
+    queries: Tensor,
+    positives: Tensor,
+    table: Tensor,
+    drawn: Tensor,
+    temperature: float,
+    threshold: Tensor | None = None,
+    on_scores: OnScores | None = None,
+    exchange: Alone = Alone(),  # noqa: B008
+) -> Tensor:
+    """Losses with N negatives of its own for each image.
+
+    B is the number of images of all ranks that take part in the exchange, b that of this rank; alone, they are equal.
+
+    Args:
+        form: nce, infonce or npid.
+        queries: unit vectors float [T, b, d], T terms over the same images and negatives.
+        positives: rows float [B, d].
+        table: the bank's rows that are held here, [R, d], any float dtype.
+        drawn: int64 [B, N], the negatives' places in `table`; negative where there is none.
+        temperature: tau.
+        threshold: npid only, [T, B], log(Z N / |D|).
+        on_scores: called for every chunk of images with (which images, positive scores [T, c], scores of the
+            negatives held here [T, c, N]) before they are overwritten.
+        exchange: with the ranks that hold the other rows.
+
+    Returns:
+        losses [T, b], differentiable in `queries`.
+    """
+
+    def by_kernel(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
+        arguments = (table, drawn[chunk], temperature, threshold, exchange)
+        scores, *results = triton_contrast.scores_and_losses(form, queries, positive, *arguments)
+        if on_scores is not None:
+            on_scores(chunk, positive, scores)
+        return tuple(results)
+
+    def plainly(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
+        places = drawn[chunk]
+        held = places.clamp(min=0) if exchange.holders > 1 else places
+        # The only reading of the bank: [c, N, d]. On a CPU index_select is twice as fast as table[places].
+        rows = table.index_select(0, held.reshape(-1)).view(*places.shape, -1).to(queries.dtype)
+        scores = torch.bmm(rows, queries.permute(1, 2, 0)).permute(2, 0, 1).contiguous().div_(temperature)
+        if exchange.holders > 1:
+            scores.masked_fill_(places < 0, -math.inf)
+        if on_scores is not None:
+            on_scores(chunk, positive, scores)
+        losses, positive_weights, weights = _in_pieces(form, positive, scores, threshold, exchange)
+        return losses, positive_weights, torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)
+
+    if triton_contrast.usable(queries, table):
+        evaluate = by_kernel
+        bytes_per_image = triton_contrast.bytes_per_image(len(queries), drawn.shape[1], queries.shape[2])
+    else:
+        evaluate, bytes_per_image = plainly, 4 * drawn.shape[1] * queries.shape[2]
+    return _contrast_in_chunks(queries, positives, bytes_per_image, evaluate, temperature, threshold, exchange)
+
+
+def contrast_shared(
+    form: str,
+    queries: Tensor,
+    positives: Tensor,
+    rows: Tensor,
+    places: Tensor | None,
+    own: Tensor,
+    temperature: float,
+    threshold: Tensor | None = None,
+    on_scores: OnScores | None = None,
+    exchange: Alone = Alone(),  # noqa: B008
+) -> Tensor:
+    """Losses with the same rows as negatives for every image.
+
+    Args:
+        rows: [N, d], any float dtype: a shared draw from the rows held here, or all of them.
+        places: int64 [N], which of the rows held here they are, negative where they do not count; None where
+            `rows` is the whole bank in its order.
+        own: int64 [B], the place of each image's own row, which does not count for it; negative where it is held
+            elsewhere.
+        threshold: npid only, [T, B], log(Z N_b / |D|) with N_b the rows that count.
+        Others as in `contrast_per_image`.
+
+    Returns:
+        losses [T, b], differentiable in `queries`.
+    """
+    terms, _, dim = queries.shape
+
+    def evaluate(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
+        scores = _product(queries.reshape(-1, dim), rows, transpose=True).div_(temperature).view(terms, -1, len(rows))
+        if places is None:
+            scores.scatter_(-1, own[chunk].view(1, -1, 1).expand(terms, -1, 1), -math.inf)
+        else:
+            scores.masked_fill_((places == own[chunk].unsqueeze(1)) | (places < 0), -math.inf)
+        if on_scores is not None:
+            on_scores(chunk, positive, scores)
+        losses, positive_weights, weights = _in_pieces(form, positive, scores, threshold, exchange)
+        return losses, positive_weights, _product(weights.view(-1, len(rows)), rows, False).view(terms, -1, dim)
+
+    bytes_per_image = 4 * terms * len(rows)
+    return _contrast_in_chunks(queries, positives, bytes_per_image, evaluate, temperature, threshold, exchange)

@@ -1,0 +1,339 @@
+"""`pirl_loss`: Eq. 5, the weighted sum of two contrasts with the memory bank that it owns."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from classy_vision.generic.distributed_util import is_primary
+from classy_vision.losses import ClassyLoss, register_loss
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pirl_plugin.distributed import sum_over_ranks, world_size
+from pirl_plugin.objective.contrast import FORMS
+from pirl_plugin.objective.fused_contrast import OnScores, contrast_per_image, contrast_shared
+from pirl_plugin.objective.memory_bank import MEMORY_BANKS
+from pirl_plugin.objective.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
+from pirl_plugin.validation import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_keys,
+    check_mapping,
+    check_number,
+    keyword_arguments,
+)
+
+TERMS = ("image", "pretext")
+DRAWN_AT_ONCE = 2**20  # numbers, where a rank keeps only those that it holds
+# Up to so many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
+NO_DEARER_THAN = {"per_image": 8, "shared": 2}
+
+
+@register_loss("pirl_loss")
+class PIRLLoss(ClassyLoss):
+    """L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I))     (Eq. 5)
+
+    Both terms use the same negatives, drawn from the bank, never the image itself. After the loss the bank's
+    rows of the batch move towards f(v_I); only in training, and only for images that were read.
+
+    lambda = 0 is NPID++ (no pretext term), lambda = 1 leaves out the plain term.
+
+    Args:
+        num_train_samples: |D|, rows of the bank (VISSL fills it in).
+        contrast: `nce` (Eq. 3-4), `npid` or `infonce`; see pirl_plugin.objective.contrast.
+        negatives: how D_N is drawn, uniformly and with replacement, the same for both terms: `per_image` (N for
+            each image, the paper's), `shared` (one draw of N for the batch, in which each image passes over its
+            own row) or `all` (no draw: every other image, the exact softmax over the bank).
+        num_negatives: N, at most |D| - 1; `all` passes over it.
+        temperature: tau.
+        lambda_: in [0, 1].
+        embedding_dim: d.
+        z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates, one behind,
+            log Z <- z_momentum log Z + (1 - z_momentum) estimate. 1 freezes it, as VISSL does; with few images
+            the loss then rises without bound, because training moves the similarities away from those that Z
+            was measured on.
+        memory_bank: {name: ..., and the bank's own keys}.
+        seed: of the bank's first rows and of the draws.
+        batch_size_per_replica: the most images a rank has in a step (the launcher fills it in).
+        report_frequency: `report` is made anew every so many steps (the launcher fills in LOG_FREQUENCY).
+
+    Attributes:
+        report: by term, means over the last reported batch of all ranks: similarity (cosine) of the positive and
+            of the negatives, and the share of the negatives that score above the positive; for `npid` log Z.
+
+    Raises:
+        ConfigError: for an unknown key, a value out of range, or too few images.
+    """
+
+    def __init__(
+        self,
+        num_train_samples: int,
+        contrast: str = "nce",
+        negatives: str = "per_image",
+        num_negatives: int = 32000,
+        temperature: float = 0.07,
+        lambda_: float = 0.5,
+        embedding_dim: int = 128,
+        z_momentum: float = 0.9,
+        memory_bank: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        batch_size_per_replica: int | None = None,
+        report_frequency: int = 1,
+    ) -> None:
+        super().__init__()
+        self.contrast = check_choice(contrast, FORMS, "pirl_loss.contrast")
+        self.num_rows = check_integer(num_train_samples, "pirl_loss.num_train_samples (|D|)", 2)
+        self.num_negatives = check_integer(num_negatives, "pirl_loss.num_negatives (N)", 1)
+        self.negatives = check_choice(negatives, NEGATIVES, "pirl_loss.negatives")
+        if self.negatives != "all" and self.num_negatives > self.num_rows - 1:
+            raise ConfigError(
+                f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
+                f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
+            )
+        # Colder than this, the share of the smallest score is less than float32 can hold.
+        self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0.025)
+        self.lambda_ = check_number(lambda_, "pirl_loss.lambda_", 0, 1)
+        self.z_momentum = check_number(z_momentum, "pirl_loss.z_momentum", 0, 1)
+        self.seed = check_integer(seed, "pirl_loss.seed", 0)
+        self.report_frequency = check_integer(report_frequency, "pirl_loss.report_frequency", 1)
+        self.steps = 0
+        self.z_is_set = False
+        bank = dict(check_mapping(memory_bank or {}, "pirl_loss.memory_bank"))
+        name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
+        bank_class = MEMORY_BANKS.get(name)
+        own_keys = keyword_arguments(bank_class) - {"num_rows", "dim", "seed", "batch_capacity"}
+        check_keys(bank, own_keys, "pirl_loss.memory_bank")
+        self.memory_bank = bank_class(
+            self.num_rows, embedding_dim, seed=self.seed, batch_capacity=batch_size_per_replica, **bank
+        )
+        self.embedding_dim = embedding_dim
+        self._held: list[tuple[Tensor, Tensor]] | None = None
+        # log Z of the plain and the pretext term; NaN until the first batch.
+        self.register_buffer("log_z", torch.full((2,), torch.nan))
+        self.report: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PIRLLoss:
+        """Build from LOSS.pirl_loss of a VISSL config (see the class for its keys)."""
+        settings = {key: value for key, value in config.items() if key != "name"}
+        check_keys(settings, keyword_arguments(cls), "pirl_loss")
+        if settings.get("seed") is None:
+            settings["seed"] = 0
+        if settings.get("batch_size_per_replica", -1) == -1:
+            settings["batch_size_per_replica"] = None
+        return cls(**settings)
+
+    def forward(self, output: Sequence[Tensor] | Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            output: [f(v_I), g(v_It)], each float [B, d], not normalised; f(v_I) alone where lambda = 0.
+            target: int64 [B], the images' rows in the bank; negative where the image was not read.
+
+        Returns:
+            a scalar, at least float32. Averaged over ranks (as DDP averages gradients) it is the mean over all
+            images of the global batch that were read; where none was, 0.
+
+        Raises:
+            ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index an embedding.
+        """
+        image, pretext = (output, None) if isinstance(output, Tensor) else (*output, None)[:2]
+        if pretext is None and self.lambda_ > 0:
+            raise ConfigError(
+                f"pirl_loss.lambda_ is {self.lambda_}, but the model gives no embedding of the pretext views: "
+                f"MODEL.MULTI_INPUT_HEAD_MAPPING must list `images`, then `pretext` (or set lambda_ to 0)."
+            )
+        self._check_target(target, image)
+        if pretext is not None and len(pretext) != len(image):
+            raise ValueError(
+                f"pirl_loss got {len(pretext)} embeddings of pretext views for {len(image)} images; the head of "
+                f"`pretext` must combine the views of an image into one."
+            )
+        weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
+        terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
+        # DDP wants every parameter to have a gradient.
+        total = sum(0 * e.float().nan_to_num().sum() for _, weight, e in weights if weight == 0 and e is not None)
+
+        queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
+        losses, valid = self._contrast(queries, target, [term for term, _, _ in terms])
+        for (_, weight, _), of_term in zip(terms, losses.masked_fill(~valid, 0), strict=True):
+            total = total + weight * of_term.sum()
+
+        count = sum_over_ranks(valid.sum())
+        loss = total * (world_size() / count.clamp(min=1))
+        if self._in_training():
+            if not self.steps:
+                self._say_what_all_would_cost()
+            if self._held is None:
+                self._update(target, image.detach())
+            else:
+                self._held.append((target, image.detach()))
+        return loss
+
+    def _update(self, target: Tensor, image: Tensor) -> None:
+        self.memory_bank.update(target, normalize(image.float(), dim=1))
+        self.steps += 1
+
+    def hold_updates(self, hold: bool) -> None:
+        """From True to False, batches are parts of one: the same draw for all, and the bank changes at the end."""
+        held, self._held = self._held, [] if hold else None
+        if held:
+            self._update(torch.cat([target for target, _ in held]), torch.cat([image for _, image in held]))
+
+    def _say_what_all_would_cost(self) -> None:
+        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():
+            logging.info(
+                f"pirl_loss: with {self.num_rows} images and N = {self.num_negatives}, negatives: all, the exact "
+                f"softmax over all of them, costs no more than {self.negatives}."
+            )
+
+    def _check_target(self, target: Tensor, image: Tensor) -> None:
+        if target.dim() != 1 or len(target) != len(image):
+            raise ValueError(
+                f"pirl_loss got {tuple(target.shape)} image indices for {len(image)} embeddings; it needs one each."
+            )
+        inside = (target < self.num_rows).all()
+        if target.device.type != "cpu":
+            torch._assert_async(inside)  # stops the device's queue without waiting for it here
+        elif not inside:
+            raise ValueError(
+                f"pirl_loss got the image index {int(target.max())}, but its bank has {self.num_rows} rows; the target "
+                f"must be an image's place in the data set, as pirl_collator gives it."
+            )
+
+    def _draw(self, rows: Tensor) -> Tensor:
+        """Row numbers of the negatives of images int64 [B]: [B, N] (per_image) or [N] (shared)."""
+        draw = (self.num_rows, self.num_negatives, self.seed, self.steps)
+        return (
+            draw_negatives(rows, *draw) if self.negatives == "per_image" else draw_shared_negatives(*draw, rows.device)
+        )
+
+    def _contrast(self, queries: Tensor, target: Tensor, terms: list[int]) -> tuple[Tensor, Tensor]:
+        """Losses [T, b] of unit queries [T, b, d], and which of the images count: bool [b].
+
+        The B images that the bank's exchange brings together are those of all ranks where the bank is sharded.
+        """
+        bank = self.memory_bank
+        exchange = bank.exchange(len(target))
+        everyone = exchange.gather(target, -1)
+        rows = everyone.clamp(min=0)
+        valid = (everyone >= 0) & bank.is_filled(rows)
+        positives = bank.lookup(rows)
+        # With several holders, few images at a time: what a draw takes is W times what is kept of it.
+        some = len(rows) if exchange.holders == 1 else max(1, DRAWN_AT_ONCE // self.num_negatives)
+        if self.negatives == "per_image":
+            parts = [bank.held(self._draw(part)) for part in rows.split(some)]
+            places = parts[0] if len(parts) == 1 else torch.cat(parts)  # no copy of the usual one
+        elif self.negatives == "shared":
+            drawn = self._draw(rows)
+            places = bank.held(drawn)
+        watch = _Watch(len(terms), valid)
+        report = self.steps % self.report_frequency == 0
+
+        def losses(threshold: Tensor | None, on_scores: OnScores | None) -> Tensor:
+            arguments = (self.temperature, threshold, on_scores, exchange)
+            if self.negatives == "per_image":
+                return contrast_per_image(self.contrast, queries, positives, bank.rows, places, *arguments)
+            if self.negatives == "all":
+                held = (bank.rows, bank.held_places())
+            else:
+                held = (bank.rows.index_select(0, places.clamp(min=0)), places)
+            return contrast_shared(self.contrast, queries, positives, *held, bank.places(rows), *arguments)
+
+        if self.contrast != "npid":
+            result = losses(None, watch.report if report else None)
+        else:
+            counts = torch.full_like(rows, self.num_rows - 1 if self.negatives == "all" else self.num_negatives)
+            if self.negatives == "shared":
+                counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
+            offset = (counts.clamp(min=1) / self.num_rows).log().expand(len(terms), -1)
+            chosen = slice(terms[0], terms[-1] + 1)
+            if not self.z_is_set:  # waits for the device, until Z is set
+                if bool(self.log_z[chosen].isnan().any()):
+                    with torch.no_grad():
+                        losses(offset, watch.sum_exponentials)
+                    self._follow_z(watch, terms)
+                    watch = _Watch(len(terms), valid)
+                self.z_is_set = not bool(self.log_z[chosen].isnan().any())
+            log_z = self.log_z[chosen].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
+            watch.also_report = report
+            result = losses(log_z + offset, watch.sum_exponentials)
+            if self._in_training():
+                self._follow_z(watch, terms)
+        if report:
+            self.report = watch.means(self.temperature, [TERMS[term] for term in terms])
+            if self.contrast == "npid":
+                self.report |= {f"{TERMS[term]}/log_z": self.log_z[term].clone() for term in terms}
+        return result, exchange.own(valid)
+
+    def _in_training(self) -> bool:
+        # VISSL never calls eval() on a loss, but runs test phases without gradients.
+        return self.training and torch.is_grad_enabled()
+
+    @torch.no_grad()
+    def _follow_z(self, watch: _Watch, terms: list[int]) -> None:
+        """Move log Z of the terms towards this batch's estimate, alike on every rank."""
+        total, count = sum_over_ranks(torch.stack([watch.exponentials, watch.counts]))
+        estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
+        chosen = slice(terms[0], terms[-1] + 1)
+        before = self.log_z[chosen]
+        after = torch.where(before.isnan(), estimate, torch.lerp(estimate, before, self.z_momentum))
+        self.log_z[chosen] = torch.where(count > 0, after, before)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps, self.z_is_set = int(state["steps"]), False
+
+
+class _Watch:
+    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device.
+
+    Args:
+        terms: T.
+        valid: bool [B], which images count.
+    """
+
+    def __init__(self, terms: int, valid: Tensor) -> None:
+        self.valid = valid
+        self.also_report = False
+        sums = torch.zeros(5, terms, dtype=torch.float64, device=valid.device)
+        self.exponentials, self.counts, self.negatives, self.above, self.positives = sums
+
+    def sum_exponentials(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
+        """For Z: the sum of exp(score) over the negatives that count, of the images that count."""
+        valid = self.valid[chunk]
+        per_image = negatives.double().logsumexp(-1).exp()
+        self.exponentials += per_image.masked_fill(~valid, 0).sum(1)
+        if self.also_report:
+            self.report(chunk, positive, negatives)
+        else:
+            self.counts += (negatives.isfinite().sum(-1) * valid).sum(1)
+
+    def report(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
+        """For the log: similarities, and negatives above the positive."""
+        valid, finite = self.valid[chunk], negatives.isfinite()
+        self.counts += (finite.sum(-1) * valid).sum(1)
+        self.negatives += negatives.masked_fill(~finite, 0).sum(-1).masked_fill(~valid, 0).sum(1)
+        self.above += ((negatives > positive.unsqueeze(-1)).sum(-1) * valid).sum(1)
+        self.positives += positive.masked_fill(~valid, 0).sum(1)
+
+    @torch.no_grad()
+    def means(self, temperature: float, names: list[str]) -> dict[str, Tensor]:
+        """Means over the images of all ranks that count, by term: scalars on the device."""
+        images = self.valid.sum().expand_as(self.counts)
+        # Where ranks share the images of a batch, each has a part of the negatives or all: the ratios are the same.
+        sums = sum_over_ranks(torch.stack([self.positives, images, self.negatives, self.above, self.counts]))
+        positives, images, negatives, above, counts = sums
+        values = {
+            "positive_similarity": temperature * positives / images.clamp(min=1),
+            "negative_similarity": temperature * negatives / counts.clamp(min=1),
+            "negatives_above_positive": above / counts.clamp(min=1),
+        }
+        return {f"{name}/{key}": value[number] for key, value in values.items() for number, name in enumerate(names)}

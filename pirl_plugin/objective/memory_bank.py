@@ -1,0 +1,254 @@
+"""The memory bank M (Section 2.2): one unit vector m_I an image, a moving average of f(v_I).
+
+Banks are registered by name in MEMORY_BANKS; `pirl_loss.memory_bank.name` chooses one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pirl_plugin.distributed import Alone, AmongRanks, largest_over_ranks
+from pirl_plugin.network.checkpoints import read_bank_rows
+from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_number
+
+MEMORY_BANKS = Registry("memory_bank")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_LANES = 64  # row i is in lane i mod 64, so that a rank of 2, 4, ... 64 makes its own rows only
+_BLOCK = 256  # rows of a lane that come from one seed
+
+
+def register_memory_bank(name: str) -> Callable[[type], type]:
+    """Register a bank class under `name`."""
+
+    def register(cls: type) -> type:
+        MEMORY_BANKS._do_register(name, cls)
+        return cls
+
+    return register
+
+
+def initial_rows(
+    num_rows: int, dim: int, seed: int, first: int = 0, step: int = 1, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rows first, first + step, ... below num_rows of a new bank: uniformly random unit vectors.
+
+    A row depends on its number, dim and seed only: every rank of any world size makes the same.
+
+    Args:
+        num_rows: |D|.
+        dim: d.
+        seed: at least 0.
+        first: below `step`.
+        step: 1 for all rows.
+        dtype: of the result; the numbers are drawn in float32.
+
+    Returns:
+        [ceil((num_rows - first) / step), dim].
+    """
+    rows = torch.empty(len(range(first, num_rows, step)), dim, dtype=dtype)
+    # Of a lane, every `period`-th row is wanted, or none.
+    common = math.gcd(_LANES, step)
+    period, stride = step // common, _LANES // common
+    lanes = [lane for lane in range(_LANES) if (lane - first) % common == 0]
+
+    def fill(start: int) -> None:
+        values, generator = torch.empty(_BLOCK, dim), torch.Generator()
+        for lane in lanes:
+            numbers = range(start + lane, min(start + _LANES * _BLOCK, num_rows), _LANES)
+            skipped = next((n for n in range(min(period, len(numbers))) if (numbers[n] - first) % step == 0), None)
+            if skipped is None:
+                continue
+            values.normal_(generator=generator.manual_seed(((seed * 1_000_003 + lane) * 1_000_003 + start) % 2**63))
+            norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+            some = slice(skipped, len(numbers), period)
+            place, count = (numbers[skipped] - first) // step, len(numbers[skipped::period])
+            rows[place : place + stride * count : stride] = values[some] / norms[some]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(fill, range(0, num_rows, _LANES * _BLOCK)))
+    return rows
+
+
+def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What each row of a batch is to be averaged with when some rows occur more than once.
+
+    Args:
+        indices: int64 [B], negative ones ignored.
+        embeddings: float [B, d].
+
+    Returns:
+        targets int64 [B]: the row each entry writes to; ignored entries repeat another entry's row, so that
+        no write conflicts (row 0 where all are ignored);
+        means float [B, d]: the mean of the embeddings of the same row, the same for all of its entries;
+        known bool [B]: whether the row has any entry that is not ignored.
+    """
+    valid = indices >= 0
+    first_valid = indices.clamp(min=0).gather(0, valid.int().argmax().unsqueeze(0))
+    targets = torch.where(valid, indices, first_valid)
+    same = (targets.unsqueeze(0) == targets.unsqueeze(1)) & valid.unsqueeze(0)
+    counts = same.sum(dim=1, keepdim=True)
+    embeddings = embeddings.masked_fill(~valid.unsqueeze(1), 0)
+    means = same.to(embeddings.dtype) @ embeddings / counts.clamp(min=1)
+    first = same.int().argmax(dim=1)  # so that all entries of a row get the same bits
+    return targets, means[first], counts.squeeze(1) > 0
+
+
+@register_memory_bank("memory_bank")
+class MemoryBank(nn.Module):
+    """The whole bank on every rank, kept the same on all of them.
+
+    m_I <- normalise(momentum m_I + (1 - momentum) f(v_I)), with f(v_I) of unit norm. An image that occurs
+    more than once in a (global) batch is averaged with the mean of its embeddings, once.
+
+    Args:
+        num_rows: |D|, one row an image.
+        dim: d.
+        momentum: weight of the old row, in [0, 1); 0.5 in the paper.
+        fill_first: the first visit of an image only fills its row, with f(v_I), and counts in no loss. Else, as
+            in NPID and so in the paper, rows start as random vectors: in the first epoch every positive is noise,
+            and what there is to learn is to be unlike the embeddings of the last steps. Worth an epoch where
+            there are few.
+        dtype: float32 or bfloat16, in which the rows are stored; all arithmetic is float32.
+        seed: of the initial rows.
+        initial_rows: a checkpoint (of this plugin, or of VISSL's PIRL or NPID) whose bank of as many rows is the first
+            one, with all rows as updated, for a warm start; None for random rows.
+        batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
+            of waiting for the device.
+
+    Attributes:
+        rows: [|D|, d], unit norm: the rows that this process holds.
+        updated: bool [|D|], which of them were ever updated.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int = 128,
+        momentum: float = 0.5,
+        fill_first: bool = False,
+        dtype: str = "float32",
+        seed: int = 0,
+        initial_rows: str | None = None,
+        batch_capacity: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_rows = check_integer(num_rows, "the number of rows of the memory bank", 2)
+        self.dim = check_integer(dim, "pirl_loss.embedding_dim", 1)
+        self.momentum = check_number(momentum, "pirl_loss.memory_bank.momentum", 0, 1)
+        if self.momentum == 1:
+            raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
+        self.fill_first = check_boolean(fill_first, "pirl_loss.memory_bank.fill_first")
+        self.batch_capacity = batch_capacity
+        self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
+        if initial_rows is not None:
+            rows = read_bank_rows(initial_rows)
+            if rows.shape != (self.num_rows, self.dim):
+                raise ConfigError(
+                    f"pirl_loss.memory_bank.initial_rows is {initial_rows!r}, whose bank has {len(rows)} rows of "
+                    f"{rows.shape[1]} numbers; this run has {self.num_rows} images and embedding_dim {self.dim}."
+                )
+            self._take_rows(rows, torch.ones(len(rows), dtype=torch.bool))
+
+    def _create_rows(self, dtype: torch.dtype, seed: int) -> None:
+        self.register_buffer("rows", initial_rows(self.num_rows, self.dim, seed, dtype=dtype))
+        self.register_buffer("updated", torch.zeros(self.num_rows, dtype=torch.bool))
+
+    def _take_rows(self, rows: Tensor, updated: Tensor) -> None:
+        """Take over a whole bank, [|D|, d] and bool [|D|]."""
+        self.rows.copy_(rows)
+        self.updated.copy_(updated)
+
+    def exchange(self, batch: int) -> Alone:
+        """With whom the contrasts of a step are computed, for `batch` images of this rank."""
+        return Alone()
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Rows m_I of `indices` int64 [...], images of the exchange's batch: float32 [..., d], a copy."""
+        # On a CPU twice as fast as self.rows[indices].
+        return self.rows.index_select(0, indices.reshape(-1)).view(*indices.shape, self.dim).float()
+
+    def is_filled(self, indices: Tensor) -> Tensor:
+        """Whether the rows of `indices` int64 [...], as in `lookup`, can be positives: bool [...]."""
+        return self.updated[indices] if self.fill_first else torch.ones_like(indices, dtype=torch.bool)
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Where in `rows` the images `indices` int64 [...] are; -1 where this process does not hold them."""
+        return indices
+
+    def held(self, drawn: Tensor) -> Tensor:
+        """Places of the images of a draw int64 [..., N] that this process holds [..., n], with -1 for none."""
+        return drawn
+
+    def held_places(self) -> Tensor | None:
+        """Places of all rows that this process holds, -1 where a row is none; None: all, in the data's order."""
+        return None
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, embeddings: Tensor) -> None:
+        """Average the rows of a batch with its embeddings, on all ranks alike.
+
+        Args:
+            indices: int64 [b], images of this rank, each below |D|; negative ones are passed over.
+            embeddings: [b, d], f(v_I) of unit norm; those that are not finite are passed over.
+        """
+        indices = torch.where(embeddings.isfinite().all(dim=1), indices, -1)
+        ranks = self._among_ranks(len(indices), indices.device)
+        indices, embeddings = ranks.gather(indices, -1), ranks.gather(embeddings.float())
+        with torch.autocast(indices.device.type, enabled=False):
+            targets, means, known = combine_duplicates(self._own(indices), embeddings)
+        old = self.rows[targets]
+        weight = torch.full_like(means[:, :1], self.momentum)
+        if self.fill_first:
+            weight = weight * self.updated[targets].unsqueeze(1)
+        new = normalize(weight * old.float() + (1 - weight) * means, dim=1)
+        self.rows[targets] = torch.where(known.unsqueeze(1), new.to(old.dtype), old)
+        self.updated[targets] = known | self.updated[targets]
+
+    def _own(self, indices: Tensor) -> Tensor:
+        """`places` with negative indices left as they are."""
+        return torch.where(indices < 0, indices, self.places(indices))
+
+    def _among_ranks(self, batch: int, device: torch.device) -> AmongRanks:
+        capacity = self.batch_capacity or largest_over_ranks(batch, device)
+        if batch > capacity:
+            raise ValueError(f"A rank has {batch} images in a step; the bank was told at most {capacity}.")
+        return AmongRanks(batch, capacity)
+
+    def checksum(self) -> Tensor:
+        """A number that differs between banks that differ in any bit, almost surely: int64 scalar."""
+        total = torch.zeros((), dtype=torch.int64, device=self.rows.device)
+        columns = torch.arange(1, self.dim + 1, device=self.rows.device)
+        bits = self.rows.view(torch.int32 if self.rows.dtype == torch.float32 else torch.int16)
+        for number, block in enumerate(bits.split(8192)):
+            per_row = (block * columns).sum(dim=1)
+            total += (per_row * torch.arange(1, len(block) + 1, device=block.device)).sum() * (number + 1)
+        return total
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "rows")
+        if saved is not None and saved.shape != self.rows.shape:
+            raise self.other_size(*saved.shape)
+        whole = "rows" not in self._non_persistent_buffers_set
+        if whole and saved is None and prefix + "_extra_state" in state_dict:
+            raise ConfigError(
+                "The checkpoint has the shards of a sharded_memory_bank, but this run has a memory_bank: set "
+                "pirl_loss.memory_bank.name to sharded_memory_bank (with any number of ranks)."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def other_size(self, num_rows: int, dim: int) -> ConfigError:
+        """The error for a checkpoint with a bank of another size."""
+        return ConfigError(
+            f"The checkpoint's memory bank has {num_rows} rows of {dim} numbers, but this run has {self.num_rows} "
+            f"images and embedding_dim {self.dim}: resume with the data and the dimension that the checkpoint was "
+            f"made with."
+        )

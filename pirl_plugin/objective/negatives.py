@@ -1,0 +1,83 @@
+"""Drawing D_N: images uniformly at random from D without the query's own (Section 2.1).
+
+The numbers come from a counter-based generator (SplitMix64, Steele et al. 2014): what is drawn depends on the seed,
+the step and the image alone, and is the same on every device and for any number of processes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEGATIVES = ("per_image", "shared", "all")
+
+# SplitMix64's constants as the int64 that have their bits.
+GAMMA, FIRST_FACTOR, SECOND_FACTOR = (
+    number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+SHARED_KEY = -1  # in place of an image's number, where the batch has one draw
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser, in place; int64 arithmetic wraps around, and `>>` needs the sign bits masked."""
+    bits ^= (bits >> 30) & (2**34 - 1)
+    bits *= FIRST_FACTOR
+    bits ^= (bits >> 27) & (2**37 - 1)
+    bits *= SECOND_FACTOR
+    bits ^= (bits >> 31) & (2**33 - 1)
+    return bits
+
+
+def draw_keys(indices: Tensor, seed: int, step: int) -> Tensor:
+    """A generator's state for each image: int64 [B], on the device of `indices` int64 [B]."""
+    of_step = _mix(torch.full_like(indices[:1], (seed * 2**32 + step) % 2**63) * GAMMA)
+    return _mix((indices * GAMMA).bitwise_xor_(of_step))
+
+
+def draw(keys: Tensor, count: int, size: int) -> Tensor:
+    """`count` numbers for each key, uniform in [0, size), with replacement: int64 [B, count].
+
+    From 53 random bits each: no number is likelier than another by more than size / 2^53 of itself.
+    """
+    if keys.is_cuda:
+        from pirl_plugin.objective.triton_contrast import available, draw_on_gpu
+
+        if available():
+            return draw_on_gpu(keys, count, size)
+    steps = torch.arange(1, count + 1, device=keys.device) * GAMMA
+    drawn = torch.empty(len(keys), count, dtype=torch.int64, device=keys.device)
+    at_once = max(1, len(keys)) if keys.is_cuda else 1  # on a CPU, what fits a cache
+    for some, key in zip(drawn.split(at_once), keys.split(at_once), strict=True):
+        bits = _mix(key.unsqueeze(1) + steps)
+        bits >>= 11
+        bits &= 2**53 - 1
+        some.copy_(bits.double().mul_(2.0**-53 * size))  # rounds down
+    return drawn
+
+
+def draw_negatives(indices: Tensor, num_rows: int, num_negatives: int, seed: int = 0, step: int = 0) -> Tensor:
+    """N rows for each image, uniform over the other |D| - 1, with replacement.
+
+    Args:
+        indices: int64 [B], the images' own rows; ignored images (negative) get any rows.
+        num_rows: |D|, at least 2.
+        num_negatives: N.
+        seed, step: at least 0; another of either is another draw.
+
+    Returns:
+        int64 [B, N] in [0, |D|), never the image's own row. The same image has the same draw in the same step.
+    """
+    own = indices.clamp(min=0)
+    drawn = draw(draw_keys(own, seed, step), num_negatives, num_rows - 1)
+    return drawn.add_(drawn >= own.unsqueeze(1))
+
+
+def draw_shared_negatives(
+    num_rows: int, num_negatives: int, seed: int = 0, step: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """N rows for the whole (global) batch, uniform over all |D|, with replacement: int64 [N].
+
+    Each image must pass over its own row where that was drawn; what it keeps is uniform over the others.
+    """
+    key = draw_keys(torch.full((1,), SHARED_KEY, device=device), seed, step)
+    return draw(key, num_negatives, num_rows).squeeze(0)

@@ -1,0 +1,293 @@
+"""What a pretext task is: a set T of image transformations, and how VISSL's loader applies one of them.
+
+A task is a subclass of `PretextTransform` with one method, `pretext_views`, or of `SingleViewTransform` with one
+method, `transform`, under the decorator `register_pretext`. The base class makes the plain view of the image, augments
+all views photometrically, normalises them and puts them into VISSL's sample. docs/add_a_pretext_task.md shows how.
+
+Views are 8-bit until they are normalised. `augment_on: device` leaves the photometric part, with the parameters that
+the worker drew, to `pirl_train_step`, and so does `normalize_on: device` the normalisation: a quarter of the bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import struct
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from classy_vision.dataset.transforms import register_transform
+from classy_vision.dataset.transforms.classy_transform import ClassyTransform
+from PIL import Image
+from torch import Tensor
+from vissl.data.ssl_transforms import ssl_transforms_wrapper
+
+from pirl_plugin.pretext import fast_photometric, photometric
+from pirl_plugin.pretext.crops import draw_crop_box, image_size, largest_reduction, resized_crop
+from pirl_plugin.pretext.photometric import PhotometricSettings
+from pirl_plugin.validation import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_interval,
+    check_keys,
+    check_number,
+    keyword_arguments,
+)
+
+PRETEXT_TRANSFORMS: dict[str, type[PretextTransform]] = {}
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[PretextTransform]]:
+    """Register a pretext task under `name`, which DATA.TRAIN.TRANSFORMS of a YAML config then uses."""
+
+    def register(cls: type[PretextTransform]) -> type[PretextTransform]:
+        register_transform(name)(cls)
+        # VISSL hands these transforms the whole sample instead of the image alone.
+        ssl_transforms_wrapper.DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_OVERWRITE_ENTIRE_BATCH"].append(name)
+        cls.name = name
+        PRETEXT_TRANSFORMS[name] = cls
+        return cls
+
+    return register
+
+
+class PretextTransform(ClassyTransform):
+    """One image in; one view of it and the views of its pretext transformation out.
+
+    Subclasses set `branch` where it is not `view`, call this class's `__init__` and implement `num_views` and
+    `pretext_views`.
+
+    Args:
+        image_crop_size: side of the image view, in pixels.
+        image_crop_scale: share of the image's area that its crop covers, (low, high) in (0, 1].
+        photometric: keys of PhotometricSettings; every view draws its own parameters.
+        mean, std: per-channel normalisation of all views (levels in [0, 1]).
+        augment_on: `workers`, or `device`: photometric augmentation in the training step.
+        normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
+        seed: what is done to an image depends on (seed, epoch, index of the image) alone (the launcher fills in
+            SEED_VALUE where the task is `pirl_task`); None draws from PyTorch's global generator.
+
+    Attributes:
+        epoch: the training task sets it.
+    """
+
+    name: ClassVar[str]
+    branch: ClassVar[str] = "view"  # which branch of pirl_heads reads the pretext views
+
+    def __init__(
+        self,
+        image_crop_size: int = 224,
+        image_crop_scale: Sequence[float] = (0.08, 1.0),
+        photometric: Mapping[str, Any] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        augment_on: str = "workers",
+        normalize_on: str = "workers",
+        seed: int | None = None,
+    ) -> None:
+        self.seed = None if seed is None else check_integer(seed, f"{self.name}.seed", 0)
+        self.epoch = 0
+        self.augment_on = check_choice(augment_on, ("workers", "device"), f"{self.name}.augment_on")
+        self.normalize_on = check_choice(normalize_on, ("workers", "device"), f"{self.name}.normalize_on")
+        if (augment_on, normalize_on) == ("device", "workers"):
+            raise ConfigError(
+                f"{self.name}.augment_on is 'device', which TRAINER.TRAIN_STEP_NAME must do: set it to pirl_train_step."
+            )
+        self.image_crop_size = check_integer(image_crop_size, f"{self.name}.image_crop_size", 1)
+        self.image_crop_scale = check_interval(image_crop_scale, f"{self.name}.image_crop_scale", 1e-6, 1.0)
+        self.photometric = PhotometricSettings.from_config(photometric or {}, f"{self.name}.photometric")
+        for key, values, low in (("mean", mean, 0.0), ("std", std, 1e-6)):
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise ConfigError(f"{self.name}.{key} is {values}; it must be three numbers, one a channel.")
+            for value in values:
+                check_number(value, f"{self.name}.{key}", low, 1.0)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    @property
+    @abstractmethod
+    def num_views(self) -> int:
+        """V, the number of pretext views of an image; 0 for none."""
+
+    @abstractmethod
+    def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        """The views of t(image) for a random t in T, drawn from `generator`.
+
+        Args:
+            image: PIL, or uint8 [3, H, W].
+
+        Returns:
+            uint8 [V, 3, h, w], quickest where the channels are last in memory.
+        """
+
+    def pretext_reduction(self, width: int, height: int) -> float:
+        """How many times smaller than width x height an image may be given to `pretext_views`; 1 for not at all."""
+        return 1.0
+
+    def largest_reduction(self, width: int, height: int) -> float:
+        """How many times smaller an image may be decoded without any view losing a pixel of its own."""
+        own = largest_reduction(width, height, self.image_crop_scale, self.image_crop_size)
+        return min(own, self.pretext_reduction(width, height))
+
+    def image_view(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        """A RandomResizedCrop of the image: uint8 [3, size, size]."""
+        box = draw_crop_box(*image_size(image), self.image_crop_scale, generator=generator)
+        return resized_crop(image, box, self.image_crop_size)
+
+    def crops(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The views before photometric augmentation: uint8 [1, 3, S, S] and [V, 3, h, w]."""
+        image_view = self.image_view(image, generator).unsqueeze(0)
+        pretext_views = self.pretext_views(image, generator)
+        if len(pretext_views) != self.num_views or pretext_views.dtype != torch.uint8:
+            raise ValueError(
+                f"{self.name} made {len(pretext_views)} views of {pretext_views.dtype}; pretext_views must return "
+                f"uint8 [num_views, 3, h, w] with num_views {self.num_views}."
+            )
+        return image_view, pretext_views
+
+    def draw_photometric(self, generator: torch.Generator | None) -> np.ndarray:
+        """Parameters of the image view, then of the pretext views: photometric.PARAMETERS [1 + V]."""
+        return photometric.draw(1 + self.num_views, self.photometric, generator)
+
+    def augment(self, views: Tensor, parameters: np.ndarray) -> Tensor:
+        """Photometric augmentation of views uint8 [V, 3, h, w] on the CPU: uint8 of the same shape."""
+        if fast_photometric.available():
+            return fast_photometric.augment(views, parameters)
+        _warn_once_of_opencv()
+        return photometric.apply(views.float().div_(255), parameters).mul_(255).round_().to(torch.uint8)
+
+    def normalize(self, views: Tensor) -> Tensor:
+        """Views uint8 [..., 3, h, w], or float in [0, 1] (changed in place), on any device: (level - mean) / std."""
+        if self.mean.device != views.device:  # once: the workers have copies of their own
+            self.mean, self.std = self.mean.to(views.device), self.std.to(views.device)
+        mean, std = self.mean, self.std
+        levels = views.float().div_(255) if views.dtype == torch.uint8 else views
+        return levels.sub_(mean).div_(std)
+
+    def views(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The augmented, normalised views of an RGB image, wherever a run would augment them.
+
+        Returns:
+            image view float32 [3, S, S] and pretext views float32 [V, 3, h, w], in the task's order.
+        """
+        crops, parameters = self.crops(image, generator), self.draw_photometric(generator)
+        image_view, pretext = self._on_each(self.augment, crops, parameters)
+        return self.normalize(image_view)[0], self.normalize(pretext)
+
+    def _on_each(
+        self, augment: Callable[[Tensor, np.ndarray], Tensor], crops: tuple[Tensor, Tensor], parameters: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        return augment(crops[0], parameters[:1]), augment(crops[1], parameters[1:]) if self.num_views else crops[1]
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """VISSL's sample with `data` (one RGB image) replaced by `images` and `pretext`.
+
+        With augment_on `device` also `photometric`, the drawn parameters of the 1 + V views.
+        """
+        (image,) = sample.pop("data")
+        generator = None if self.seed is None else sample_generator(self.seed, self.epoch, int(sample["data_idx"][0]))
+        crops, parameters = self.crops(image, generator), self.draw_photometric(generator)
+        if self.augment_on == "workers":
+            crops = self._on_each(self.augment, crops, parameters)
+        else:
+            sample["photometric"] = parameters
+        if self.normalize_on == "workers":
+            crops = tuple(self.normalize(views) for views in crops)
+        sample["images"] = crops[0][0]
+        if self.num_views:
+            sample["pretext"] = crops[1]
+        return sample
+
+    def finish(self, inputs: dict[str, Tensor], parameters: np.ndarray | None) -> dict[str, Tensor]:
+        """What the workers left to do for a batch, on its device.
+
+        Args:
+            inputs: `images` uint8 [B, 3, S, S] and, where there are, `pretext` [B * V, 3, h, w].
+            parameters: photometric.PARAMETERS [B, 1 + V] where augment_on is `device`.
+
+        Returns:
+            the views float32, augmented and normalised, without waiting for the device.
+        """
+        if self.normalize_on == "workers":
+            return inputs
+        finished = {}
+        for key, views in inputs.items():
+            if self.augment_on == "device":
+                own = parameters[:, 0] if key == "images" else parameters[:, 1:].reshape(-1)
+                views = photometric.apply(views.float().div_(255), own)
+            finished[key] = self.normalize(views)
+        return finished
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PretextTransform:
+        """Build from one entry of TRANSFORMS.
+
+        Raises:
+            ConfigError: for an unknown key or a value out of range.
+        """
+        settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
+        check_keys(settings, keyword_arguments(cls), cls.name)
+        return cls(**settings)
+
+
+class SingleViewTransform(PretextTransform):
+    """A task whose t(image) is one view of the same kind as the plain one: a crop of its own, then `transform`.
+
+    Args:
+        pretext_crop_size: side of the square view, in pixels.
+        pretext_crop_scale: share of the image's area that its crop covers, (low, high) in (0, 1].
+        **common: arguments of PretextTransform.
+    """
+
+    def __init__(
+        self, pretext_crop_size: int = 224, pretext_crop_scale: Sequence[float] = (0.08, 1.0), **common: Any
+    ) -> None:
+        super().__init__(**common)
+        if isinstance(pretext_crop_size, Sequence):
+            raise ConfigError(
+                f"{self.name}.pretext_crop_size is {list(pretext_crop_size)}; the view must be square: give one number."
+            )
+        self.pretext_crop_size = check_integer(pretext_crop_size, f"{self.name}.pretext_crop_size", 1)
+        self.pretext_crop_scale = check_interval(pretext_crop_scale, f"{self.name}.pretext_crop_scale", 1e-6, 1.0)
+
+    @property
+    def num_views(self) -> int:
+        return 1
+
+    def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:
+        box = draw_crop_box(*image_size(image), self.pretext_crop_scale, generator=generator)
+        view = resized_crop(image, box, self.pretext_crop_size)
+        return self.transform(view, generator).unsqueeze(0)
+
+    def pretext_reduction(self, width: int, height: int) -> float:
+        return largest_reduction(width, height, self.pretext_crop_scale, self.pretext_crop_size)
+
+    @abstractmethod
+    def transform(self, view: Tensor, generator: torch.Generator | None) -> Tensor:
+        """t(view) for a random t in T, drawn from `generator`: uint8 [3, S, S] -> the same."""
+
+
+@functools.cache
+def _warn_once_of_opencv() -> None:
+    logging.warning(
+        "OpenCV is not installed: images are augmented by PyTorch's operations, several times slower; pip install "
+        "opencv-python-headless, or set augment_on to device."
+    )
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The generator of image `index` in an epoch: unrelated to that of any other image or epoch."""
+    digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def draw_number(count: int, generator: torch.Generator | None) -> int:
+    """Which of `count` transformations, uniformly: an int in [0, count)."""
+    return int(torch.randint(count, (), generator=generator))

@@ -1,0 +1,1 @@
+"""The training of VISSL's trainer, as PIRL needs it: task, step, hooks, checkpoints, signals."""

@@ -1,0 +1,189 @@
+"""What to watch while training, beside VISSL's own hooks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from classy_vision.generic.distributed_util import is_primary
+from classy_vision.hooks import ClassyHook
+from vissl.config import AttrDict
+from vissl.hooks import SSLTensorboardHook, default_hook_generator, log_hooks
+from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
+from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutputHook
+from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
+
+from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
+from pirl_plugin.objective import sharded_memory_bank
+from pirl_plugin.training.base_hook import Hook
+from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter
+from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
+from pirl_plugin.training.preemption import PreemptionHook
+from pirl_plugin.training.progress import ProgressHook, WholeCheckpointHook
+from pirl_plugin.training.settings import StepSettings
+from pirl_plugin.validation import ConfigError
+
+
+class UnreadableImagesHook(Hook):
+    """Counts the images of each epoch that could not be read, names them, and stops where they are too many.
+
+    Args:
+        folder: unreadable_rank<r>.txt there names those that rank r met in the last epoch with any.
+        largest_share: of the images of an epoch, in (0, 1]; above it the run stops.
+        num_named: how many files each rank names in the log.
+    """
+
+    def __init__(self, folder: str | Path, largest_share: float = 1.0, num_named: int = 20) -> None:
+        super().__init__()
+        self.folder, self.largest_share, self.num_named = Path(folder), largest_share, num_named
+
+    def on_phase_start(self, task) -> None:
+        self.unreadable: set[int] = set()
+        self.seen = 0
+
+    def on_step(self, task) -> None:
+        sample = task.last_batch.sample
+        if "image_index" not in task.data_and_label_keys["target"]:
+            return
+        (valid,), (indices,) = sample["data_valid"], sample["data_idx"]
+        self.seen += len(valid)
+        self.unreadable.update(indices[~valid].tolist())
+
+    def on_phase_end(self, task) -> None:
+        counts = torch.tensor([len(self.unreadable), self.seen], device=task.device)
+        total, seen = sum_over_ranks(counts).tolist()
+        if not total:
+            return
+        if self.unreadable:
+            dataset = task.datasets["train"]
+            paths, subset = dataset.get_image_paths()[0], dataset.image_and_label_subset  # of DATA_LIMIT
+            names = [paths[index if subset is None else subset[index]] for index in sorted(self.unreadable)]
+            listed = self.folder / f"unreadable_rank{rank()}.txt"
+            listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            for name in names[: self.num_named]:
+                logging.warning(f"Not read: {name}")
+            if len(names) > self.num_named:
+                logging.warning(f"... and {len(names) - self.num_named} more; all are in {listed}")
+        counted = (
+            f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not enter the "
+            f"memory bank."
+        )
+        if total > self.largest_share * seen:
+            raise ConfigError(
+                f"{counted} That is more than DATA.TRAIN.LARGEST_UNREADABLE_SHARE {self.largest_share:g} allows; their "
+                f"names are in unreadable_rank*.txt in {self.folder}."
+            )
+        if is_primary():
+            logging.warning(counted)
+
+
+class BankAgreementHook(Hook):
+    """Checks after every epoch that all ranks hold the same memory bank, bit by bit."""
+
+    def on_phase_end(self, task) -> None:
+        bank = task.base_loss.memory_bank
+        if isinstance(bank, sharded_memory_bank.ShardedMemoryBank):
+            return  # each rank holds other rows
+        number = bank.checksum()
+        lowest, highest = smallest_and_largest_over_ranks(number)
+        if lowest != highest:
+            raise RuntimeError(
+                f"The ranks' memory banks differ after epoch {task.train_phase_idx} (checksums from {lowest} to "
+                f"{highest}): the run is not to be trusted; please report this."
+            )
+        if is_primary():
+            logging.info(f"Memory bank identical on {world_size()} rank(s), checksum {lowest}")
+
+
+class ShardsHook(Hook):
+    """Writes the shards of a sharded_memory_bank when VISSL is about to write the checkpoint that names them.
+
+    They are kept as long as that checkpoint.
+    """
+
+    def on_step(self, task) -> None:
+        frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
+        if frequency > 0:
+            self._save(task, "iteration", task.iteration, frequency)
+
+    def on_phase_end(self, task) -> None:
+        self._save(task, "phase", task.train_phase_idx, task.config.CHECKPOINT.CHECKPOINT_FREQUENCY)
+
+    def _save(self, task, mode: str, number: int, frequency: int) -> None:
+        last = mode == "phase" and task.train_phase_idx == task.num_train_phases - 1
+        due = is_checkpoint_phase(number, frequency, task.train_phase_idx, task.num_train_phases, mode)
+        if not task.train or not (due or last):
+            return
+        self.save(task, mode, number)
+
+    def save(self, task, mode: str, number: int) -> None:
+        """Write the shards of the checkpoint model_{mode}{number}; every rank must."""
+        bank = task.base_loss.memory_bank
+        failed = None
+        try:
+            bank.save_shard(f"model_{mode}{number}")
+        except OSError as error:
+            failed = error
+        if sum_over_ranks(torch.tensor(float(failed is not None), device=bank.rows.device)):
+            reason = f" ({failed})" if failed else " on another rank"
+            raise RuntimeError(
+                f"A shard of the checkpoint model_{mode}{number} could not be written{reason}; make room and run the "
+                f"same command again, which goes on from the last whole checkpoint."
+            )
+        if is_primary():
+            bank.delete_orphans()
+
+
+class LossReportHook(Hook):
+    """What pirl_loss reports, every LOG_FREQUENCY iterations, to the log and to TensorBoard where VISSL writes it."""
+
+    def on_start(self, task) -> None:
+        self.writers = [hook.tb_writer for hook in task.hooks if isinstance(hook, SSLTensorboardHook)]
+
+    def on_update(self, task) -> None:
+        report = task.base_loss.report
+        if not report or not is_primary() or task.iteration % task.config["LOG_FREQUENCY"]:
+            return
+        report = {key: float(value) for key, value in report.items()}
+        logging.info("; ".join(f"{key}: {value:.4f}" for key, value in report.items()))
+        for writer in self.writers:
+            for key, value in report.items():
+                writer.add_scalar(f"Loss/{key}", value, task.iteration)
+
+
+def hook_generator(config: AttrDict) -> list[ClassyHook]:
+    """VISSL's hooks and, where the loss is pirl_loss, the plugin's; with pirl_train_step none waits for the device."""
+    hooks = default_hook_generator(config)
+    AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
+    log_hooks.CheckpointWriter = AtomicCheckpointWriter
+    if config.LOSS.name != "pirl_loss":
+        return hooks
+    # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
+    largest_share = config.DATA.TRAIN.get("LARGEST_UNREADABLE_SHARE", 1.0)
+    own = [BankAgreementHook(), UnreadableImagesHook(get_checkpoint_folder(config), largest_share)]
+    if sharded_memory_bank.settings_in(config) is not None:
+        own.append(ShardsHook())
+    if config.TRAINER.TRAIN_STEP_NAME != "pirl_train_step":
+        return [*own, LossReportHook(), *hooks]
+    waiting = (CheckNanLossHook, CheckNanModelOutputHook, LogLossLrEtaHook)
+    kept = [hook for hook in hooks if not isinstance(hook, (*waiting, LogLossMetricsCheckpointHook))]
+    settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+    progress = ProgressHook(get_checkpoint_folder(config), settings.wandb_project)
+    world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    writer = WholeCheckpointHook(world_size)
+    shards = [hook for hook in own if isinstance(hook, ShardsHook)]
+
+    def checkpoint(task) -> None:
+        progress.finish(task)
+        for hook in shards:
+            hook.save(task, "iteration", task.iteration)
+        writer.checkpoint_now(task)
+
+    monitor = MonitorHook(
+        get_checkpoint_folder(config),
+        MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})),
+        progress.publish,
+    )
+    # The monitor last: measuring kNN takes time, in which a checkpoint of the epoch should be there.
+    return [progress, *own, *kept, writer, monitor, PreemptionHook(checkpoint)]

@@ -1,0 +1,112 @@
+"""SIGTERM and SIGUSR1: write a checkpoint after the step, and end so that the same command goes on.
+
+SLURM sends them before the time of a job is up (`--signal=USR1@120`), torchrun and Kubernetes when a job is stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any
+
+import torch
+from torch import distributed
+
+from pirl_plugin.distributed import world_size
+from pirl_plugin.training.base_hook import Hook
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_CODE = 75  # of sysexits.h: try again
+GRACE_SECONDS = 25.0  # for the step that is under way; torchrun waits for 30
+
+
+class PreemptionHook(Hook):
+    """Asks after every step whether any rank got a signal; all of them stop at the same step.
+
+    A rank that comes to no end of its step (another is dead, and it waits for it) ends itself after GRACE_SECONDS.
+
+    Args:
+        checkpoint: what writes a checkpoint: called with the task on every rank.
+    """
+
+    def __init__(self, checkpoint: Any) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.requested = threading.Event()
+        self.writing: int | None = None  # the end of a pipe that signals are written to, while they are watched
+
+    def on_start(self, task: Any) -> None:
+        # Of the CPU: asking must not wait for a GPU.
+        self.group = distributed.new_group(backend="gloo") if world_size() > 1 else None
+        self.timer: threading.Timer | None = None
+        reading, self.writing = os.pipe()
+        os.set_blocking(self.writing, False)
+        # Replaces the default, which would end the process.
+        self.before = {name: signal.signal(name, lambda *_: None) for name in SIGNALS}
+        # Python runs handlers between its own instructions; a rank inside a collective has none. Bytes come at once.
+        signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+
+    def _watch(self, reading: int) -> None:
+        while byte := os.read(reading, 1):  # none when the other end is closed
+            if byte[0] in SIGNALS and not self.requested.is_set():
+                logging.warning("Asked to stop: a checkpoint is written after this step.")
+                self.timer = threading.Timer(GRACE_SECONDS, self._give_up)
+                self.timer.daemon = True
+                self.timer.start()
+                self.requested.set()
+        os.close(reading)
+
+    def _give_up(self) -> None:
+        logging.error(f"Asked to stop, but the step did not end within {GRACE_SECONDS:.0f} s; ending without it.")
+        os._exit(EXIT_CODE)
+
+    def on_step(self, task: Any) -> None:
+        asked = self.requested.is_set()
+        if self.group is not None:
+            anyone = torch.tensor(int(asked))
+            distributed.all_reduce(anyone, distributed.ReduceOp.MAX, group=self.group)
+            asked = bool(anyone)
+        if not asked:
+            return
+        # From now on signals are passed over: the checkpoint is being written.
+        self.requested.set()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.checkpoint(task)
+        if self.group is not None:
+            distributed.barrier(self.group)  # a node that ended would end the others, which may still be writing
+        logging.warning(f"Stopped after iteration {task.iteration}; the same command goes on from there.")
+        raise SystemExit(EXIT_CODE)
+
+    def on_end(self, task: Any) -> None:
+        self._stop_watching()
+
+    def on_exception(self, task: Any) -> None:
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self.writing is None:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        signal.set_wakeup_fd(-1)
+        os.close(self.writing)
+        self.writing = None
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+
+def forward_signals() -> None:
+    """For the process that started the ranks: hand the signals on to them, and let them end by themselves."""
+
+    def forward(number: int, frame: Any) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, number)
+
+    for name in SIGNALS:
+        if signal.getsignal(name) is signal.SIG_DFL:  # else whoever runs this, submitit for one, has plans of its own
+            signal.signal(name, forward)

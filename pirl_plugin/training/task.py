@@ -1,0 +1,152 @@
+"""`pirl_task`: VISSL's training task, with the network and its inputs as `pirl_train_step` wants them."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from typing import Any
+
+import torch
+from classy_vision.tasks import register_task
+from torch import Tensor
+from vissl.data import build_dataloader
+from vissl.trainer.train_task import SelfSupervisionTask
+
+from pirl_plugin.data.sampler import ShuffledSampler
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
+from pirl_plugin.training.settings import StepSettings
+from pirl_plugin.validation import ConfigError
+
+
+def leave_signals_to_the_rank(worker: int) -> None:
+    """For a loader's worker: SIGUSR1 to the whole job must not end it before its rank has written a checkpoint.
+
+    Not SIGTERM, by which the rank itself ends its workers.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+@register_task("pirl_task")
+class PIRLTask(SelfSupervisionTask):
+    """VISSL's task; reads TRAINER.PIRL_TRAIN_STEP of the config.
+
+    Attributes:
+        step_settings: of `pirl_train_step`.
+        transform: the pretext transform, for what its workers leave to the device.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.start_iter = self.resumed_steps = self.epoch_began = 0
+        self.step_settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+
+    @functools.cached_property
+    def transform(self) -> PretextTransform:
+        transform = self.config.DATA.TRAIN.TRANSFORMS[0]
+        return PRETEXT_TRANSFORMS[transform["name"]].from_config(transform)
+
+    def _build_model(self):
+        model = super()._build_model()
+        if self.step_settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if self.step_settings.compile:
+            model.trunk.compile()  # in place: names of weights stay
+        return model
+
+    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict[str, Any]:
+        """VISSL's loaders, with a sampler that can go on in the middle of an epoch."""
+
+        def sampler(dataset: Any, config: Any, seed: int) -> ShuffledSampler:
+            return ShuffledSampler(dataset, config["BATCHSIZE_PER_REPLICA"], seed, config["DROP_LAST"])
+
+        return {
+            "train": build_dataloader(
+                dataset=self.datasets["train"],
+                dataset_config=self.config["DATA"]["TRAIN"],
+                num_dataloader_workers=self.config.DATA.NUM_DATALOADER_WORKERS,
+                pin_memory=pin_memory,
+                multi_processing_method=self.config.MULTI_PROCESSING_METHOD,
+                device=self.device,
+                sampler_seed=self.config["SEED_VALUE"],
+                split="train",
+                get_sampler=sampler,
+                worker_init_fn=leave_signals_to_the_rank,
+            )
+        }
+
+    def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
+        super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
+        self.start_iter, self.epoch_began = start_iter, self.iteration - start_iter
+        # The workers, which start after this, draw what they do to an image from seed, epoch and the image's index.
+        for transform in self.datasets[phase_type].transform.transforms:
+            if isinstance(getattr(transform, "transform", None), PretextTransform):
+                transform.transform.epoch = epoch
+
+    def prepare(self, pin_memory: bool = False) -> None:
+        super().prepare(pin_memory)
+        if self.checkpoint is not None:
+            self._check_same_batches()
+            if self.device.type == "cpu":  # where the optimiser takes the tensors as they are: mapped from the file
+                for state in self.optimizer.optimizer.state.values():
+                    state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
+            # All of it is in model, optimiser and bank by now: VISSL would keep it until the end.
+            kept = ("phase_idx", "train_phase_idx", "iteration", "iteration_num")
+            self.checkpoint = {key: self.checkpoint[key] for key in kept}
+
+    def _check_same_batches(self) -> None:
+        saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
+        for key, value in self._step_identity().items():
+            if self.start_iter and saved.get(key, value) != value:
+                value, now = saved[key], value
+                raise ConfigError(
+                    f"The checkpoint is of the middle of an epoch of a run whose {key} was {value}; here it is {now}, "
+                    f"with which the rest of the epoch would be other images: make it {value}, or resume from the end "
+                    f"of an epoch (CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM takes an earlier checkpoint)."
+                )
+
+    def _step_identity(self) -> dict[str, int]:
+        """What must be the same for the rest of an epoch to be the images that are left."""
+        return {
+            "global batch": self.datasets["train"].get_global_batchsize(),
+            "SEED_VALUE": self.config["SEED_VALUE"],
+            "number of images": len(self.datasets["train"]),
+        }
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
+        state = super().get_classy_state(deep_copy)
+        if self.amp_grad_scaler is not None:
+            state["amp"] = self.amp_grad_scaler.state_dict()
+        place = {"epoch": self.train_phase_idx, "steps of the epoch": self.iteration - self.epoch_began}
+        state["pirl_plugin"] = {**self._step_identity(), **place}
+        return state
+
+    def _set_classy_state(self, state: dict[str, Any]) -> None:
+        if self.amp_grad_scaler is None:
+            state.pop("amp", None)  # of a run in float16
+        super()._set_classy_state(state)
+
+    def _compute_start_iter_from_checkpoint(self, phase_type: str) -> int:
+        """Steps of the epoch that are done. VISSL derives them from the number of all steps and of an epoch's now."""
+        saved = (self.checkpoint or {}).get("classy_state_dict", {}).get("pirl_plugin")
+        if saved is not None:
+            # In a checkpoint of an iteration, VISSL's epoch is the last that was finished.
+            finished = self.checkpoint["train_phase_idx"] == saved["epoch"]
+            self.resumed_steps = 0 if finished else saved["steps of the epoch"]
+        return self.resumed_steps
+
+    def learning_rate_of_the_epoch(self) -> None:
+        """Set the learning rate that the epoch began with, where the run goes on in the middle of one.
+
+        VISSL sets it for where the run is; a schedule by epochs would have another than without the interruption.
+        """
+        per_epoch, batch = self.num_batches_per_phase, self.get_global_batchsize()
+        begun = self.train_phase_idx * per_epoch * batch
+        self.optimizer.on_epoch(begun / batch / (self.get_total_training_phases() * per_epoch))
+
+    def prepare_inputs(self, sample: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The network's inputs of a batch, augmented and normalised: [B, 3, h, w], or such by name."""
+        inputs = sample["input"]
+        parameters = sample["photometric"][0] if "photometric" in sample else None
+        if isinstance(inputs, dict):
+            return self.transform.finish(inputs, parameters)
+        return self.transform.finish({"images": inputs}, parameters)["images"]

@@ -1,0 +1,80 @@
+"""The installer's sentences, in a copy of it whose PATH holds only what each case allows."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASH = shutil.which("bash")
+
+
+def install(tmp_path: Path, commands: dict[str, str], **environment: str) -> subprocess.CompletedProcess:
+    """Run a copy of install.sh with ordinary tools, no Python, and the given scripts as commands."""
+    copy, tools = tmp_path / "copy", tmp_path / "bin"
+    (copy / "extra_scripts").mkdir(parents=True)
+    tools.mkdir()
+    for name in ("install.sh", "install_detectron2.py"):
+        shutil.copy(ROOT / "extra_scripts" / name, copy / "extra_scripts")
+    for name in ("requirements.txt", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    for name in (
+        "bash",
+        "cat",
+        "cksum",
+        "cut",
+        "dirname",
+        "grep",
+        "head",
+        "awk",
+        "sed",
+        "sleep",
+        "tail",
+        "tr",
+        "rm",
+        "df",
+        "mkdir",
+    ):
+        if name not in commands and shutil.which(name):
+            (tools / name).symlink_to(shutil.which(name))
+    for name, script in commands.items():
+        (tools / name).write_text(f"#!{BASH}\n{script}\n")
+        (tools / name).chmod(0o755)
+    return subprocess.run(
+        [BASH, str(copy / "extra_scripts" / "install.sh")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": str(tools), "HOME": str(tmp_path), **environment},
+    )
+
+
+BROKEN_SHIM = "echo 'pyenv: command not found' >&2; exit 127"
+# A Python 3.12 that answers the version, and fails where its second question is asked.
+WITHOUT_VENV = 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac'
+WITH_VENV = f'case "$2" in *version_info*) echo 3.12 ;; *executable*) echo {os.__file__} ;; *) exit 0 ;; esac'
+
+
+@pytest.mark.parametrize(
+    ("commands", "environment", "sentence"),
+    [
+        ({"python3.12": BROKEN_SHIM}, {}, "no Python 3.11 or 3.12 found on PATH"),
+        ({"python3": "echo 3.13"}, {}, "no Python 3.11 or 3.12 found on PATH"),
+        ({}, {"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python does not run as Python 3.11 or 3.12"),
+        ({"python3.12": WITHOUT_VENV}, {}, "python3.12 has no venv module; install it"),
+        (
+            {"python3.12": WITH_VENV, "df": "echo Filesystem 1024-blocks Used Available; echo x 9 9 4194304 9% /"},
+            {},
+            "4 GB of free disk",
+        ),
+    ],
+    ids=["broken shim", "too new", "named but missing", "no venv module", "too little disk"],
+)
+def test_what_is_missing_is_said_in_one_sentence(tmp_path, commands, environment, sentence):
+    result = install(tmp_path, commands, **environment)
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("install: ") and sentence in lines[0], result.stderr
+    assert not (tmp_path / "copy" / ".venv").exists()

@@ -1,0 +1,118 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pirl_plugin.experiments.demo_data import (
+    HELD_OUT_SHARE,
+    TRAIN_SHARE,
+    bundled_photos,
+    cut_tiles,
+    make_bundled_data,
+    make_own_data,
+)
+from pirl_plugin.validation import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_bundled_photos_are_all_there():
+    photos = bundled_photos()
+    assert len(photos) == 16
+    assert all(photo.mode == "RGB" and min(photo.size) >= 96 for photo in photos.values())
+
+
+def test_held_out_tiles_come_from_another_part_of_the_photo_with_a_gap():
+    from PIL import Image
+
+    # Red says from which column a pixel comes.
+    columns = np.broadcast_to(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (300, 400, 3))
+    photo = Image.fromarray(np.ascontiguousarray(columns))
+    train = [np.asarray(tile) for tile in cut_tiles(photo, 60, 0.0, TRAIN_SHARE, 0)]
+    test = [np.asarray(tile) for tile in cut_tiles(photo, 60, 1 - HELD_OUT_SHARE, 1.0, 0)]
+    assert TRAIN_SHARE + HELD_OUT_SHARE < 1
+    assert max(tile.max() for tile in train) < min(tile.min() for tile in test) - 5
+
+
+def test_bundled_data_has_one_class_a_photo(tmp_path):
+    data = make_bundled_data(tmp_path, 64, 32)
+    assert len(data.train_files) == 64 and len(data.test_files) == 32
+    assert np.bincount(data.train_labels).tolist() == [4] * 16
+    assert all(path.is_file() for path in data.train_files + data.test_files)
+
+
+def own_photos(folder, make_photo, classes, count=100):
+    for number in range(count):
+        target = folder / (f"c{number % classes}" if classes else "")
+        target.mkdir(parents=True, exist_ok=True)
+        make_photo(number, 200, 150).save(target / f"{number}.jpg")
+    (target / "broken.jpg").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("classes", [0, 4])
+def test_own_photos_are_copied_small_and_the_unreadable_named(tmp_path, make_photo, classes):
+    own_photos(tmp_path / "mine", make_photo, classes)
+    data = make_own_data(tmp_path / "mine", tmp_path / "copies", 1000, 20)
+    assert len(data.train_files) + len(data.test_files) == 100 and len(data.test_files) in (19, 20)
+    assert len(data.unreadable) == 1 and "broken.jpg" in data.unreadable[0]
+    if classes:
+        assert data.class_names == ["c0", "c1", "c2", "c3"] and len(data.train_labels) == len(data.train_files)
+    else:
+        assert data.train_labels is None
+
+
+def test_too_few_photos_are_refused(tmp_path, make_photo):
+    own_photos(tmp_path / "mine", make_photo, 0, count=10)
+    with pytest.raises(ConfigError, match="10 readable photos of 11 files; the demo needs at least 80"):
+        make_own_data(tmp_path / "mine", tmp_path / "copies", 1000, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_the_demo_keeps_its_budget_and_shows_its_results(tmp_path, make_photo, own):
+    extra = []
+    if own:
+        own_photos(tmp_path / "mine", make_photo, 0)
+        extra = ["--data", str(tmp_path / "mine")]
+    result = subprocess.run(
+        [sys.executable, "-m", "pirl_plugin.experiments.demo", "--budget-minutes", "0.5", "--images", "160", *extra],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    results = json.loads((tmp_path / "demo_output" / "results.json").read_text())
+    assert results["minutes"] < 3
+    measures = set(results["PIRL"])
+    assert measures == ({"instance retrieval"} if own else {"kNN (k = 5)", "linear"})
+    assert all(f"{100 * value:.1f}" in result.stdout for value in results["PIRL"].values())
+    assert (tmp_path / "demo_output" / "demo.png").stat().st_size > 20_000
+    assert ("could not be read" in result.stdout) == own
+
+
+def test_a_budget_too_small_for_anything_is_refused(tmp_path):
+    from pirl_plugin.experiments.demo import run
+
+    with pytest.raises(ConfigError, match="budget-minutes is"):
+        run(tmp_path, None, 0.1, 100, 0)
+
+
+def test_the_demo_deletes_only_what_a_demo_wrote(tmp_path):
+    from pirl_plugin.experiments.demo import fresh_work_folder
+
+    work = fresh_work_folder(tmp_path, None)
+    (work / "old").touch()
+    assert fresh_work_folder(tmp_path, None) == work and not (work / "old").exists()
+    with pytest.raises(ConfigError, match="which the demo empties"):
+        fresh_work_folder(tmp_path, work / "data")
+    (work / ".written_by_pirl_demo").unlink()
+    (work / "precious").touch()
+    with pytest.raises(ConfigError, match="was not made by a demo"):
+        fresh_work_folder(tmp_path, None)
+    assert (work / "precious").exists()

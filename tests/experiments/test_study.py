@@ -1,0 +1,301 @@
+"""The study: what it plans, that it goes on, and that its report says what its numbers say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pirl_plugin.experiments import study_runs
+from pirl_plugin.experiments.study import read_study
+from pirl_plugin.experiments.study_evaluation import few_label_accuracy, some_labels
+from pirl_plugin.experiments.study_findings import (
+    best_at,
+    best_layer,
+    by_name,
+    compare,
+    findings,
+    nearer,
+    noise,
+    rising,
+)
+from pirl_plugin.experiments.study_report import draw, report, table
+from pirl_plugin.experiments.study_runs import lay_out_images, make_plan, run_all, runs_of
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.validation import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_shipped_study_has_the_papers_methods_and_sweeps():
+    study = read_study()
+    assert list(study.methods) == [
+        "pirl_jigsaw", "pirl_rotation", "pirl_rotation_jigsaw", "npid_plus_plus", "jigsaw", "rotation", "supervised",
+        "random",
+    ]  # fmt: skip
+    assert set(study.sweeps) == {"lambda", "permutations", "negatives"}
+    assert study.sweeps["lambda"].series["PIRL"]["0.5"] == "pirl_jigsaw"
+    assert list(study.sweeps["permutations"].series["PIRL"]) == ["100", "2000", "10000", "362880"]
+
+
+def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(photo_folder, tmp_path):
+    photos = tmp_path / "list.txt"
+    photos.write_text("\n".join(str(path) for path in sorted(photo_folder.rglob("*.jpg")) * 25))
+    runs = runs_of(read_study(), tmp_path, [3], [3], [])
+    configs = {}
+    for run in runs:
+        if run.method.config is not None:
+            folder = (
+                photo_folder
+                if run.name.startswith(("jigsaw", "rotation", "supervised", "permutations_jigsaw"))
+                else photos
+            )
+            configs[run.name] = compose([*run.launcher_overrides(), f"config.DATA.TRAIN.DATA_PATHS=[{folder}]"])
+    assert all(config.SEED_VALUE == 3 for config in configs.values())
+    assert configs["lambda_pirl_0.25"].LOSS.pirl_loss.lambda_ == 0.25
+    assert configs["permutations_pirl_2000"].DATA.TRAIN.TRANSFORMS[0]["num_permutations"] == 2000
+    assert configs["permutations_jigsaw_100"].MODEL.HEAD.PARAMS[2][1]["dims"] == [576, 100]
+    assert configs["permutations_jigsaw_100"].DATA.TRAIN.TRANSFORMS[6]["num_permutations"] == 100
+    loss = configs["negatives_pirl_128"].LOSS.pirl_loss
+    assert (loss.negatives, loss.num_negatives) == ("per_image", 128)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [", "is not YAML"),
+        ("", "it must be a mapping"),
+        ("sweeps: {}", "methods of .* is None"),
+        ("methods: {a: {title: A, confg: x}}", "has no key 'confg' .did you mean config"),
+        ("methods: {a: {config: x, cost: 1}}", "methods.a of .* has no title"),
+        ("methods: {a: {title: A, config: x}}", "methods.a of .* has no cost"),
+        ("methods: {a: {title: A, config: x, cost: 0}}", "cost of methods.a of .* is 0"),
+        ("methods: {a: {title: A}}", "has none with a config"),
+        ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of texts"),
+        (
+            "{methods: {a: {title: A, config: x, cost: 1}}, sweeps: {s: {title: S, label: s, series: {l: {1: {}}}}}}",
+            "series.l.1 of sweeps.s of .* has no method",
+        ),
+        (
+            "{methods: {a: {title: A, config: x, cost: 1}}, "
+            "sweeps: {s: {title: S, label: s, series: {l: {1: {method: b}}}}}}",
+            "method of series.l.1 of sweeps.s of .* is 'b'",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_right_is_refused(text, message, tmp_path):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_a_plan_keeps_the_budget_and_takes_epochs_then_images_then_more_epochs(monkeypatch):
+    monkeypatch.setattr(study_runs, "seconds_per_image", lambda processes: 0.004)
+    study = read_study()
+    plans = [make_plan(study, 3, 1, minutes, 2, 5000, 5000) for minutes in (60, 120, 600)]
+    for plan, minutes in zip(plans, (60, 120, 600), strict=True):
+        assert 0.9 * minutes * 120 < plan.seconds <= minutes * 120
+    assert plans[0].epochs == 12 and plans[0].images < plans[1].images
+    assert plans[2].images == 5000 and plans[2].epochs > 12
+    with pytest.raises(ConfigError, match=r"--budget-minutes is 5; 35 runs of 12 epochs of 1000 images need \d+ here"):
+        make_plan(study, 3, 1, 5, 2, 5000, 5000)
+    with pytest.raises(ConfigError, match="--jobs is 0"):
+        make_plan(study, 3, 1, 500, 0, 5000, 5000)
+    with pytest.raises(ConfigError, match="--seeds names a seed twice: 0 0"):
+        runs_of(study, Path("nowhere"), [0, 0], [0], [])
+
+
+def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(photo_folder, tmp_path):
+    assert lay_out_images(photo_folder, tmp_path / "data", 20) == 20
+    assert {len(list(folder.iterdir())) for folder in (tmp_path / "data").iterdir()} == {5}
+    assert lay_out_images(photo_folder, tmp_path / "data", 20) == 20  # again
+    with pytest.raises(ConfigError, match="has 20 images, not the 8 that were asked for"):
+        lay_out_images(photo_folder, tmp_path / "data", 8)
+    other = tmp_path / "other"
+    shutil.copytree(photo_folder, other)
+    with pytest.raises(ConfigError, match="give another --output for other images"):
+        lay_out_images(other, tmp_path / "data", 20)
+
+
+def _number(run: int) -> int:
+    if run == 2:
+        raise ValueError("two")
+    return run
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
+    runs = [SimpleNamespace(name=f"run{number}", seed=0, number=number) for number in range(4)]
+    failed = run_all(runs, 2, _complete_one)
+    assert failed == ["run2, seed 0: two"] and "4 of 4 runs done" in capsys.readouterr().out
+
+
+def _complete_one(run: SimpleNamespace) -> None:
+    _number(run.number)
+
+
+def test_few_labels_are_drawn_of_every_class_alike():
+    labels = np.repeat(np.arange(10), 50)
+    chosen = some_labels(labels, 0.1, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [5] * 10 and len(set(chosen)) == 50
+    assert len(some_labels(labels, 0.001, seed=0)) == 10
+    assert not np.array_equal(chosen, some_labels(labels, 0.1, seed=1))
+    features = np.eye(10)[labels] + 0.01 * np.random.default_rng(0).normal(size=(500, 10))
+    assert few_label_accuracy(features, labels, features, labels, 0.1) == 1.0
+
+
+def result(name: str, seed: int, linear: float, relative: float = 0.5, **more) -> dict:
+    distances = {"mean": 0.4, "variance": 0.01, "relative": relative, "mean_between_images": 0.8, "histogram": [1, 2]}
+    return {
+        "name": name, "seed": seed, "title": name, "minutes": 1.0, "knn": linear - 0.02, "linear": linear,
+        "labels_1percent": linear / 2, "labels_10percent": linear / 1.5,
+        "invariance": {"trunk, batch statistics": distances}, **more,
+    }  # fmt: skip
+
+
+def runs_with(**accuracies: list[float]) -> dict:
+    return by_name({"runs": [result(name, seed, v) for name, vs in accuracies.items() for seed, v in enumerate(vs)]})
+
+
+def test_a_difference_is_told_from_noise():
+    runs = runs_with(a=[0.50, 0.51, 0.52], b=[0.40, 0.41, 0.42], c=[0.505, 0.51, 0.515], d=[0.4])
+    assert noise(runs, "linear") == pytest.approx(np.sqrt((0.01**2 + 0.01**2 + 0.005**2) / 3))
+    assert {finding.verdict for finding in compare(runs, "a > b", "a", "b")} == {"held"}
+    assert {finding.verdict for finding in compare(runs, "b > a", "b", "a")} == {"not held"}
+    assert {finding.verdict for finding in compare(runs, "a > c", "a", "c")} == {"within the noise"}
+    assert {finding.verdict for finding in compare(runs, "c >= a", "c", "a", equal=True)} == {"held"}
+    assert {finding.verdict for finding in compare(runs, "d >= a", "d", "a", equal=True)} == {"not held"}
+    assert compare(runs, "a > e", "a", "e") == []
+    (linear, _) = compare(runs, "a > b", "a", "b")
+    assert linear.figures == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
+    alone = runs_with(a=[0.5], b=[0.4])
+    assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
+        "not known: no seeds to tell the noise from"
+    }
+
+
+def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
+    runs = runs_with(low=[0.40, 0.41], mid=[0.50, 0.51], high=[0.45, 0.46])
+    line = {"1": "low", "2": "mid", "3": "high"}
+    assert best_at(runs, "best at 2", line, "2")[0].verdict == "held"
+    assert best_at(runs, "best at 3", line, "3")[0].verdict == "not held"
+    close = runs_with(low=[0.505, 0.515], mid=[0.51, 0.52])
+    assert best_at(close, "best at 2", {"1": "low", "2": "mid"}, "2")[0].verdict == "within the noise"
+    assert best_at(runs, "best at 7", line, "7") == []
+    (finding,) = rising(runs, "rises", line)
+    assert finding.verdict == "held" and "rank correlation +0.5" in finding.figures
+    assert rising(runs, "falls", {"1": "mid", "2": "low"})[0].verdict == "not held"
+    falls_then_jumps = runs_with(a=[0.40, 0.41], b=[0.80, 0.81], c=[0.60, 0.61], d=[0.30, 0.31], e=[0.45, 0.46])
+    assert rising(falls_then_jumps, "rises", dict(zip("12345", "abcde", strict=True)))[0].verdict == "not held"
+    assert rising(runs, "not run", {"1": "low", "2": "other"}) == []
+
+
+def test_distances_are_compared_by_mean_and_variance():
+    pairs = [result("pirl_jigsaw", seed, 0.5, 0.3 + 0.01 * seed) for seed in (0, 1)]
+    pairs += [result("jigsaw", seed, 0.4, 0.6 + 0.01 * seed) for seed in (0, 1)]
+    found = nearer(by_name({"runs": pairs}), "c", "pirl_jigsaw", "jigsaw")
+    verdicts = {finding.claim.split(": ")[1]: finding.verdict for finding in found}
+    assert verdicts == {"mean, relative to other images'": "held", "mean": "not held", "variance": "not held"}
+
+
+def test_the_best_layer_is_told_from_noise():
+    def runs(*pairs: tuple[float, float]) -> dict:
+        layers = [{"res4": first, "res5": second} for first, second in pairs]
+        return by_name({"runs": [result("a", n, 0.5, layers=one) for n, one in enumerate(layers)]})
+
+    assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res5")[0].verdict == "held"
+    assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res4")[0].verdict == "not held"
+    assert best_layer(runs((0.4, 0.405), (0.41, 0.411)), "c", "a", "res5")[0].verdict == "within the noise"
+
+
+def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
+    layers = {"layers": {"conv1": 0.3, "res5": 0.4}}
+    content = {
+        "settings": {"epochs": 3, "budget": "none"},
+        "methods": {"pirl_jigsaw": {"title": "PIRL (jigsaw)", "paper": {"linear": 62.2}},
+                    "npid_plus_plus": {"title": "NPID++", "paper": {}}},
+        "sweeps": {"lambda": {"title": "Figure 6, weight", "label": "lambda", "logarithmic": False,
+                              "series": {"PIRL": {"0.0": "npid_plus_plus", "0.5": "pirl_jigsaw"}}}},
+        "runs": [result("pirl_jigsaw", 0, 0.5, **layers), result("pirl_jigsaw", 1, 0.54, **layers),
+                 result("npid_plus_plus", 0, 0.4, **layers)],
+    }  # fmt: skip
+    assert "| PIRL (jigsaw) | 2 | 50.0 +- 2.8 | 52.0 +- 2.8 |" in table(content)
+    assert {finding.claim for finding in findings(content)} >= {
+        "PIRL (jigsaw) > NPID++", "lambda = 0.5 is best (Figure 6)", "res5 is PIRL's best layer (Figure 5)",
+    }  # fmt: skip
+    pictures = draw(content, tmp_path)
+    assert {path.name for path in pictures} == {"figure4.png", "figure5.png", "figure6.png", "study.png"}
+    assert all(path.stat().st_size > 5000 for path in pictures)
+    text = report(content, pictures)
+    assert "failed" not in text
+    assert "- failed: a, seed 0: why" in report({**content, "failed": ["a, seed 0: why"]}, pictures)
+    assert "- epochs: 3" in text and "![study](study.png)" in text and "| PIRL (jigsaw) > NPID++ | held |" in text
+    assert "none: they are about runs of the names" in report({**content, "runs": []}, [])
+
+
+STUDY = """
+methods:
+  pirl_jigsaw: {title: PIRL, config: pretrain/pirl/jigsaw_small_images_cpu, cost: 1}
+  jigsaw:
+    {title: Jigsaw, config: pretrain/jigsaw/covariant_small_images_cpu, cost: 1,
+     overrides: ["config.MODEL.HEAD.PARAMS.0.1.dims=[64,64]"]}
+  random: {title: random}
+sweeps:
+  lambda:
+    title: Figure 6, weight
+    label: lambda
+    series:
+      PIRL:
+        0.5: {method: pirl_jigsaw}
+        1.0: {method: pirl_jigsaw, overrides: [config.LOSS.pirl_loss.lambda_=1.0]}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    output = tmp_path / "out"
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        script = ROOT / "extra_scripts" / "study.py"
+        return subprocess.run(
+            [sys.executable, script, "--output", str(output), *options],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+
+    def study(*options: str) -> subprocess.CompletedProcess:
+        data = ["--train", str(photo_folder), "--test", str(photo_folder), "--study", str(tmp_path / "study.yaml")]
+        size = ["--images", "40", "--epochs", "1", "--seeds", "0", "--jobs", "2"]
+        return run(*data, *size, *options, "--", "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125")
+
+    first = study()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 of 4 runs done" in first.stdout
+    content = json.loads((output / "study.json").read_text())
+    assert {one["name"] for one in content["runs"]} == {"pirl_jigsaw", "jigsaw", "random", "lambda_pirl_1.0"}
+    for one in content["runs"]:
+        assert 0 <= one["knn"] <= 1 and 0 <= one["labels_1percent"] <= 1
+        assert ("heads, batch statistics" in one["invariance"]) == (one["name"] != "jigsaw")
+    text, picture = (output / "report.md").read_text(), (output / "study.png").read_bytes()
+    assert "| PIRL (jigsaw) > Jigsaw |" in text and "lambda = 0.5 is best" in text
+    # Of a run that is lost only its evaluation is done again; the rest is as it was.
+    made = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/model_final*.torch")}
+    (output / "runs" / "jigsaw" / "seed0" / "result.json").unlink()
+    again = study()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/model_final*.torch")} == made
+    assert json.loads((output / "study.json").read_text())["runs"] == content["runs"]
+    # The report from the JSON alone.
+    for name in ("report.md", "study.png"):
+        (output / name).unlink()
+    assert run("--report-only").returncode == 0
+    assert (output / "report.md").read_text() == text and (output / "study.png").read_bytes() == picture
+    # Another size in the same folder is refused.
+    other = study("--epochs", "2")
+    assert other.returncode == 1 and "was made with other settings" in other.stdout + other.stderr
+    assert "give either --budget-minutes, or --images and --epochs" in study("--budget-minutes", "3").stderr

@@ -1,0 +1,118 @@
+"""What the doctor says of this machine, and what a run says of itself before it begins."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pirl_plugin.launch import doctor
+from pirl_plugin.launch.composition import config_names
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.launch.run_summary import summarise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def report() -> list[str]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "extra_scripts" / "doctor.py"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+    )  # fmt: skip
+    faults = [line for line in done.stdout.splitlines() if line.strip().startswith("!") and "/dev/shm" not in line]
+    assert not faults and done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_doctor_names_versions_and_which_classy_vision_is_used(report):
+    import classy_vision
+
+    assert f"  torch {torch.__version__.partition('+')[0]}" in [line.partition("+")[0] for line in report]
+    assert f"  classy_vision in use: {classy_vision.__version__}, in {Path(classy_vision.__file__).parent}" in report
+    assert any(line.strip().startswith("VISSL's wheel lists the same files") for line in report)
+
+
+def test_the_doctor_says_what_each_optional_part_lacks(report, monkeypatch):
+    listed = report[report.index("Optional parts") :]
+    assert sum(any(part.module in line for line in listed) for part in doctor.OPTIONAL) == len(doctor.OPTIONAL)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv2" else find(name))
+    (line,) = [line for line in doctor.optional_parts() if "cv2" in line]
+    assert line == "no cv2, so no quick augmentation in the loader's workers: pip install opencv-python-headless"
+
+
+@pytest.mark.parametrize("missing", ["fvcore", "sklearn", "vissl", "yaml"])
+def test_the_doctor_says_what_is_missing_where_the_plugin_cannot_even_be_imported(missing):
+    code = f"""
+import sys, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "{missing}" else find(name, *rest)
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "{missing}":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.argv = ["doctor.py"]
+import runpy
+runpy.run_path({str(ROOT / "extra_scripts" / "doctor.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert "! the plugin cannot be imported: " in done.stdout
+    assert f"! {missing} is not installed" in done.stdout or missing == "yaml"
+
+
+def test_the_doctor_judges_every_config_that_can_be_run(report):
+    judged = {line.split(":")[0].strip() for line in report if line.strip().startswith(("pretrain/", "benchmark/"))}
+    parts = {name for name in config_names() if doctor.is_part(name)}
+    assert parts == {"pretrain/pirl/analysis", *(f"pretrain/pirl/nodes/{n}node" for n in (1, 4, 8))}
+    assert judged == set(config_names()) - parts
+
+
+def test_a_verdict_is_that_of_the_launcher(monkeypatch):
+    assert str(doctor.verdict("pretrain/pirl/jigsaw_small_images_cpu")) == "can run (give DATA.TRAIN.DATA_PATHS)"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    eight = doctor.verdict("pretrain/pirl/jigsaw_8node")
+    assert eight.lacks[:2] == ("8 nodes", "8 GPUs a node, found 2")
+    assert not doctor.verdict("pretrain/pirl/jigsaw_1gpu").lacks
+    linear = doctor.verdict("benchmark/linear/small_images_cpu")
+    assert linear.give == ("DATA.TRAIN.DATA_PATHS", "DATA.TEST.DATA_PATHS", "MODEL.WEIGHTS_INIT.PARAMS_FILE")
+
+
+def test_a_run_says_what_it_is_going_to_do(photo_folder):
+    config = compose(["config=pretrain/pirl/jigsaw_8node", "config.LOSS.pirl_loss.temperature=0.1"], check=False)
+    said = dict(line.split("  ", 1) for line in summarise(config, "model_phase3.torch"))
+    said = {key: value.strip() for key, value in said.items()}
+    assert said["batch"] == "1024 = 64 ranks (8 nodes) x 16, on gpu with nccl, seed 0"
+    assert said["loss"].startswith("pirl_loss, nce, negatives per_image N = 32000, tau 0.1, lambda 0.5, memory_bank")
+    assert said["schedule"] == (
+        "sgd for 800 epochs, learning rate 0.12 to 0.00012 (cosine, by epoch), weight decay 0.0001"
+    )  # what VISSL's scaling makes of it
+    assert said["network"] == "resnet of depth 50, heads image, jigsaw"
+    assert said["checkpoints"].endswith("goes on from model_phase3.torch")
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        "~config.LOSS.pirl_loss.temperature", "~config.LOSS.pirl_loss.lambda_", "~config.LOSS.pirl_loss.memory_bank",
+        "~config.TRAINER.PIRL_TRAIN_STEP", "~config.TRAINER.PIRL_TRAIN_STEP.compile",
+    ],
+)  # fmt: skip
+def test_what_is_left_out_of_a_config_is_summed_up_at_its_default(left_out):
+    name = "config=pretrain/pirl/jigsaw_8node"
+    assert summarise(compose([name, left_out], check=False)) == summarise(compose([name], check=False))
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if not doctor.is_part(name)])
+def test_every_config_can_be_summed_up(name):
+    if name.startswith(("benchmark/svm", "benchmark/nearest")):
+        pytest.skip("they train nothing")
+    lines = summarise(compose([f"config={name}"], check=False))
+    assert len(lines) >= 8 and all("{" not in line and "AttrDict" not in line for line in lines)

@@ -1,0 +1,115 @@
+"""Several real gloo processes against one that has the whole batch: same loss, gradients and bank."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pirl_plugin.objective.contrast import FORMS
+from pirl_plugin.objective.negatives import NEGATIVES
+
+TESTS = Path(__file__).resolve().parent
+
+
+SETTINGS = [
+    {"contrast": contrast, "negatives": negatives, "memory_bank": {"name": bank}, "batch_size_per_replica": 8}
+    for contrast in FORMS
+    for negatives in NEGATIVES
+    for bank in ("memory_bank", "sharded_memory_bank")
+] + [
+    {"contrast": contrast, "negatives": negatives, "memory_bank": {"name": bank, **keys}, "uneven": True}
+    for bank in ("memory_bank", "sharded_memory_bank")
+    for contrast, negatives, keys in (
+        ("npid", "shared", {"fill_first": True}),
+        ("nce", "all", {"dtype": "bfloat16"}),
+        ("nce", "per_image", {"fill_first": True, "dtype": "bfloat16"}),
+    )
+]
+
+
+def name(settings: dict) -> str:
+    bank = settings["memory_bank"]
+    return "-".join(map(str, [settings["contrast"], settings["negatives"], *bank.values()]))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, list[list[dict]]]:
+    """By number of ranks: what each rank saw for each of SETTINGS."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    results = {}
+    for world_size in (1, 2, 4):
+        files = [str(folder / f"meet_{world_size}"), str(folder / f"out_{world_size}")]
+        command = [sys.executable, str(TESTS / "gloo_loss.py")]
+        processes = [
+            subprocess.Popen(
+                [*command, str(rank), str(world_size), *files, json.dumps(SETTINGS)],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-2000:]
+        results[world_size] = [torch.load(f"{files[1]}.{rank}", weights_only=True) for rank in range(world_size)]
+    return results
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=map(name, SETTINGS))
+def test_any_number_of_ranks_equals_one_process_with_the_whole_batch_and_bank(results, number, world_size):
+    """With the same draws: they depend on the seed, the step and the image alone."""
+    plain = {**SETTINGS[number], "memory_bank": {**SETTINGS[number]["memory_bank"], "name": "memory_bank"}}
+    one = results[1][0][SETTINGS.index(plain)]
+    ranks = [result[number] for result in results[world_size]]
+    for step, value in enumerate(one["values"]):
+        mean = sum(rank["values"][step] for rank in ranks) / len(ranks)
+        torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
+        for branch in (0, 1):
+            together = torch.cat([rank["gradients"][step][branch] for rank in ranks])
+            torch.testing.assert_close(together, one["gradients"][step][branch], rtol=1e-4, atol=1e-5)
+        for key, value in one["reports"][step].items():
+            for rank in ranks:
+                torch.testing.assert_close(rank["reports"][step][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    for key in ("bank", "filled", "log_z"):
+        for rank in ranks:
+            tolerance = 4e-3 if "bfloat16" in name(plain) else 1e-5
+            torch.testing.assert_close(rank[key], one[key], rtol=tolerance, atol=tolerance, equal_nan=True)
+            assert torch.equal(rank[key].isnan(), ranks[0][key].isnan())
+            assert torch.equal(rank[key].nan_to_num(), ranks[0][key].nan_to_num())  # among themselves, to the bit
+    for rank in ranks:
+        assert rank["health"] == pytest.approx(one["health"], rel=4e-3 if "bfloat16" in name(plain) else 1e-4)
+    assert 0 < one["health"]["rows_updated"] < 1 and 1 < one["health"]["effective_rank"] < 8
+    sharded = SETTINGS[number]["memory_bank"]["name"] == "sharded_memory_bank"
+    assert all(rank["held"] == (-(-30 // world_size) if sharded else 30) for rank in ranks)
+
+
+def test_banks_that_differ_between_ranks_stop_the_run(tmp_path):
+    code = f"""
+import sys, types, torch, torch.distributed as dist
+from pirl_plugin.launch import registration
+from pirl_plugin.training.hooks import BankAgreementHook
+from pirl_plugin.objective.memory_bank import MemoryBank
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+bank = MemoryBank(30, dim=8)
+task = types.SimpleNamespace(base_loss=types.SimpleNamespace(memory_bank=bank), train_phase_idx=3)
+BankAgreementHook().on_phase_end(task)  # the same: silent
+if rank == 1:
+    bank.rows[17, 3] += 1e-6
+BankAgreementHook().on_phase_end(task)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0 and "memory banks differ after epoch 3" in errors
