@@ -21,15 +21,15 @@ test: install ## run the fast tests
 test-slow: install ## run the slow tests
 	cd "$(ROOT)" && .venv/bin/python -m pytest -m slow || [ $$? -eq 5 ]
 
-lint: install ## check style and formatting with ruff
-	cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check .
+lint: install ## check style and formatting with ruff, types with mypy
+	cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 demo: install ## train and show PIRL on a CPU: make demo [DATA=folder] [BUDGET_MINUTES=n]
-	@"$(BIN)/pirl-demo" $(if $(DATA),--data "$(DATA)") $(if $(BUDGET_MINUTES),--budget-minutes "$(BUDGET_MINUTES)")
+	@"$(BIN)/pirl" demo $(if $(DATA),--data "$(DATA)") $(if $(BUDGET_MINUTES),--budget-minutes "$(BUDGET_MINUTES)")
 
 bench: install ## measure side by side with VISSL
 	@"$(BIN)/python" "$(ROOT)benchmarks/run.py"
 
 clean: ## remove the environment, builds and caches; outputs of runs stay
-	cd "$(ROOT)" && rm -rf .venv .venv.lock build dist *.egg-info .pytest_cache .ruff_cache
+	cd "$(ROOT)" && rm -rf .venv .venv.lock build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	cd "$(ROOT)" && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,20 +68,27 @@ EXTRAS_REQUIRE = {
     "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
     # The photos that the demo trains on when it is given none.
     "demo": ["scikit-image"],
-    "test": ["pytest>=7", "pytest-timeout", "ruff", "scikit-image"],
+    # Completion of `pirl` in a shell: eval "$(register-python-argcomplete pirl)".
+    "completion": ["argcomplete"],
+    "test": [
+        "argcomplete",
+        "lightning",
+        "mypy",
+        "pytest>=7",
+        "pytest-timeout",
+        "ruff",
+        "scikit-image",
+        "timm",
+        "types-PyYAML",
+        "types-tabulate",
+        "types-tqdm",
+    ],
 }
 
 CONSOLE_SCRIPTS = {
     # Named as VISSL's own tool, so that a VISSL command line works unchanged.
-    "run_distributed_engines.py": "pirl_plugin.launch.commands:run_distributed_engines",
-    "pirl-extract-features": "pirl_plugin.launch.commands:extract_features",
-    "pirl-train-svm": "pirl_plugin.launch.commands:train_svm",
-    "pirl-train-svm-low-shot": "pirl_plugin.launch.commands:train_svm_low_shot",
-    "pirl-nearest-neighbors": "pirl_plugin.launch.commands:nearest_neighbors",
-    "pirl-export-weights": "pirl_plugin.launch.commands:export_weights",
-    "pirl-embed": "pirl_plugin.launch.commands:embed",
-    "pirl-train-detector": "pirl_plugin.launch.commands:train_detector",
-    "pirl-demo": "pirl_plugin.launch.commands:demo",
+    "run_distributed_engines.py": "pirl_plugin.launch.start:main",
+    "pirl": "pirl_plugin.commands.__main__:main",
 }
 
 setup(

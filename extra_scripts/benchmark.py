@@ -1,68 +1,8 @@
-"""Evaluate a checkpoint with the paper's benchmarks and put the results beside the paper's.
+"""`pirl benchmark`, for those who look here."""
 
-    python extra_scripts/benchmark.py CHECKPOINT --run linear_imagenet svm_voc07 detection_voc07 --output benchmarks
-
-What was done before in --output is not run again, and what was interrupted goes on. --slurm PARTITION submits a job for
-each; the same command with --gather then makes the table. --settings FILE gives overrides, a list by benchmark, e.g.
-
-    vissl: [config.DATA.NUM_DATALOADER_WORKERS=10]
-    linear_imagenet: ["config.DATA.TRAIN.DATA_PATHS=[/data/train]", "config.DATA.TEST.DATA_PATHS=[/data/val]"]
-    detection: [SOLVER.IMS_PER_BATCH, 16]
-"""
-
-import argparse
-import signal
 import sys
-from pathlib import Path
 
-from pirl_plugin.experiments.benchmarking import BENCHMARKS, freeze_weights, gather, plan, read_settings, submit
-from pirl_plugin.launch import registration  # noqa: F401
-from pirl_plugin.validation import one_sentence_errors
-
-
-def main() -> None:
-    summary, _, details = __doc__.partition("\n")
-    listed = "\n".join(f"    {name:26}{benchmark.title}" for name, benchmark in BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=f"{details}\nBenchmarks:\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", help="of this plugin or of VISSL, a state dict, or .safetensors")
-    parser.add_argument("--run", nargs="+", metavar="NAME", default=[], help="which, in this order")
-    parser.add_argument("--output", required=True, type=Path, help="a folder for all runs and the table")
-    parser.add_argument("--settings", help="a YAML file of overrides")
-    parser.add_argument("--gather", action="store_true", help="run nothing, only make the table of what is there")
-    parser.add_argument("--slurm", metavar="PARTITION", help="submit each as a job there")
-    parser.add_argument("--hours", type=int, default=72, help="of a SLURM job before it is requeued")
-    parser.add_argument("--gpus", type=int, default=8, help="of a SLURM job")
-    parser.add_argument("--cpus", type=int, default=80, help="of a SLURM job")
-    options = parser.parse_args()
-    if not options.run and not options.gather:
-        parser.error("nothing to do: give --run with one or more of the benchmarks below, or --gather")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on."))
-    with one_sentence_errors():
-        if options.gather:
-            print(gather(options.output)[0])
-            return
-        runs = plan(options.run, options.output.resolve(), read_settings(options.settings))
-        freeze_weights(options.checkpoint, options.output.resolve())
-        if options.slurm:
-            jobs = submit(
-                runs,
-                "slurm",
-                slurm_partition=options.slurm,
-                timeout_min=60 * options.hours,
-                gpus_per_node=options.gpus,
-                cpus_per_task=options.cpus,
-            )
-            for run, job in zip(runs, jobs, strict=True):
-                print(f"{run.name}: job {job.job_id}, log in {run.folder}/log.txt")
-            return
-        results = [run.run(f"[{number}/{len(runs)}] ") for number, run in enumerate(runs, start=1)]
-        print(f"\n{gather(options.output)[0]}\nWritten: {options.output}/results.md and results.json")
-        sys.exit(any("failed" in result for result in results))
-
+from pirl_plugin.commands.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["benchmark", *sys.argv[1:]])

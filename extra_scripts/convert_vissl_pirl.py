@@ -1,42 +1,8 @@
-"""Turn a checkpoint of VISSL's own PIRL into one that this plugin starts from: trunk, heads and memory bank.
+"""`pirl convert-vissl`, for those who look here."""
 
-    python extra_scripts/convert_vissl_pirl.py model_final_checkpoint_phase799.torch --output warm_start.torch
+import sys
 
-Row i of the bank belongs to image i: --images FOLDER checks that the data set is in the order that VISSL had it in.
-"""
-
-import argparse
-
-from pirl_plugin.host.warm_start import agreement, convert
-from pirl_plugin.launch import registration  # noqa: F401
-from pirl_plugin.validation import ConfigError, one_sentence_errors
-
-MARGIN = 0.2  # by which an image must be nearer to its own row than to another's
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("--output", required=True, help="a .torch file")
-    parser.add_argument("--images", help="the data set, to check that the bank's rows are its images'")
-    parser.add_argument(
-        "--patch-relu",
-        choices=("yes", "no"),
-        help="whether a ReLU follows each patch's projection; default: as VISSL's configs, with MLP heads only",
-    )
-    options = parser.parse_args()
-    with one_sentence_errors():
-        relu = None if options.patch_relu is None else options.patch_relu == "yes"
-        print(convert(options.checkpoint, options.output, relu))
-        if options.images:
-            own, other = agreement(options.output, options.images)
-            print(f"Cosine similarity of images with their own rows {own:.2f}, with others' {other:.2f}")
-            if own < other + MARGIN:
-                raise ConfigError(
-                    f"The rows of the bank are not those of {options.images} in this order; start without "
-                    f"initial_rows, or name the images in VISSL's order in a .txt list."
-                )
-
+from pirl_plugin.commands.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["convert-vissl", *sys.argv[1:]])

@@ -96,7 +96,7 @@ if command -v flock >/dev/null; then
     flock -n 9 || { echo "Waiting for another install in $root to end ..." && flock 9; }
 fi
 
-lock_sum=$(checksum requirements.txt extra_scripts/install_detectron2.py)
+lock_sum=$(checksum requirements.txt pirl_plugin/commands/install_detectron2.py)
 project_sum=$(checksum setup.py pyproject.toml)
 environment_ok=no
 if [ "$(cat "$venv/lock.stamp" 2>/dev/null)" = "$lock_sum" ] && version=$(version_of "$venv_python"); then
@@ -126,7 +126,7 @@ else
         pip_install --no-build-isolation -r requirements.txt
     step 3 "Putting $(pinned classy-vision) on top of vissl's copy" install_classy_vision
     step 4 "Adding Detectron2 (optional elsewhere; the tests use it)" \
-        "$venv_python" -I extra_scripts/install_detectron2.py
+        "$venv_python" -I pirl_plugin/commands/install_detectron2.py
     printf '%s\n' "$lock_sum" >"$venv/lock.stamp"
 fi
 step $steps "Installing this project, editable" pip_install --no-build-isolation -e .

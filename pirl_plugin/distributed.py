@@ -25,7 +25,7 @@ def barrier() -> None:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of `value` over all ranks, a new tensor, without gradient."""
-    value = value.detach().clone()
+    value = value.detach().clone(memory_format=torch.contiguous_format)  # NCCL refuses other strides
     if world_size() > 1:
         dist.all_reduce(value)
     return value
@@ -71,6 +71,14 @@ class Alone:
         """The sums over the processes of some float tensors of the same shape."""
         return tensors
 
+    def join(self, tensor: Tensor) -> Tensor:
+        """[..., n] of each process -> [..., W n], side by side."""
+        return tensor
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """[..., W n] -> [..., n], what this process gave to `join`."""
+        return tensor
+
 
 class AmongRanks(Alone):
     """Each rank holds some of the rows, so that all ranks score the images of all.
@@ -100,6 +108,16 @@ class AmongRanks(Alone):
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return sum_over_ranks(torch.stack(tensors)).unbind()
+
+    def join(self, tensor: Tensor) -> Tensor:
+        if self.holders == 1:
+            return tensor
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.holders)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts, dim=-1)
+
+    def part(self, tensor: Tensor) -> Tensor:
+        return tensor.chunk(self.holders, dim=-1)[rank()] if self.holders > 1 else tensor
 
 
 def collective_device() -> torch.device:

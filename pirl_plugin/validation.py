@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -12,6 +13,10 @@ from typing import Any
 
 class ConfigError(ValueError):
     """A setting, file or data set that the user can put right; the message is one sentence."""
+
+
+class MissingPackageError(ConfigError, ModuleNotFoundError):
+    """A package that is needed and not installed; the message says how to install it."""
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -110,12 +115,13 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
 
 
 def keyword_arguments(cls: type) -> set[str]:
-    """Names of the arguments that `cls` and its bases take, but for self."""
+    """Names of the arguments that `cls` and its bases take, but for self, *args and **kwargs."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names: set[str] = set()
     for base in cls.__mro__:
-        code = getattr(base.__dict__.get("__init__"), "__code__", None)
-        if code is not None:
-            names.update(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
+        if "__init__" in base.__dict__ and base is not object:
+            parameters = list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]
+            names.update(parameter.name for parameter in parameters if parameter.kind in named)
     return names
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from vissl.data.collators import register_collator
 
 IGNORED = -1  # the index of an image that must not be trained on
 
@@ -20,8 +19,7 @@ def stack(views: list[Tensor]) -> Tensor:
     return default_collate([view.movedim(-3, -1) for view in views]).movedim(-1, -3)
 
 
-@register_collator("pirl_collator")
-def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
+def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Stack the views of a batch.
 
     Samples whose image could not be read are left out. Where none could be read, all stay (a distributed
@@ -42,7 +40,7 @@ def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
     valid = torch.tensor([sample["data_valid"][0] == 1 for sample in batch])
     kept = [sample for sample, keep in zip(batch, valid.tolist(), strict=True) if keep] or batch
     image_index = data_index[valid] if bool(valid.any()) else torch.full_like(data_index, IGNORED)
-    views = {"images": [stack([sample["images"] for sample in kept])]}
+    views: dict[str, list[Any]] = {"images": [stack([sample["images"] for sample in kept])]}
     if "pretext" in kept[0]:
         views["pretext"] = [stack([sample["pretext"] for sample in kept]).flatten(0, 1)]
     if "photometric" in kept[0]:

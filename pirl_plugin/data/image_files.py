@@ -17,7 +17,6 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from vissl import data as vissl_data
 
 from pirl_plugin.distributed import world_size
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
@@ -26,10 +25,10 @@ from pirl_plugin.validation import ConfigError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def walk_images(folder: str | os.PathLike) -> Iterator[str]:
+def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Paths of the image files below `folder`, known by their extension, in sorted order."""
     visited = set()
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+    for parent, folders, files in os.walk(os.fspath(folder), onerror=_refuse_folder, followlinks=True):
         folders.sort()
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above, or to one already listed
@@ -65,7 +64,7 @@ def check_same_classes(*folders: str | os.PathLike) -> None:
         ConfigError: naming what only one of them has, or where one has fewer than two.
     """
     names = [{path.name for path in labelled_class_folders(folder)} for folder in folders]
-    different = set.union(*names) - set.intersection(*names)
+    different = set[str]().union(*names) - names[0].intersection(*names)
     if different:
         raise ConfigError(
             f"{' and '.join(map(str, folders))} must have the same class folders; only one has "
@@ -118,8 +117,9 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
     Raises:
         OSError and other errors of PIL: where the file cannot be read to its end.
     """
-    with Image.open(path) as image:
-        image.load()
+    with Image.open(path) as opened:
+        opened.load()
+        image: Image.Image = opened
         if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey, which PIL would clip to 255
             levels = np.asarray(image, dtype=np.float64)
             image = Image.fromarray((levels.clip(0) * (255 / (levels.max() or 1))).astype(np.uint8))
@@ -201,7 +201,7 @@ class ImageFiles:
         numbers = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
         return [numbers[part[0]] for part in parts]
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, bool]:
+    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, bool]:
         path = os.fsdecode(self.files[index])
         try:
             if self.pretext is None:
@@ -212,7 +212,3 @@ class ImageFiles:
             if self.pretext is None:
                 return Image.new("RGB", (64, 64), (128, 128, 128)), False
             return torch.full((3, 64, 64), 128, dtype=torch.uint8), False
-
-
-vissl_data.DATASET_SOURCE_MAP["image_files"] = ImageFiles
-vissl_data.DATA_SOURCES_WITH_SUBSET_SUPPORT.add("image_files")

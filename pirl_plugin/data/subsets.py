@@ -85,7 +85,7 @@ def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int =
     classes = labelled_class_folders(folder)
     counts = {path: sum(1 for _ in walk_images(path)) for path in tqdm(classes, desc=f"Counting {folder}")}
     each = max(1, round(sum(counts.values()) * percent / 100 / len(classes)))
-    smallest = min(classes, key=counts.get)
+    smallest = min(classes, key=lambda path: counts[path])
     if counts[smallest] < each:
         raise ConfigError(
             f"The class {smallest.name} has {counts[smallest]} images, fewer than the {each} a class that {percent:g}% "

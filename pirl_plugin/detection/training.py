@@ -1,7 +1,7 @@
 """Detection fine-tuning in Detectron2: Faster R-CNN R50-C4 on VOC07+12 and VOC07 (Tables 1 and 6).
 
 Detectron2 trains, resumes and evaluates; this module brings the weights, checks that the config prepares images as they
-want, and checks the data before it is read. Detectron2 is optional: extra_scripts/install_detectron2.py installs it.
+want, and checks the data before it is read. Detectron2 is optional: pirl install-detectron2 installs it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from hydra_plugins.pirl_plugin_path import config_folder
 from pirl_plugin.detection.voc_trees import check_split
 from pirl_plugin.network.export import export, preprocessing
 from pirl_plugin.network.weights import infer_architecture, read_trunk_weights
+from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, nearest, one_sentence_errors
 
 
 def require_detectron2() -> None:
     """Raise ConfigError, with the command that helps, where Detectron2 is not installed."""
     if importlib.util.find_spec("detectron2") is None:
-        raise ConfigError(
-            "Detectron2 is not installed: run `python extra_scripts/install_detectron2.py` in this environment."
-        )
+        raise ConfigError("Detectron2 is not installed: run `pirl install-detectron2` in this environment.")
 
 
 def config_files() -> dict[str, Path]:
@@ -117,7 +115,7 @@ def register_own_data(folder: str, classes: list[str]) -> None:
             register_pascal_voc(name, folder, split, 2007, class_names=classes)
 
 
-def _trainer() -> type:
+def _trainer() -> Any:
     from detectron2.engine import DefaultTrainer
     from detectron2.evaluation import PascalVOCDetectionEvaluator
 
@@ -155,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     from detectron2.engine import default_argument_parser
 
     arguments = default_argument_parser()
-    arguments.prog = "pirl-train-detector"
+    arguments.prog = "pirl train-detector"
     arguments.description = (
         f"Faster R-CNN from a PIRL checkpoint; --config-file is a path or one of {', '.join(config_files())}."
     )
@@ -194,7 +192,7 @@ def prepare(options: argparse.Namespace) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
-    """`pirl-train-detector --config-file voc0712_pirl --weights CHECKPOINT --num-gpus 8 [KEY VALUE ...]`."""
+    """`pirl train-detector --config-file voc0712_pirl --weights CHECKPOINT --num-gpus 8 [KEY VALUE ...]`."""
     with one_sentence_errors():
         require_detectron2()
         from detectron2.engine import launch

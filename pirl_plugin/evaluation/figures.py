@@ -92,8 +92,12 @@ def draw_gallery(path: str | Path, rows: Sequence[Sequence[np.ndarray]], title: 
 def draw_spectrum(axes: Axes, spectra: Mapping[str, Sequence[float]]) -> None:
     """Shares of the principal directions in the variance of embeddings, falling, one line a model."""
     for number, (name, shares) in enumerate(spectra.items()):
-        shares = np.asarray(shares)
-        axes.plot(1 + np.arange(len(shares)), np.maximum(shares, 1e-8), color=COLORS[number % len(COLORS)], label=name)
+        axes.plot(
+            1 + np.arange(len(shares)),
+            np.maximum(np.asarray(shares), 1e-8),
+            color=COLORS[number % len(COLORS)],
+            label=name,
+        )
     axes.set_yscale("log")
     axes.set_xscale("log")
     axes.legend(fontsize=8, frameon=False)

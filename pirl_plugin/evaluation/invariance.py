@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from pirl_plugin.data.image_files import load_rgb
 from pirl_plugin.evaluation.measures import unit
-from pirl_plugin.evaluation.quick import run_config
-from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import build_trunk
+from pirl_plugin.network.checkpoints import head_state, load_checkpoint, run_config
 from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
 
@@ -61,9 +60,13 @@ def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
     }
 
 
-def has_two_heads(config: Any) -> bool:
+def _heads(config: Mapping[str, Any]) -> list[Any]:
+    return config["MODEL"]["HEAD"]["PARAMS"]
+
+
+def has_two_heads(config: Mapping[str, Any]) -> bool:
     """Whether a run's network has PIRL's heads f and g."""
-    return [head[0] for head in config.MODEL.HEAD.PARAMS] == ["pirl_heads", "pirl_heads"]
+    return [head[0] for head in _heads(config)] == ["pirl_heads", "pirl_heads"]
 
 
 def with_histogram(image: np.ndarray, transformed: np.ndarray) -> dict[str, Any]:
@@ -91,8 +94,8 @@ class Encoders(nn.Module):
 
     def __init__(
         self,
-        config: Any,
-        checkpoint: Mapping[str, Any] | None,
+        config: Mapping[str, Any],
+        checkpoint: dict[str, Any] | None,
         level: str = "heads",
         statistics: str = "batch",
         seed: int = 0,
@@ -103,7 +106,7 @@ class Encoders(nn.Module):
         self.trunk = build_trunk(config, checkpoint, seed)
         self.heads = nn.ModuleList()
         if level == "heads":
-            parameters = config.MODEL.HEAD.PARAMS
+            parameters = _heads(config)
             if not has_two_heads(config):
                 raise ConfigError(
                     f"The run's heads are {[head[0] for head in parameters]}; the distance of f(v_I) to g(v_It) needs "
@@ -111,9 +114,9 @@ class Encoders(nn.Module):
                 )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.heads.extend(PIRLHead(config.MODEL, **arguments) for _, arguments in parameters)
+                self.heads.extend(PIRLHead(**arguments) for _, arguments in parameters)
             if checkpoint is not None:
-                self.heads.load_state_dict(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"])
+                self.heads.load_state_dict(head_state(checkpoint))
         self.train(statistics == "batch")
 
     def forward(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +198,7 @@ def pairs_of_checkpoint(
         pretext: the entry of TRANSFORMS; default: the run's own.
     """
     config = run_config(path)
-    pretext = pretext or config.DATA.TRAIN.TRANSFORMS[0]
+    pretext = pretext or config["DATA"]["TRAIN"]["TRANSFORMS"][0]
     if pretext.get("name") not in PRETEXT_TRANSFORMS:
         raise ConfigError(
             f"The run of {path} has no pretext transform of this plugin ({pretext.get('name')}); name another run "

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pirl_plugin.host.extraction import collect, collect_indices, layers_and_splits
+from pirl_plugin.evaluation.extracted_features import collect, layers_and_splits
+from pirl_plugin.evaluation.measures import unit
 from pirl_plugin.validation import ConfigError
 
 
@@ -23,7 +24,7 @@ def join(features: Sequence[np.ndarray], normalise: bool = True) -> np.ndarray:
     """
     parts = [part.astype(np.float32) for part in features]
     if normalise:
-        parts = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in parts]
+        parts = [unit(part) for part in parts]
     return np.concatenate(parts, axis=1)
 
 
@@ -33,7 +34,7 @@ def join_folders(
     """Join all layers and splits that several extractions of the same images have in common.
 
     Args:
-        folders: of `pirl-extract-features`, one a network, at least two.
+        folders: of `pirl extract-features`, one a network, at least two.
         output: where `rank0_chunk0_<split>_<layer>_{features,targets,inds}.npy` go, for VISSL's tools.
         normalise: as in `join`.
 
@@ -59,8 +60,7 @@ def join_folders(
     output.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for split, layer in common:
-        features, targets = zip(*(collect(str(folder), split, layer) for folder in folders), strict=True)
-        indices = [collect_indices(str(folder), split, layer) for folder in folders]
+        features, targets, indices = zip(*(collect(folder, split, layer) for folder in folders), strict=True)
         for folder, other, order in zip(folders[1:], targets[1:], indices[1:], strict=True):
             if not (np.array_equal(targets[0], other) and np.array_equal(indices[0], order)):
                 raise ConfigError(

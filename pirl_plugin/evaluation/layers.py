@@ -13,9 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from pirl_plugin.evaluation.measures import linear_probe
 from pirl_plugin.network.features import view_batches
-
-LAYERS = ("conv1", "res2", "res3", "res4", "res5")
-ORDER = (*LAYERS, "res5avg", "flatten")
+from pirl_plugin.network.trunks import LAYERS, STAGES
 
 
 def pooled(features: Tensor, most_dimensions: int) -> Tensor:
@@ -32,7 +30,7 @@ def embed_layers(
     trunk: nn.Module,
     images: Sequence[Image.Image | str | Path],
     view: Callable[[Image.Image], Tensor],
-    layers: Sequence[str] = LAYERS,
+    layers: Sequence[str] = STAGES,
     most_dimensions: int = 2048,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
@@ -40,12 +38,12 @@ def embed_layers(
     """Features float32 [N, D] of images or image files by layer, from one forward each.
 
     Args:
-        trunk: a VISSL trunk in eval mode.
+        trunk: a ResNetTrunk, or a trunk of VISSL, in eval mode.
         view: image -> float tensor [3, H, W].
         layers: of conv1, res2 ... res5, pooled to at most `most_dimensions`; or res5avg, flatten.
         progress: called with (done, total) after every batch.
     """
-    layers = sorted(layers, key=ORDER.index)  # VISSL returns them in this order, whatever the request's is
+    layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     device = next(trunk.parameters()).device
     for batch in view_batches(images, view, batch_size, progress):

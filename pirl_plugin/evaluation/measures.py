@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pirl_plugin.registry import Registry
 from pirl_plugin.validation import check_integer, check_number
+
+# (train features [N, D], labels [N], test features [Q, D], labels [Q]) -> a figure in [0, 1], the higher the better.
+Evaluation = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
+Function = TypeVar("Function", bound=Callable[..., float])
+EVALUATIONS: Registry[Evaluation] = Registry("evaluation")
+
+
+def register_evaluation(name: str) -> Callable[[Function], Function]:
+    """Register a function of features and labels under `name`, which `pirl evaluate --evaluations` then takes."""
+
+    def register(function: Function) -> Function:
+        EVALUATIONS.register(name, function)
+        return function
+
+    return register
 
 
 def unit(features: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
@@ -37,6 +56,7 @@ def nearest_neighbors(
     return np.concatenate(similarities), np.concatenate(rows)
 
 
+@register_evaluation("knn")
 def weighted_knn(
     train_features: np.ndarray,
     train_labels: np.ndarray,
@@ -60,6 +80,7 @@ def weighted_knn(
     return float((votes.argmax(1) == test_labels).mean())
 
 
+@register_evaluation("linear")
 def linear_probe(
     train_features: np.ndarray,
     train_labels: np.ndarray,

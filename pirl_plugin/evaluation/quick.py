@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
-from vissl.config import AttrDict
 
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
-from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
-from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import build_trunk, center_view, embed
+from pirl_plugin.evaluation.measures import EVALUATIONS, weighted_knn
+from pirl_plugin.network.checkpoints import load_checkpoint, run_config
+from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
-from pirl_plugin.validation import ConfigError
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
@@ -40,20 +40,8 @@ def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[
     return files, np.array(labels)
 
 
-def run_config(checkpoint: str | Path) -> AttrDict:
-    """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
-
-    Raises:
-        ConfigError: where there is none.
-    """
-    path = Path(checkpoint).resolve().parent / "train_config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"There is no train_config.yaml beside {checkpoint}, where VISSL writes it.")
-    return AttrDict(yaml.safe_load(path.read_text()))
-
-
 def compare_with_untrained(
-    config: AttrDict,
+    config: Mapping[str, Any],
     checkpoint: dict,
     train: tuple[list, np.ndarray],
     test: tuple[list, np.ndarray],
@@ -61,28 +49,34 @@ def compare_with_untrained(
     k: int = 200,
     seed: int = 0,
     progress: Callable[[str], Callable[[int, int], None] | None] = lambda name: None,
+    evaluations: Sequence[str] = ("knn", "linear"),
 ) -> tuple[dict[str, dict[str, float]], tuple[np.ndarray, np.ndarray]]:
-    """Top-1 accuracies in [0, 1] on `test` of weighted kNN and a linear probe fitted on `train`.
+    """Figures in [0, 1] of evaluations that learn from `train` and are measured on `test`.
 
     Args:
         config: of the run; its trunk and its pretext transform's mean and std are used.
         train, test: images or their paths, and class numbers.
         size: side of the views, in pixels.
+        k: neighbours, of kNN.
         seed: of the untrained network.
         progress: name of a network -> callback (done, total), or None.
+        evaluations: names in EVALUATIONS.
 
     Returns:
         {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test.
     """
-    transform = config.DATA.TRAIN.TRANSFORMS[0]
+    transform = config["DATA"]["TRAIN"]["TRANSFORMS"][0]
     view = center_view(size, transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD))
+    measures = {name: EVALUATIONS.find(name, "--evaluations") for name in evaluations}
+    if "knn" in measures:
+        measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
+        measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k)
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=seed)
         features = embed(trunk, train[0], view, progress=progress(name)), embed(trunk, test[0], view)
         results[name] = {
-            f"kNN (k = {k})": weighted_knn(features[0], train[1], features[1], test[1], k=k),
-            "linear": linear_probe(features[0], train[1], features[1], test[1]),
+            label: measure(features[0], train[1], features[1], test[1]) for label, measure in measures.items()
         }
     return results, features
 
@@ -106,10 +100,13 @@ def evaluate_checkpoint(
     limit_train: int | None = None,
     limit_test: int | None = None,
     k: int = 200,
+    evaluations: Sequence[str] = ("knn", "linear"),
 ) -> dict[str, dict[str, float]]:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class."""
     check_same_classes(train_folder, test_folder)
     train, test = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
     config = run_config(path)
-    results, _ = compare_with_untrained(config, load_checkpoint(path), train, test, size, k, config.SEED_VALUE)
+    results, _ = compare_with_untrained(
+        config, load_checkpoint(path), train, test, size, k, config["SEED_VALUE"], evaluations=evaluations
+    )
     return results

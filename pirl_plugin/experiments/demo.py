@@ -1,8 +1,7 @@
-"""`pirl-demo`: pre-train on real photos within a time budget, measure what was learned, draw it."""
+"""`pirl demo`: pre-train on real photos within a time budget, measure what was learned, draw it."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -20,38 +19,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pirl_plugin import figures
 from pirl_plugin.data.image_files import load_rgb
-from pirl_plugin.evaluation.measures import instance_retrieval, nearest_neighbors
+from pirl_plugin.evaluation.measures import instance_retrieval
 from pirl_plugin.evaluation.quick import compare_with_untrained, table
 from pirl_plugin.experiments.demo_data import DemoData, make_bundled_data, make_own_data
-from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.experiments.demo_picture import draw
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import build_trunk, center_view, embed
+from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
-from pirl_plugin.validation import ConfigError, one_sentence_errors
+from pirl_plugin.validation import ConfigError
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, of the views that are evaluated
 BATCH = 32  # images a step, over all processes
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
 LINE = re.compile(r"epoch (\d+) of \d+, iteration (\d+) of \d+: loss ([\d.einfa+-]+),.* (\S+(?: days?, \S+)?) left")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: see `pirl-demo --help`."""
-    parser = argparse.ArgumentParser(prog="pirl-demo", description=__doc__)
-    parser.add_argument("--data", type=Path, help="a folder of photos of your own; class = sub-folder")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="default: ./demo_output")
-    parser.add_argument("--budget-minutes", type=float, default=7.0, help="for pre-training; default 7")
-    parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    with one_sentence_errors():
-        run(options.output, options.data, options.budget_minutes, options.images, options.seed)
 
 
 def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
@@ -195,7 +181,12 @@ def pretrain(overrides: list[str], output: Path, processes: int, deadline: float
             start_new_session=True,
         ) as process,
     ):
-        clock = threading.Timer(deadline, lambda: (late.set(), _kill(process)))
+
+        def out_of_time() -> None:
+            late.set()
+            _kill(process)
+
+        clock = threading.Timer(deadline, out_of_time)
         clock.start()
         for line in _until_killed(process, clock):
             log.write(line)
@@ -225,6 +216,7 @@ def _kill(process: subprocess.Popen) -> None:
 def _until_killed(process: subprocess.Popen, clock: threading.Timer) -> Iterator[str]:
     """The lines of a process, of which nothing is left running when the reader stops for whatever reason."""
     try:
+        assert process.stdout is not None
         yield from process.stdout
         process.wait()
     finally:
@@ -256,7 +248,7 @@ def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
 def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Accuracies of the trained and the untrained network; the trained one's train and test features."""
     progress = lambda name: _progress(f"{name}: embedded")  # noqa: E731
-    if data.train_labels is not None:
+    if data.train_labels is not None and data.test_labels is not None:
         train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
         k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
         return compare_with_untrained(config, checkpoint, train, test, SIZE, k, config.SEED_VALUE, progress)
@@ -269,43 +261,3 @@ def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.n
         results[name] = {"instance retrieval": instance_retrieval(first, second)}
     features = embed(trunk, data.train_files, view, progress=progress("PIRL")), embed(trunk, data.test_files, view)
     return results, features
-
-
-def draw(path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple) -> Path:
-    """One PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, the accuracies."""
-    settings = config.DATA.TRAIN.TRANSFORMS[0]
-    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(settings)
-    levels = settings["mean"], settings["std"]
-    figure = figures.new_figure(11, 7.2)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    axes = top.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))
-    photo = load_rgb(data.train_files[len(data.train_files) // 3])
-    image, patches = transform.views(photo, torch.Generator().manual_seed(3))
-    figures.show_image(axes[0], np.asarray(photo), "A training image I")
-    figures.show_image(axes[1], figures.to_pixels(image, *levels), "Its view")
-    sheet = [figures.to_pixels(patch, *levels) for patch in patches]
-    figures.show_image(axes[2], figures.contact_sheet(sheet, transform.grid_size, gap=1), "t(I): patches, shuffled")
-    if losses:
-        iterations, values = zip(*losses, strict=True)
-        axes[3].plot(iterations, values, color=figures.BLUE, linewidth=1.6)
-    figures.style(axes[3], "Loss (Eq. 5)", "iteration")
-
-    left, right = bottom.subplots(1, 2, width_ratios=(1.6, 1))
-    train, test = features
-    chosen = np.linspace(0, len(test) - 1, 5).round().astype(int)
-    _, rows = nearest_neighbors(test[chosen], train, 7)
-    sheet = []
-    for query, neighbours in zip(chosen, rows, strict=True):
-        files = [data.test_files[query], *(data.train_files[n] for n in neighbours)]
-        sheet += [np.asarray(load_rgb(f).resize((40, 40))) for f in files]
-    figures.show_image(
-        left, figures.contact_sheet(sheet, 8, gap=3), "Held-out query (left) and its nearest training images"
-    )
-    measures = list(results["PIRL"])
-    series = {name: [results[name][m] for m in measures] for name in ("untrained", "PIRL")}
-    figures.bars(right, measures, series, "Held-out accuracy")
-    return figures.save(figure, path)
-
-
-if __name__ == "__main__":
-    main()

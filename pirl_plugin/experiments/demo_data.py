@@ -89,7 +89,7 @@ def cut_tiles(photo: Image.Image, count: int, left: float, right: float, seed: i
     first, last = round(photo.width * left), round(photo.width * right)
     tiles = []
     for _ in range(count):
-        side = int(min(rng.integers(48, 97), last - first, photo.height))
+        side = min(int(rng.integers(48, 97)), last - first, photo.height)
         x = first + int(rng.integers(last - first - side + 1))
         y = int(rng.integers(photo.height - side + 1))
         tile = photo.crop((x, y, x + side, y + side))

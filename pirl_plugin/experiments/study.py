@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hydra_plugins.pirl_plugin_path import config_folder
+from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, check_choice, check_keys, check_mapping, check_number
 
 DEFAULT = "small_images"
@@ -85,7 +85,7 @@ def read_study(name: str | Path = DEFAULT) -> Study:
         where = f"sweeps.{key} of {path}"
         check_keys(check_mapping(sweep, where), {"title", "label", "logarithmic", "series"}, where)
         _require(sweep, ("title", "label", "series"), where)
-        series = {}
+        series: dict[str, Any] = {}
         for line, values in check_mapping(sweep["series"], f"series of {where}").items():
             series[line] = {}
             for value, point in check_mapping(values, f"series.{line} of {where}").items():

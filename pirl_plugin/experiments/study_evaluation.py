@@ -21,14 +21,16 @@ from pirl_plugin.evaluation.invariance import (
     transformation,
     with_histogram,
 )
-from pirl_plugin.evaluation.layers import LAYERS, embed_layers, layer_accuracies
+from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
 from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
 from pirl_plugin.experiments.study_runs import Run
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import build_trunk, center_view_of
+from pirl_plugin.network.features import center_view_of
+from pirl_plugin.network.run_networks import build_trunk
+from pirl_plugin.network.trunks import STAGES
 
 SUBSETS = 5  # draws of the labelled images, for 1% and 10% of the labels
 
@@ -84,14 +86,15 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         and BatchNorm statistics (`with_histogram`).
     """
     config = compose(run.launcher_overrides(), check=False)
-    checkpoint = None if run.method.config is None else load_checkpoint(run.checkpoint)
+    path = None if run.method.config is None else run.checkpoint
+    checkpoint = None if path is None else load_checkpoint(path)
     trunk = build_trunk(config, checkpoint, seed=run.seed)
     pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
     task = transformation(pretext)
     view = center_view_of(task)
     (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
     of_layers = run.name in evaluation.layers_of
-    layers = ("flatten", *LAYERS) if of_layers else ("flatten",)
+    layers = ("flatten", *STAGES) if of_layers else ("flatten",)
     train, test = (embed_layers(trunk, files, view, layers) for files in (train_files, test_files))
     everything = (train["flatten"], train_labels, test["flatten"], test_labels)
     moments = Moments.of(torch.from_numpy(unit(test["flatten"], np.float64)))
@@ -104,7 +107,7 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         "effective_rank": effective_rank(moments),
     }
     if of_layers:
-        accuracies = [{layer: part[layer] for layer in LAYERS} for part in (train, test)]
+        accuracies = [{layer: part[layer] for layer in STAGES} for part in (train, test)]
         result["layers"] = layer_accuracies(accuracies[0], train_labels, accuracies[1], test_labels)
     result["invariance"] = {}
     levels = LEVELS if has_two_heads(config) else ("trunk",)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 LEVEL = "trunk, batch statistics"  # at which different models' distances are compared
 HELD, NOT_HELD, NOISE, UNKNOWN = "held", "not held", "within the noise", "not known: no seeds to tell the noise from"
@@ -107,8 +108,8 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
     if len(names) < 2 or any(name not in runs for name in names):
         return []
     means = [float(np.mean(of(runs, name, "linear"))) for name in names]
-    ranks = np.argsort(np.argsort(means))
-    correlation = float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
+    # Spearman's is undefined where all are equal: then nothing rises.
+    correlation = 0.0 if len(set(means)) == 1 else float(spearmanr(range(len(means)), means).statistic)
     samples = [of(runs, name, "linear") for name in (names[0], names[-1])]
     said = verdict(means[-1] - means[0], standard_error(noise(runs, "linear"), *samples))
     if said == HELD and correlation <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,8 +90,9 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
         }
         if all(len(values) > 1 for values in series.values()):
             number = sweep["title"].split(",")[0].removeprefix("Figure ")
-            painters[f"figure{number}"] = lambda axes, sweep=sweep, series=series: draw_lines(
-                axes, series, sweep["title"].replace(",", ":", 1), sweep["label"], sweep["logarithmic"]
+            title = sweep["title"].replace(",", ":", 1)
+            painters[f"figure{number}"] = functools.partial(
+                draw_lines, series=series, title=title, label=sweep["label"], logarithmic=sweep["logarithmic"]
             )
     drawn = []
     for name, paint in painters.items():
@@ -130,8 +132,8 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     listed = "\n".join(f"- {key}: {value}" for key, value in settings.items())
     return f"""# PIRL's findings at a small size
 
-{len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `python extra_scripts/study.py`; tables and
-pictures again from study.json: `python extra_scripts/study.py --output <this folder> --report-only`.
+{len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `pirl study`; tables and
+pictures again from study.json: `pirl study --output <this folder> --report-only`.
 
 {listed}
 {failed}

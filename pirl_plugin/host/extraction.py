@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +28,8 @@ def extract_on_cpu(trainer, output_folder: str) -> None:
     for split in task.available_splits:
         loader = task.dataloaders[split.lower()]
         logging.info(f"Extracting {layers} of {len(loader.dataset)} images ({split.lower()}) on the CPU")
-        chunk, features, targets = 0, {layer: {} for layer in layers}, {}
+        chunk, targets = 0, {}
+        features: dict[str, dict[int, np.ndarray]] = {layer: {} for layer in layers}
         for number, batch in enumerate(loader):
             outputs = _flatten(task.base_model(torch.cat(batch["data"])))
             indices = torch.cat(batch["data_idx"]).tolist()
@@ -61,28 +60,3 @@ def _save(trainer, features: dict, targets: dict, chunk: int, split: str, output
         split=split,
         output_folder=output_folder,
     )
-
-
-def layers_and_splits(output_folder: str | Path) -> set[tuple[str, str]]:
-    """(split, layer) of all features that an extraction wrote."""
-    names = [path.name for path in Path(output_folder).glob("rank*_chunk*_*_*_features.npy")]
-    matches = (re.fullmatch(r"rank\d+_chunk\d+_([^_]+)_(.+)_features\.npy", name) for name in names)
-    return {match.groups() for match in matches if match}
-
-
-def collect(output_folder: str, split: str, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """All features that an extraction wrote for one split and layer, in ascending order of the image index.
-
-    Returns:
-        features float32 [images, dimensions] (flattened) and targets int64 [images].
-    """
-    from vissl.utils.extract_features_utils import ExtractedFeaturesLoader
-
-    merged = ExtractedFeaturesLoader.load_features(output_folder, split, layer, flatten_features=True)
-    return merged["features"], merged["targets"].reshape(-1)
-
-
-def collect_indices(output_folder: str, split: str, layer: str) -> np.ndarray:
-    """The images' places in the data set, ascending: int64 [images]; those of the rows of `collect`."""
-    parts = Path(output_folder).glob(f"rank*_chunk*_{split}_{layer}_inds.npy")
-    return np.unique(np.concatenate([np.load(part).reshape(-1) for part in parts]))

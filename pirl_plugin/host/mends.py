@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -22,20 +23,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, MissingPackageError
 
 INSTALL_VISSL = "pip install --no-deps vissl==0.1.6 && pip install --no-deps --force-reinstall classy-vision==0.7.0"
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def require_vissl() -> None:
     """Say how to install VISSL where it is missing.
 
     Raises:
-        ModuleNotFoundError: in one sentence, with the command.
+        MissingPackageError: in one sentence, with the command.
     """
-    missing = [name for name in ("vissl", "classy_vision") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("vissl", "classy_vision") if not is_installed(name)]
     if missing:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"pirl_plugin needs VISSL, of which {' and '.join(missing)} is not installed here; install it with: "
             f"{INSTALL_VISSL}"
         )
@@ -51,7 +60,11 @@ def mend() -> list[str]:
     warnings.filterwarnings("ignore", message=".*transforms._functional_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*transforms._transforms_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated")
-    return [name for name, apply in _BEFORE_IMPORT.items() if apply()]
+    applied = []
+    for name, apply in _BEFORE_IMPORT.items():
+        with contextlib.suppress(ImportError):  # without NumPy or torchvision nothing needs mending
+            applied += [name] if apply() else []
+    return applied
 
 
 def mend_imported() -> list[str]:
@@ -97,10 +110,10 @@ def _pkg_resources() -> bool:
     # vissl/utils/misc.py:16 and 233, vissl/utils/collect_env.py:12 and 125 (setuptools >= 82 dropped it)
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources") is not None:
         return False
-    module = types.ModuleType("pkg_resources", "A stand-in with the two functions that VISSL calls.")
+    module: Any = types.ModuleType("pkg_resources", "A stand-in with the two functions that VISSL calls.")
 
     def resource_filename(package: str, resource: str) -> str:
-        return str(Path(importlib.import_module(package).__file__).parent / resource)
+        return str(Path(str(importlib.import_module(package).__file__)).parent / resource)
 
     module.resource_filename = resource_filename
     module.get_distribution = importlib.metadata.distribution
@@ -115,6 +128,12 @@ def _safe_checkpoints() -> bool:
         return False
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     return True
+
+
+def _marked(function: Any) -> Any:
+    """An override, by which it is known that it was applied."""
+    function.mended = True
+    return function
 
 
 def _svm_average_precision() -> bool:
@@ -142,8 +161,7 @@ def _svm_average_precision() -> bool:
             precision, recall, score, average_precision = _original(targets, predictions)
             return precision, recall, score, numpy.asarray(average_precision).item()
 
-        precision_recall.mended = True
-        module.get_precision_recall = precision_recall
+        module.get_precision_recall = _marked(precision_recall)
         applied = True
     return applied
 
@@ -165,8 +183,21 @@ def _extraction_on_a_cpu() -> bool:
         else:
             extract_on_cpu(self, output_folder)
 
-    extract.mended = True
-    SelfSupervisionTrainer.extract = extract
+    SelfSupervisionTrainer.extract = _marked(extract)
+    return True
+
+
+def _environment_without_secrets() -> bool:
+    # utils/env.py:43 logs every variable with its value, called by each engine.
+    from vissl.engines import extract_cluster, extract_features, train
+    from vissl.utils import env
+
+    from pirl_plugin.host.environment_log import log_environment
+
+    if env.print_system_env_info is log_environment:
+        return False
+    for module in (env, train, extract_features, extract_cluster):
+        module.print_system_env_info = log_environment
     return True
 
 
@@ -204,6 +235,7 @@ _BEFORE_IMPORT: dict[str, Callable[[], bool]] = {
 }
 
 _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
+    "no secrets of the environment in a log": _environment_without_secrets,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
 }

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pirl_plugin.data.image_files import list_images
-from pirl_plugin.network.checkpoints import bank_rows, load_checkpoint
+from pirl_plugin.network.checkpoints import load_checkpoint
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.weights import trunk_from_weights, trunk_weights_in
+from pirl_plugin.objective.memory_bank import bank_rows
 from pirl_plugin.validation import ConfigError
 
 _MLP_LAYER = re.compile(r"^clf\.(\d+)\.(weight|bias)$")
@@ -73,7 +74,7 @@ def _projection(heads: Mapping[str, Tensor], prefix: str, name: str) -> tuple[di
         (_, weight, bias) = linears[0]
         return {"projection.weight": weight, "projection.bias": bias}, {**arguments, "use_mlp": False}
     if len(linears) == 2 and linears[0][1].shape[0] == channels:
-        state = {}
+        state: dict[str, Tensor] = {}
         for number, (_, weight, bias) in zip((0, 2), linears, strict=True):
             state |= {f"projection.{number}.weight": weight, f"projection.{number}.bias": bias}
         return state, {**arguments, "use_mlp": True}
@@ -144,7 +145,7 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
         raise ConfigError(f"{source} is not a checkpoint of VISSL's PIRL: it has no trunk and heads of its own.")
     converted = convert_heads(model["heads"], patch_relu)
     for arguments, number in ((converted.image, 0), (converted.pretext, 1)):
-        PIRLHead(None, **arguments).load_state_dict(_head_state(converted.state, number))
+        PIRLHead(**arguments).load_state_dict(_head_state(converted.state, number))
     rows = bank_rows(checkpoint, str(source))
     if rows.shape[1] != converted.image["embedding_dim"]:
         raise ConfigError(f"{source} has a bank of {rows.shape[1]} columns, but a head of another dimension.")
@@ -188,7 +189,7 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
     own = _head_state(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"], 0)
     mlp = "projection.2.weight" in own
     last = own["projection.2.weight" if mlp else "projection.weight"]
-    head = PIRLHead(None, "image", features.shape[1], len(last), use_mlp=mlp)
+    head = PIRLHead("image", features.shape[1], len(last), use_mlp=mlp)
     head.load_state_dict(own)
     with torch.inference_mode():
         embeddings = normalize(head(torch.from_numpy(features)), dim=1)

@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from vissl.config import AttrDict
 from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
 
-from hydra_plugins.pirl_plugin_path import PirlPluginPath, config_folder
-from pirl_plugin.launch.config_check import check_config, complete, warn_of_learning_rate
-from pirl_plugin.launch.value_check import check_values
+from hydra_plugins.pirl_plugin_path import PirlPluginPath
+from pirl_plugin.launch.config_check import check_config
+from pirl_plugin.launch.config_completion import complete
+from pirl_plugin.launch.value_check import check_values, warn_of_learning_rate
+from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, nearest
 
 # Keys for which null is a value of its own.
@@ -70,7 +72,7 @@ def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
     values = [override for override in parsed if not _is_group(override)]
     if not values:
         return
-    base = _compose([override.input_line for override in parsed if _is_group(override)])
+    base = _compose([str(override.input_line) for override in parsed if _is_group(override)])
     for override in values:
         key = override.key_or_group
         before, now = OmegaConf.select(base, key), OmegaConf.select(composed, key)
@@ -167,13 +169,13 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
         return "No config is chosen; give one, such as config=pretrain/pirl/jigsaw_8node."
     parsed = OverridesParser.create().parse_overrides(overrides)
     try:
-        base = compose_hydra_configuration([o.input_line for o in parsed if _is_group(o)])
+        base = compose_hydra_configuration([str(o.input_line) for o in parsed if _is_group(o)])
     except HydraException:
         base = None
     for override in parsed:
         if base is None or _is_group(override) or override.is_add() or override.is_force_add():
             continue
-        node, path = base, []
+        node, path = base, list[str]()
         for part in override.key_or_group.split("."):
             if OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
                 node, path = node[int(part)], [*path, part]
@@ -191,7 +193,8 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
 
 def _prefix(override: Override) -> str:
     """The + or ++ that an override was written with."""
-    return re.match(r"\+*", override.input_line).group()
+    line = str(override.input_line)
+    return line[: len(line) - len(line.lstrip("+"))]
 
 
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
@@ -208,7 +211,7 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         raise ConfigError(_explain_parse(error)) from error
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     swept = [o for o in parsed if o.is_sweep_override()]
     if not swept:
         return [fixed]

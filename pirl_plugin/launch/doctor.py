@@ -39,7 +39,7 @@ class Part:
 OPTIONAL = (
     Part("cv2", "quick augmentation in the loader's workers", "pip install opencv-python-headless"),
     Part("triton", "the fused loss on a GPU", "it comes with PyTorch for CUDA"),
-    Part("detectron2", "detection", "python extra_scripts/install_detectron2.py"),
+    Part("detectron2", "detection", "pirl install-detectron2"),
     Part("pycocotools", "detection", "pip install pycocotools"),
     Part("skimage", "the demo without photos of one's own", "pip install scikit-image"),
     Part("timm", "a check of weights exported for timm", "pip install timm"),
@@ -149,7 +149,7 @@ def is_part(name: str) -> bool:
     """Whether a config is only composed into others."""
     import yaml
 
-    from hydra_plugins.pirl_plugin_path import config_folder
+    from pirl_plugin.paths import config_folder
 
     content = yaml.safe_load((config_folder() / "config" / f"{name}.yaml").read_text(encoding="utf-8"))
     return "defaults" not in content and "MODEL" not in content["config"]

@@ -19,7 +19,7 @@ from vissl.utils.checkpoint import (
     replace_module_prefix,
 )
 
-from pirl_plugin.network.checkpoints import read_safely
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
 KEY = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
@@ -73,8 +73,7 @@ def _named_as_the_model(config: Any, content: Any) -> dict[str, Tensor]:
     if key:
         if not isinstance(content, Mapping) or key not in content:
             raise ConfigError(
-                f"{path} has no {key!r} (STATE_DICT_KEY_NAME); pirl-export-weights {path} --format vissl makes a file "
-                f"that has."
+                f"{path} has no {key!r} (STATE_DICT_KEY_NAME); pirl export {path} --format vissl makes a file that has."
             )
         content = content[key]
     if key == "classy_state_dict":

@@ -26,13 +26,13 @@ from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
 from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin.host import mends
+from pirl_plugin.host.loss_settings import sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
     registration,  # noqa: F401  (registers the plugin in every process that imports this)
     run_summary,
 )
 from pirl_plugin.launch.config_check import check_machine
-from pirl_plugin.objective import sharded_memory_bank
 from pirl_plugin.training import checkpoint_folder, preemption
 from pirl_plugin.training.hooks import hook_generator
 from pirl_plugin.validation import ConfigError, one_sentence_errors
@@ -67,7 +67,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     """
     check_machine(config)
     mends.register_data_paths(config)
-    bank = sharded_memory_bank.settings_in(config)
+    bank = sharded_bank_settings(config)
     if bank is not None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
@@ -115,14 +115,13 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     )
     newest = [checkpoint_folder.newest(config, folder) if rank == 0 else None]
     torch.distributed.broadcast_object_list(newest)
-    arguments = (node, "env://", engine_name, newest[0], folder, hook_generator)
-    distributed_worker(local_rank, config, *arguments)
+    distributed_worker(local_rank, config, node, "env://", engine_name, newest[0], folder, hook_generator)
 
 
-def _checkpoint_before(requeue: Callable[[int], None], number: int, frame: Any) -> None:
+def _checkpoint_before(requeue: Callable[..., Any], number: int, frame: Any) -> None:
     """submitit wants to requeue: let a training write its checkpoint first, as for SIGUSR1."""
     if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN):  # nothing is trained
-        requeue(number)
+        requeue(number, frame)
     else:
         os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -156,7 +155,7 @@ class SlurmJob:
         except SystemExit as end:
             if end.code != preemption.EXIT_CODE or not callable(requeue):
                 raise
-            requeue(REQUEUE)
+            requeue(REQUEUE, None)
             time.sleep(600)  # on other nodes than the first it returns: the requeuing ends them
 
     def checkpoint(self):

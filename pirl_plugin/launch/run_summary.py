@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pirl_plugin.host.loss_settings import pirl_loss_class, pirl_loss_settings
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.training.settings import StepSettings
 
@@ -27,7 +28,7 @@ def summarise(config: Any, resumes_from: str | None = None) -> list[str]:
         "images": f"{data} ({', '.join(train.DATA_SOURCES)}), {config.DATA.NUM_DATALOADER_WORKERS} loader workers",
         "views": transforms,
         "network": f"{_trunk(config.MODEL.TRUNK)}, heads {_heads(config.MODEL.HEAD.PARAMS)}",
-        "loss": _loss(config.LOSS),
+        "loss": _loss(config),
         "schedule": f"{optimizer.name} for {optimizer.num_epochs} epochs, {rates}, "
         f"weight decay {optimizer.weight_decay:g}",
         "batch": f"{batch} = {ranks} ranks ({distributed.NUM_NODES} nodes) x {train.BATCHSIZE_PER_REPLICA}, on "
@@ -63,16 +64,19 @@ def _heads(parameters: Sequence[Any]) -> str:
     return ", ".join(names)
 
 
-def _loss(loss: Any) -> str:
-    if loss.name != "pirl_loss":
-        return loss.name
+def _loss(config: Any) -> str:
+    cls = pirl_loss_class(config)
+    if cls is None:
+        return config.LOSS.name
     # As the loss will read them, with its defaults for what is left out.
-    given = {name: p.default for name, p in inspect.signature(PIRLLoss).parameters.items()} | dict(loss.pirl_loss)
+    parameters = {**inspect.signature(PIRLLoss).parameters, **inspect.signature(cls).parameters}
+    given = {name: parameter.default for name, parameter in parameters.items()} | dict(pirl_loss_settings(config))
     number = "" if given["negatives"] == "all" else f" N = {given['num_negatives']}"
     bank = given["memory_bank"] or {}
     return (
-        f"pirl_loss, {given['contrast']}, negatives {given['negatives']}{number}, tau {given['temperature']:g}, "
-        f"lambda {given['lambda_']:g}, {bank.get('name', 'memory_bank')} of {bank.get('dtype', 'float32')}"
+        f"{config.LOSS.name}, {given['contrast']}, negatives {given['negatives']}{number}, "
+        f"tau {given['temperature']:g}, lambda {given['lambda_']:g}, "
+        f"{bank.get('name', 'memory_bank')} of {bank.get('dtype', 'float32')}"
     )
 
 

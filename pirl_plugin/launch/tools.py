@@ -6,22 +6,21 @@ the work; only the nearest-neighbour test is the plugin's, because VISSL's needs
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
+from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.measures import weighted_knn
-from pirl_plugin.host.extraction import collect
 from pirl_plugin.launch import (
     composition,
     launcher,
@@ -54,7 +53,7 @@ def _compose(arguments: list[str] | None) -> AttrDict:
 
 def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
     whole = _compose(arguments)
-    tool = importlib.import_module(f"tools.{name}")
+    tool: Any = importlib.import_module(f"tools.{name}")
     tool.launch_distributed = _launch  # with the plugin registered in every rank
     tool.main(whole, whole.config)
     return whole
@@ -65,12 +64,12 @@ def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:
 
 
 def extract_features(arguments: list[str] | None = None) -> None:
-    """`pirl-extract-features config=...`: VISSL's extraction engine."""
+    """`pirl extract-features config=...`: VISSL's extraction engine."""
     launcher.main([*_overrides(arguments), "engine_name=extract_features"])
 
 
 def train_svm(arguments: list[str] | None = None) -> None:
-    """`pirl-train-svm config=...`: extract features, train and test linear SVMs on every layer, print the mean AP.
+    """`pirl train-svm config=...`: extract features, train and test linear SVMs on every layer, print the mean AP.
 
     Ends with an error where a layer has no result: VISSL's tool says nothing when an SVM's process dies.
     """
@@ -85,7 +84,7 @@ def train_svm(arguments: list[str] | None = None) -> None:
 
 
 def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
-    """`pirl-train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images a class.
+    """`pirl train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images a class.
 
     The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns by layer and
     k the mean, min, max and standard deviation over the samples of the mean AP, in per cent, at the best cost.
@@ -129,7 +128,7 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
 
 
 def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
-    """`pirl-nearest-neighbors config=...`: extract features, then weighted kNN on every layer.
+    """`pirl nearest-neighbors config=...`: extract features, then weighted kNN on every layer.
 
     Reads NEAREST_NEIGHBOR.TOPK and NEAREST_NEIGHBOR.SIGMA of the config. Returns top-1 accuracy in [0, 1] by layer.
     """
@@ -140,7 +139,7 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
         folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
         accuracies = {}
         for layer in get_trunk_output_feature_names(config.MODEL) or ["heads"]:
-            (train, train_labels), (test, test_labels) = (collect(folder, s, layer) for s in ("train", "test"))
+            (train, train_labels, _), (test, test_labels, _) = (collect(folder, s, layer) for s in ("train", "test"))
             accuracies[layer] = weighted_knn(
                 train,
                 train_labels,
@@ -153,44 +152,3 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
             print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
         Path(folder, "nearest_neighbors.json").write_text(json.dumps(accuracies, indent=2) + "\n")
         return accuracies
-
-
-def export_weights(arguments: list[str] | None = None) -> None:
-    """`pirl-export-weights CHECKPOINT --format F --output FILE`."""
-    from pirl_plugin.network.export import SUFFIXES, describe, export
-
-    parser = argparse.ArgumentParser(
-        prog="pirl-export-weights", description="Weights for other libraries, checked there."
-    )
-    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
-    parser.add_argument("--format", choices=list(SUFFIXES), help="without it: say what the file holds")
-    parser.add_argument("--output", help=f"the file to write ({', '.join(f'{k}: {v}' for k, v in SUFFIXES.items())})")
-    options = parser.parse_args(arguments)
-    with one_sentence_errors():
-        if options.format is None:
-            print(describe(options.checkpoint))
-        elif options.output is None:
-            raise ConfigError("--output is missing: the file to write.")
-        else:
-            print(export(options.checkpoint, options.format, options.output))
-
-
-def embed(arguments: list[str] | None = None) -> None:
-    """`pirl-embed CHECKPOINT IMAGES --output features.npy`."""
-    from pirl_plugin.network.embed_folder import LAYERS, embed_folder
-
-    parser = argparse.ArgumentParser(prog="pirl-embed", description="Features of a folder of images, to .npy and .txt.")
-    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
-    parser.add_argument("images", help="a folder of any depth, or a .txt or .npy list of files")
-    parser.add_argument("--output", required=True, help="features.npy; the files go to features.txt")
-    parser.add_argument("--layer", choices=LAYERS, default="flatten", help="default: res5, averaged")
-    parser.add_argument("--size", type=int, help="side of the centre crop; default 224 (32 with a 3x3 stem)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = vars(parser.parse_args(arguments))
-    with one_sentence_errors():
-        count, unreadable = embed_folder(**options)
-        for line in unreadable:
-            print(f"Not read: {line}")
-        print(f"{options['output']}: features of {count} images; {len(unreadable)} could not be read")

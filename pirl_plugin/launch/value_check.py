@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from classy_vision.optim import OPTIMIZER_REGISTRY
@@ -54,3 +55,22 @@ def _check_schedule(schedule: Any) -> None:
     scaling = schedule.auto_lr_scaling
     check_number(scaling.base_value, f"{where}.auto_lr_scaling.base_value", 0, LARGEST_LEARNING_RATE, above=True)
     check_number(scaling.base_lr_batch_size, f"{where}.auto_lr_scaling.base_lr_batch_size", 1)
+
+
+def warn_of_learning_rate(config: Any) -> None:
+    """Say so where the learning rate does not follow the linear scaling rule that the config states."""
+    schedule = config.OPTIMIZER.param_schedulers.lr
+    scaling = schedule.auto_lr_scaling
+    batch = (
+        config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    )
+    given = schedule["values"][0] if schedule.name == "multistep" else schedule.start_value
+    expected = scaling.base_value * batch / scaling.base_lr_batch_size
+    if scaling.auto_scale or schedule.name not in ("cosine", "linear", "multistep"):
+        return  # VISSL scales
+    if abs(given - expected) > 0.01 * expected:
+        logging.warning(
+            f"The learning rate starts at {given:g}, but for the global batch of {batch} images the linear scaling "
+            f"rule ({scaling.base_value:g} for {scaling.base_lr_batch_size}) gives {expected:g}, and "
+            f"OPTIMIZER.param_schedulers.lr.auto_lr_scaling.auto_scale is false."
+        )

@@ -1,47 +1,14 @@
-"""Checkpoint files, read without running code from them."""
+"""Checkpoints of VISSL's trainer: what a run wrote, and the config that it ran with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+import yaml
 
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
-
-
-def read_safely(path: str | Path) -> Any:
-    """What `torch.save` wrote to a file, on the CPU, without running code from it.
-
-    Raises:
-        ConfigError: where the file is missing, cut short or holds anything but tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"There is no checkpoint file at {path}.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {reason}"
-        ) from error
-
-
-# NumPy 1 and 2 name the same function differently.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_VALUES = [
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")},
-]
-# Old checkpoints of VISSL hold numbers of NumPy, which are plain values: VISSL's own reading takes them, too.
-torch.serialization.add_safe_globals(_NUMPY_VALUES)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -56,22 +23,23 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def bank_rows(checkpoint: Any, source: str) -> Tensor:
-    """The whole bank in a checkpoint of this plugin or of VISSL's PIRL or NPID: float32 [|D|, d], of unit norm.
+def run_config(checkpoint: str | Path) -> dict[str, Any]:
+    """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
 
     Raises:
         ConfigError: where there is none.
     """
-    loss = checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None
-    loss = loss if isinstance(loss, Mapping) else {}
-    if "memory_bank.rows" in loss:
-        return loss["memory_bank.rows"].float()
-    if "nce_average.memory" in loss:  # whose first rows are shorter with every rank
-        return normalize(loss["nce_average.memory"].float(), dim=1)
-    where = " (but names the shard files of one)" if "memory_bank._extra_state" in loss else ""
-    raise ConfigError(f"{source} holds no memory bank{where}; initial_rows needs a checkpoint that does.")
+    path = Path(checkpoint).resolve().parent / "train_config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"There is no train_config.yaml beside {checkpoint}, where VISSL writes it.")
+    return yaml.safe_load(path.read_text())
 
 
-def read_bank_rows(path: str | Path) -> Tensor:
-    """`bank_rows` of a checkpoint file, read without running code from it."""
-    return bank_rows(read_safely(path), str(path))
+def trunk_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The weights of the trunk in a VISSL checkpoint, by the trunk's own names."""
+    return checkpoint["classy_state_dict"]["base_model"]["model"]["trunk"]
+
+
+def head_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The weights of the heads in a VISSL checkpoint: `0.` the first head's, and so on."""
+    return checkpoint["classy_state_dict"]["base_model"]["model"]["heads"]

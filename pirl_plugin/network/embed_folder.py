@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.network.features import center_view
+from pirl_plugin.network.trunks import LAYERS
 from pirl_plugin.network.weights import load_trunk
 from pirl_plugin.validation import ConfigError, check_choice, check_integer
-
-LAYERS = ("conv1", "res1", "res2", "res3", "res4", "res5", "res5avg", "flatten")
 
 
 class _Views(Dataset):
@@ -70,7 +69,9 @@ def embed_folder(
     size = check_integer(size or trunk.architecture.input_size, "--size", 8)
     files = list_images(images)
     loader = DataLoader(_Views(files, size), batch_size=batch_size, num_workers=workers)
-    matrix, kept, unreadable = None, [], []
+    matrix: np.memmap | None = None
+    kept: list[str] = []
+    unreadable: list[str] = []
     progress = tqdm(total=len(files), unit=" images", desc=f"Embedding {images}")
     with torch.inference_mode():
         for number, (views, reasons) in enumerate(loader):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pirl_plugin.network.weights import Architecture, infer_architecture, read_trunk_weights, trunk_from_weights
+from pirl_plugin.network.weights import Architecture, Trunk, infer_architecture, read_trunk_weights, trunk_from_weights
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError, check_choice
 
@@ -102,8 +102,8 @@ def _detectron2_model(architecture: Architecture) -> nn.Module:
         def forward(self, images: Tensor) -> Tensor:
             return self.backbone(images)["res5"].mean(dim=(2, 3))
 
-        def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> Any:
-            return self.backbone.load_state_dict(state, strict)
+        def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+            return self.backbone.load_state_dict(state_dict, strict, assign)
 
     return Averaged()
 
@@ -157,9 +157,10 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
 
 
 @torch.inference_mode()
-def _check(output: Path, form: str, trunk: nn.Module) -> str:
+def _check(output: Path, form: str, trunk: Trunk) -> str:
     """Read the file back in its library and compare the features of a random image with the trunk's."""
     architecture = trunk.architecture
+    other: nn.Module
     if form not in _MODELS:
         other = trunk_from_weights(read_trunk_weights(output))
     else:

@@ -1,4 +1,4 @@
-"""From a checkpoint and images to features, without the trainer."""
+"""From images to features, without the trainer."""
 
 from __future__ import annotations
 
@@ -12,32 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
-from vissl.config import AttrDict
-from vissl.models.trunks import get_model_trunk
 
 from pirl_plugin.data.image_files import load_rgb
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD, PretextTransform
-from pirl_plugin.validation import ConfigError
-
-
-def build_trunk(config: AttrDict, checkpoint: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
-    """The trunk that `config.MODEL` describes, in eval mode: with a checkpoint's weights, or untrained.
-
-    Raises:
-        ConfigError: where the checkpoint is of another architecture.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trunk = get_model_trunk(config.MODEL.TRUNK.NAME)(config.MODEL, config.MODEL.TRUNK.NAME)
-    if checkpoint is not None:
-        try:
-            trunk.load_state_dict(checkpoint["classy_state_dict"]["base_model"]["model"]["trunk"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"The checkpoint does not fit the trunk {config.MODEL.TRUNK.NAME} of depth "
-                f"{config.MODEL.TRUNK.RESNETS.DEPTH}: {' '.join(str(error).split())[:300]}"
-            ) from error
-    return trunk.eval()
 
 
 def progress_line(name: str) -> Callable[[int, int], None]:
@@ -90,7 +67,7 @@ def embed(
     """Features float32 [N, D] of images or image files, in their order.
 
     Args:
-        trunk: a VISSL trunk in eval mode, on any device.
+        trunk: (images, [layer]) -> [features], in eval mode on any device: a ResNetTrunk, or a trunk of VISSL.
         view: image -> float tensor [3, H, W], the same size for all.
         layer: which features (conv1, res2 ... res5, flatten); maps are flattened.
         progress: called with (done, total) after every batch.

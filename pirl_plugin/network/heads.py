@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from vissl.models.heads import register_model_head
 
 from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer
 
@@ -22,7 +19,6 @@ def projection(in_channels: int, embedding_dim: int, use_mlp: bool) -> nn.Module
     )
 
 
-@register_model_head("pirl_heads")
 class PIRLHead(nn.Module):
     """One branch of PIRL's heads. The branches share nothing but the trunk.
 
@@ -34,7 +30,6 @@ class PIRLHead(nn.Module):
     The output is not normalised: the loss uses cosine similarity.
 
     Args:
-        model_config: config.MODEL (VISSL's).
         branch: image, jigsaw, rotation or view.
         in_channels: C, features of the trunk (2048 for ResNet-50).
         embedding_dim: d of all projections.
@@ -48,7 +43,6 @@ class PIRLHead(nn.Module):
 
     def __init__(
         self,
-        model_config: Any,
         branch: str,
         in_channels: int = 2048,
         embedding_dim: int = 128,

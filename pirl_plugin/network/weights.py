@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pirl_plugin.launch import registration  # noqa: F401  (the mends that VISSL needs)
-from pirl_plugin.network.checkpoints import read_safely
-from pirl_plugin.network.trunks import LAYOUTS, PIRLResNet, trunk_config
+from pirl_plugin.network.trunks import LAYOUTS, ResNetTrunk
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
 # Where the weights are, in VISSL's checkpoints, in those of other libraries, and at the top.
@@ -112,7 +111,7 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
     """The ResNet that weights of torchvision's names belong to.
 
     Raises:
-        ConfigError: where it is none that `pirl_resnet` can build.
+        ConfigError: where it is none that ResNetTrunk can build.
     """
     blocks = tuple(len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in weights
@@ -136,13 +135,13 @@ class Trunk(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.resnet = PIRLResNet(trunk_config(**asdict(architecture)), "pirl_resnet")
+        self.resnet = ResNetTrunk(**asdict(architecture))
 
     def forward(self, images: Tensor, layer: str = "flatten") -> Tensor:
         """Features of images float [B, 3, H, W], normalised as the weights want: [B, C] of res5, averaged.
 
         Args:
-            layer: or another of conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1].
+            layer: or another of trunks.LAYERS: conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1].
         """
         (features,) = self.resnet(images, [layer])
         return features

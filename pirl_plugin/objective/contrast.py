@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-FORMS = ("nce", "npid", "infonce")
-
 
 def _prepare(positive: Tensor, negatives: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(positive.dtype, torch.float32)

@@ -1,9 +1,10 @@
 """Loss and query gradient of the contrasts together, without ever holding B x N rows of the bank.
 
 The gradient of a contrast with respect to its query is a weighted sum of the rows that were just read, as in
-attention: with the scores s_k of a query, the weights are dL/ds_k / tau, and each form has them in closed form
-(`loss_and_weights`). So one gather of some rows serves scores and gradient, for both terms of Eq. 5, and nothing of
-size B x N x d is stored for a backward pass. The slow references are autograd on pirl_plugin.objective.contrast.
+attention: with the scores s_k of a query, the weights are dL/ds_k / tau, and a form has them in closed form
+(pirl_plugin.objective.closed_forms). So one gather of some rows serves scores and gradient, for both terms of Eq. 5,
+and nothing of size B x N x d is stored for a backward pass. The slow references are autograd on
+pirl_plugin.objective.contrast.
 
 Where the rows are spread over ranks, each rank scores the images of all ranks against the rows that it holds, and an
 exchange (pirl_plugin.distributed) adds up what makes a loss: a few numbers an image, and the gradients.
@@ -16,77 +17,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from pirl_plugin.distributed import Alone
 from pirl_plugin.objective import triton_contrast
+from pirl_plugin.objective.forms import ContrastForm
 
 CHUNK_BYTES = 32 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
 PIECE_BYTES = 2**20  # of scores that are turned into weights together on a CPU
 
 
-def loss_and_weights(
-    form: str,
-    positive: Tensor,
-    negatives: Tensor,
-    threshold: Tensor | None = None,
-    exchange: Alone = Alone(),  # noqa: B008  (it has no state)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A contrast and its derivatives with respect to the scores.
-
-    Args:
-        form: nce, infonce or npid; see pirl_plugin.objective.contrast for the definitions.
-        positive: scores (cosine / tau) of the positives [...].
-        negatives: scores of the negatives that are held here [..., N], -inf where they do not count; OVERWRITTEN
-            with the weights.
-        threshold: npid only: log(Z N / |D|) of each query [...].
-        exchange: with the ranks that hold the other negatives.
-
-    Returns:
-        loss [...], dL/d positive [...], dL/d negatives [..., N] (the memory of `negatives`).
-    """
-    if form == "npid":
-        (loss,) = exchange.sum(softplus(negatives - threshold.unsqueeze(-1)).sum(-1))
-        weights = negatives.sub_(threshold.unsqueeze(-1)).sigmoid_()
-        return softplus(threshold - positive) + loss, -torch.sigmoid(threshold - positive), weights
-
-    top = exchange.maximum(negatives.amax(dim=-1))
-    reference = torch.maximum(top, positive)
-    positive_share = (positive - reference).exp()
-    if form == "infonce":
-        share = negatives.sub_(reference.unsqueeze(-1)).exp_()
-        total = exchange.sum(share.sum(-1))[0] + positive_share
-        return total.log() + reference - positive, positive_share / total - 1, share.div_(total.unsqueeze(-1))
-
-    # nce. A share near 1 leaves no digits in 1 - share: for the largest negative (and its equals) it comes from the
-    # sum of the others.
-    is_top = negatives == top.unsqueeze(-1)
-    share = negatives.sub_(reference.unsqueeze(-1)).exp_().masked_fill_(is_top, 0)
-    below, equals = exchange.sum(share.sum(-1), is_top.sum(-1).to(share.dtype))
-    top_share = (top - reference).exp()
-    others = below + positive_share + (equals - 1) * top_share
-    total = others + top_share
-    share.div_(total.unsqueeze(-1))
-    positive_share, top_share, top_complement = positive_share / total, top_share / total, others / total
-    odds = share / (1 - share)
-    odds_below, log_complements = exchange.sum(odds.sum(-1), torch.log1p(-share).sum(-1))
-    loss = total.log() + reference - positive - log_complements - equals * top_complement.log()
-    # With odds r = p / (1 - p) and A their sum over the negatives, dL/ds_k = p_k (2 - (A - r_k)) for a negative
-    # and p (1 - A) - 1 for the positive.
-    top_odds = top_share / top_complement
-    slope = 2 - odds_below - equals * top_odds
-    weights = torch.mul(odds.add_(slope.unsqueeze(-1)), share, out=negatives)
-    top_weight = top_share * (2 - odds_below - (equals - 1) * top_odds)
-    weights.addcmul_(is_top.to(weights.dtype), top_weight.unsqueeze(-1))
-    return loss, positive_share * (slope - 1) - 1, weights
-
-
 def _in_pieces(
-    form: str, positive: Tensor, negatives: Tensor, threshold: Tensor | None, exchange: Alone
+    form: ContrastForm, positive: Tensor, negatives: Tensor, threshold: Tensor | None, exchange: Alone
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time: what it holds then fits a cache."""
+    """`form.loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time, which then fit a cache."""
     if negatives.device.type != "cpu":
-        return loss_and_weights(form, positive, negatives, threshold, exchange)
+        return form.loss_and_weights(positive, negatives, threshold, exchange)
     shape, flat = positive.shape, negatives.view(-1, negatives.shape[-1])
     positive = positive.reshape(-1)
     threshold = None if threshold is None else threshold.reshape(-1)
@@ -95,7 +40,7 @@ def _in_pieces(
     for start in range(0, len(flat), step):
         piece = slice(start, start + step)
         limit = None if threshold is None else threshold[piece]
-        losses[piece], weights[piece], _ = loss_and_weights(form, positive[piece], flat[piece], limit, exchange)
+        losses[piece], weights[piece], _ = form.loss_and_weights(positive[piece], flat[piece], limit, exchange)
     return losses.view(shape), weights.view(shape), negatives
 
 
@@ -133,7 +78,8 @@ class _Contrast(torch.autograd.Function):
 
 
 OnScores = Callable[[slice, Tensor, Tensor], None]
-Evaluate = Callable[[slice, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+Triple = tuple[Tensor, Tensor, Tensor]
+Evaluate = Callable[[slice, Tensor, Tensor, Tensor | None], Triple]
 
 
 def _contrast_in_chunks(
@@ -163,8 +109,9 @@ def _contrast_in_chunks(
         for start in range(0, queries.shape[1], step):
             chunk = slice(start, min(start + step, queries.shape[1]))
             limit = None if threshold is None else threshold[:, chunk]
-            arguments = (queries[:, chunk], positive_scores[:, chunk], limit)
-            losses[:, chunk], positive_weights, summed = evaluate(chunk, *arguments)
+            losses[:, chunk], positive_weights, summed = evaluate(
+                chunk, queries[:, chunk], positive_scores[:, chunk], limit
+            )
             # Of the positive, which every rank has, each adds its part.
             positive_weights = (positive_weights / exchange.holders).unsqueeze(-1)
             gradients[:, chunk] = (summed + positive_weights * positives[chunk]) / temperature
@@ -175,7 +122,7 @@ def _contrast_in_chunks(
 
 
 def contrast_per_image(
-    form: str,
+    form: ContrastForm,
     queries: Tensor,
     positives: Tensor,
     table: Tensor,
@@ -190,7 +137,7 @@ def contrast_per_image(
     B is the number of images of all ranks that take part in the exchange, b that of this rank; alone, they are equal.
 
     Args:
-        form: nce, infonce or npid.
+        form: of pirl_plugin.objective.forms.
         queries: unit vectors float [T, b, d], T terms over the same images and negatives.
         positives: rows float [B, d].
         table: the bank's rows that are held here, [R, d], any float dtype.
@@ -205,14 +152,16 @@ def contrast_per_image(
         losses [T, b], differentiable in `queries`.
     """
 
-    def by_kernel(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
-        arguments = (table, drawn[chunk], temperature, threshold, exchange)
-        scores, *results = triton_contrast.scores_and_losses(form, queries, positive, *arguments)
+    def by_kernel(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> Triple:
+        assert form.kernel is not None
+        scores, losses, positive_weights, summed = triton_contrast.scores_and_losses(
+            form.kernel, queries, positive, table, drawn[chunk], temperature, threshold, exchange
+        )
         if on_scores is not None:
             on_scores(chunk, positive, scores)
-        return tuple(results)
+        return losses, positive_weights, summed
 
-    def plainly(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
+    def plainly(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> Triple:
         places = drawn[chunk]
         held = places.clamp(min=0) if exchange.holders > 1 else places
         # The only reading of the bank: [c, N, d]. On a CPU index_select is twice as fast as table[places].
@@ -225,16 +174,16 @@ def contrast_per_image(
         losses, positive_weights, weights = _in_pieces(form, positive, scores, threshold, exchange)
         return losses, positive_weights, torch.bmm(weights.transpose(0, 1), rows).transpose(0, 1)
 
-    if triton_contrast.usable(queries, table):
+    evaluate: Evaluate = plainly
+    bytes_per_image = 4 * drawn.shape[1] * queries.shape[2]
+    if form.kernel is not None and triton_contrast.usable(queries, table):
         evaluate = by_kernel
         bytes_per_image = triton_contrast.bytes_per_image(len(queries), drawn.shape[1], queries.shape[2])
-    else:
-        evaluate, bytes_per_image = plainly, 4 * drawn.shape[1] * queries.shape[2]
     return _contrast_in_chunks(queries, positives, bytes_per_image, evaluate, temperature, threshold, exchange)
 
 
 def contrast_shared(
-    form: str,
+    form: ContrastForm,
     queries: Tensor,
     positives: Tensor,
     rows: Tensor,
@@ -261,7 +210,7 @@ def contrast_shared(
     """
     terms, _, dim = queries.shape
 
-    def evaluate(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> tuple:
+    def evaluate(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> Triple:
         scores = _product(queries.reshape(-1, dim), rows, transpose=True).div_(temperature).view(terms, -1, len(rows))
         if places is None:
             scores.scatter_(-1, own[chunk].view(1, -1, 1).expand(terms, -1, 1), -math.inf)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
-from classy_vision.generic.distributed_util import is_primary
-from classy_vision.losses import ClassyLoss, register_loss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pirl_plugin.distributed import sum_over_ranks, world_size
-from pirl_plugin.objective.contrast import FORMS
-from pirl_plugin.objective.fused_contrast import OnScores, contrast_per_image, contrast_shared
+from pirl_plugin.distributed import rank, sum_over_ranks, world_size
+from pirl_plugin.objective import sharded_memory_bank  # noqa: F401  (registers it)
+from pirl_plugin.objective.batch_contrast import BatchContrast
+from pirl_plugin.objective.forms import FORMS
+from pirl_plugin.objective.fused_contrast import OnScores
 from pirl_plugin.objective.memory_bank import MEMORY_BANKS
-from pirl_plugin.objective.negatives import NEGATIVES, draw_negatives, draw_shared_negatives
+from pirl_plugin.objective.negatives import NEGATIVES
+from pirl_plugin.objective.score_statistics import ScoreStatistics
+from pirl_plugin.registry import Registry
 from pirl_plugin.validation import (
     ConfigError,
     check_choice,
@@ -29,13 +31,24 @@ from pirl_plugin.validation import (
 )
 
 TERMS = ("image", "pretext")
-DRAWN_AT_ONCE = 2**20  # numbers, where a rank keeps only those that it holds
 # Up to so many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
 NO_DEARER_THAN = {"per_image": 8, "shared": 2}
 
+PIRL_LOSSES: Registry[type[PIRLLoss]] = Registry("PIRL loss")
 
-@register_loss("pirl_loss")
-class PIRLLoss(ClassyLoss):
+
+def register_pirl_loss(name: str) -> Callable[[type[PIRLLoss]], type[PIRLLoss]]:
+    """Register PIRLLoss or a subclass under `name`, which LOSS.name and LOSS.<name> of a YAML config then use."""
+
+    def register(cls: type[PIRLLoss]) -> type[PIRLLoss]:
+        cls.name = name
+        return PIRL_LOSSES.register(name, cls)
+
+    return register
+
+
+@register_pirl_loss("pirl_loss")
+class PIRLLoss(nn.Module):
     """L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I))     (Eq. 5)
 
     Both terms use the same negatives, drawn from the bank, never the image itself. After the loss the bank's
@@ -44,8 +57,8 @@ class PIRLLoss(ClassyLoss):
     lambda = 0 is NPID++ (no pretext term), lambda = 1 leaves out the plain term.
 
     Args:
-        num_train_samples: |D|, rows of the bank (VISSL fills it in).
-        contrast: `nce` (Eq. 3-4), `npid` or `infonce`; see pirl_plugin.objective.contrast.
+        num_train_samples: |D|, rows of the bank (in a run of VISSL it is filled in).
+        contrast: `nce` (Eq. 3-4), `npid`, `infonce` or a form of your own; see pirl_plugin.objective.forms.
         negatives: how D_N is drawn, uniformly and with replacement, the same for both terms: `per_image` (N for
             each image, the paper's), `shared` (one draw of N for the batch, in which each image passes over its
             own row) or `all` (no draw: every other image, the exact softmax over the bank).
@@ -68,7 +81,16 @@ class PIRLLoss(ClassyLoss):
 
     Raises:
         ConfigError: for an unknown key, a value out of range, or too few images.
+
+    Example:
+        >>> loss = PIRLLoss(num_train_samples=1000, num_negatives=64, lambda_=0.5)
+        >>> f, g = torch.randn(2, 8, 128)  # f(v_I) and g(v_It) of a batch of 8
+        >>> loss([f, g], torch.arange(8)).shape
+        torch.Size([])
     """
+
+    name: ClassVar[str]
+    log_z: Tensor
 
     def __init__(
         self,
@@ -86,7 +108,9 @@ class PIRLLoss(ClassyLoss):
         report_frequency: int = 1,
     ) -> None:
         super().__init__()
-        self.contrast = check_choice(contrast, FORMS, "pirl_loss.contrast")
+        self.form = FORMS.find(contrast, "pirl_loss.contrast")
+        if self.form.closed_form is None:
+            self.form.check()
         self.num_rows = check_integer(num_train_samples, "pirl_loss.num_train_samples (|D|)", 2)
         self.num_negatives = check_integer(num_negatives, "pirl_loss.num_negatives (N)", 1)
         self.negatives = check_choice(negatives, NEGATIVES, "pirl_loss.negatives")
@@ -104,8 +128,7 @@ class PIRLLoss(ClassyLoss):
         self.steps = 0
         self.z_is_set = False
         bank = dict(check_mapping(memory_bank or {}, "pirl_loss.memory_bank"))
-        name = check_choice(bank.pop("name", "memory_bank"), [n for n, _ in MEMORY_BANKS], "pirl_loss.memory_bank.name")
-        bank_class = MEMORY_BANKS.get(name)
+        bank_class = MEMORY_BANKS.find(bank.pop("name", "memory_bank"), "pirl_loss.memory_bank.name")
         own_keys = keyword_arguments(bank_class) - {"num_rows", "dim", "seed", "batch_capacity"}
         check_keys(bank, own_keys, "pirl_loss.memory_bank")
         self.memory_bank = bank_class(
@@ -118,8 +141,8 @@ class PIRLLoss(ClassyLoss):
         self.report: dict[str, Tensor] = {}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PIRLLoss:
-        """Build from LOSS.pirl_loss of a VISSL config (see the class for its keys)."""
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from LOSS.<name> of a VISSL config (see the class for its keys)."""
         settings = {key: value for key, value in config.items() if key != "name"}
         check_keys(settings, keyword_arguments(cls), "pirl_loss")
         if settings.get("seed") is None:
@@ -142,7 +165,8 @@ class PIRLLoss(ClassyLoss):
         Raises:
             ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index an embedding.
         """
-        image, pretext = (output, None) if isinstance(output, Tensor) else (*output, None)[:2]
+        image = output if isinstance(output, Tensor) else output[0]
+        pretext = None if isinstance(output, Tensor) or len(output) < 2 else output[1]
         if pretext is None and self.lambda_ > 0:
             raise ConfigError(
                 f"pirl_loss.lambda_ is {self.lambda_}, but the model gives no embedding of the pretext views: "
@@ -154,10 +178,10 @@ class PIRLLoss(ClassyLoss):
                 f"pirl_loss got {len(pretext)} embeddings of pretext views for {len(image)} images; the head of "
                 f"`pretext` must combine the views of an image into one."
             )
-        weights = ((0, 1 - self.lambda_, image), (1, self.lambda_, pretext))
-        terms = [(term, weight, embedding) for term, weight, embedding in weights if weight > 0]
+        weighted = [(0, 1 - self.lambda_, image)] + ([] if pretext is None else [(1, self.lambda_, pretext)])
+        terms = [(term, weight, embedding) for term, weight, embedding in weighted if weight > 0]
         # DDP wants every parameter to have a gradient.
-        total = sum(0 * e.float().nan_to_num().sum() for _, weight, e in weights if weight == 0 and e is not None)
+        total = sum(0 * embedding.float().nan_to_num().sum() for _, weight, embedding in weighted if weight == 0)
 
         queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
         losses, valid = self._contrast(queries, target, [term for term, _, _ in terms])
@@ -167,8 +191,8 @@ class PIRLLoss(ClassyLoss):
         count = sum_over_ranks(valid.sum())
         loss = total * (world_size() / count.clamp(min=1))
         if self._in_training():
-            if not self.steps:
-                self._say_what_all_would_cost()
+            if not self.steps and rank() == 0:
+                self._say_what_is_slow()
             if self._held is None:
                 self._update(target, image.detach())
             else:
@@ -185,8 +209,13 @@ class PIRLLoss(ClassyLoss):
         if held:
             self._update(torch.cat([target for target, _ in held]), torch.cat([image for _, image in held]))
 
-    def _say_what_all_would_cost(self) -> None:
-        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives and is_primary():
+    def _say_what_is_slow(self) -> None:
+        if self.form.closed_form is None:
+            logging.info(
+                f"pirl_loss: the contrast {self.form.name!r} has no closed form; autograd on its definition makes the "
+                f"gradient, which is slower and takes more memory."
+            )
+        if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives:
             logging.info(
                 f"pirl_loss: with {self.num_rows} images and N = {self.num_negatives}, negatives: all, the exact "
                 f"softmax over all of them, costs no more than {self.negatives}."
@@ -206,79 +235,48 @@ class PIRLLoss(ClassyLoss):
                 f"must be an image's place in the data set, as pirl_collator gives it."
             )
 
-    def _draw(self, rows: Tensor) -> Tensor:
-        """Row numbers of the negatives of images int64 [B]: [B, N] (per_image) or [N] (shared)."""
-        draw = (self.num_rows, self.num_negatives, self.seed, self.steps)
-        return (
-            draw_negatives(rows, *draw) if self.negatives == "per_image" else draw_shared_negatives(*draw, rows.device)
-        )
-
     def _contrast(self, queries: Tensor, target: Tensor, terms: list[int]) -> tuple[Tensor, Tensor]:
-        """Losses [T, b] of unit queries [T, b, d], and which of the images count: bool [b].
-
-        The B images that the bank's exchange brings together are those of all ranks where the bank is sharded.
-        """
-        bank = self.memory_bank
-        exchange = bank.exchange(len(target))
-        everyone = exchange.gather(target, -1)
-        rows = everyone.clamp(min=0)
-        valid = (everyone >= 0) & bank.is_filled(rows)
-        positives = bank.lookup(rows)
-        # With several holders, few images at a time: what a draw takes is W times what is kept of it.
-        some = len(rows) if exchange.holders == 1 else max(1, DRAWN_AT_ONCE // self.num_negatives)
-        if self.negatives == "per_image":
-            parts = [bank.held(self._draw(part)) for part in rows.split(some)]
-            places = parts[0] if len(parts) == 1 else torch.cat(parts)  # no copy of the usual one
-        elif self.negatives == "shared":
-            drawn = self._draw(rows)
-            places = bank.held(drawn)
-        watch = _Watch(len(terms), valid)
+        """Losses [T, b] of unit queries [T, b, d], and which of the images count: bool [b]."""
+        batch = BatchContrast(self.memory_bank, target, self.negatives, self.num_negatives, self.seed, self.steps)
+        statistics = ScoreStatistics(len(terms), batch.valid)
         report = self.steps % self.report_frequency == 0
-
-        def losses(threshold: Tensor | None, on_scores: OnScores | None) -> Tensor:
-            arguments = (self.temperature, threshold, on_scores, exchange)
-            if self.negatives == "per_image":
-                return contrast_per_image(self.contrast, queries, positives, bank.rows, places, *arguments)
-            if self.negatives == "all":
-                held = (bank.rows, bank.held_places())
-            else:
-                held = (bank.rows.index_select(0, places.clamp(min=0)), places)
-            return contrast_shared(self.contrast, queries, positives, *held, bank.places(rows), *arguments)
-
-        if self.contrast != "npid":
-            result = losses(None, watch.report if report else None)
+        if self.form.uses_z:
+            offset = (batch.counts().clamp(min=1) / self.num_rows).log().expand(len(terms), -1)
+            log_z = self._current_log_z(batch, queries, terms, offset)
+            statistics.also_report = report
+            threshold: Tensor | None = log_z.unsqueeze(1) + offset
+            on_scores: OnScores | None = statistics.sum_exponentials
         else:
-            counts = torch.full_like(rows, self.num_rows - 1 if self.negatives == "all" else self.num_negatives)
-            if self.negatives == "shared":
-                counts = counts - (drawn == rows.unsqueeze(1)).sum(1)
-            offset = (counts.clamp(min=1) / self.num_rows).log().expand(len(terms), -1)
-            chosen = slice(terms[0], terms[-1] + 1)
-            if not self.z_is_set:  # waits for the device, until Z is set
-                if bool(self.log_z[chosen].isnan().any()):
-                    with torch.no_grad():
-                        losses(offset, watch.sum_exponentials)
-                    self._follow_z(watch, terms)
-                    watch = _Watch(len(terms), valid)
-                self.z_is_set = not bool(self.log_z[chosen].isnan().any())
-            log_z = self.log_z[chosen].nan_to_num(0.0).unsqueeze(1)  # NaN: no image was read yet
-            watch.also_report = report
-            result = losses(log_z + offset, watch.sum_exponentials)
-            if self._in_training():
-                self._follow_z(watch, terms)
+            threshold, on_scores = None, statistics.report if report else None
+        losses = batch.losses(self.form, queries, self.temperature, threshold, on_scores)
+        if self.form.uses_z and self._in_training():
+            self._follow_z(statistics, terms)
         if report:
-            self.report = watch.means(self.temperature, [TERMS[term] for term in terms])
-            if self.contrast == "npid":
+            self.report = statistics.means(self.temperature, [TERMS[term] for term in terms])
+            if self.form.uses_z:
                 self.report |= {f"{TERMS[term]}/log_z": self.log_z[term].clone() for term in terms}
-        return result, exchange.own(valid)
+        return losses, batch.exchange.own(batch.valid)
+
+    def _current_log_z(self, batch: BatchContrast, queries: Tensor, terms: list[int], offset: Tensor) -> Tensor:
+        """log Z of the terms [T], set from this batch where it is the first."""
+        chosen = slice(terms[0], terms[-1] + 1)
+        if not self.z_is_set:  # waits for the device, until Z is set
+            if bool(self.log_z[chosen].isnan().any()):
+                first = ScoreStatistics(len(terms), batch.valid)
+                with torch.no_grad():
+                    batch.losses(self.form, queries, self.temperature, offset, first.sum_exponentials)
+                self._follow_z(first, terms)
+            self.z_is_set = not bool(self.log_z[chosen].isnan().any())
+        return self.log_z[chosen].nan_to_num(0.0)  # NaN: no image was read yet
 
     def _in_training(self) -> bool:
         # VISSL never calls eval() on a loss, but runs test phases without gradients.
         return self.training and torch.is_grad_enabled()
 
     @torch.no_grad()
-    def _follow_z(self, watch: _Watch, terms: list[int]) -> None:
+    def _follow_z(self, statistics: ScoreStatistics, terms: list[int]) -> None:
         """Move log Z of the terms towards this batch's estimate, alike on every rank."""
-        total, count = sum_over_ranks(torch.stack([watch.exponentials, watch.counts]))
+        total, count = sum_over_ranks(torch.stack([statistics.exponentials, statistics.counts]))
         estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
         chosen = slice(terms[0], terms[-1] + 1)
         before = self.log_z[chosen]
@@ -290,50 +288,3 @@ class PIRLLoss(ClassyLoss):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.steps, self.z_is_set = int(state["steps"]), False
-
-
-class _Watch:
-    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device.
-
-    Args:
-        terms: T.
-        valid: bool [B], which images count.
-    """
-
-    def __init__(self, terms: int, valid: Tensor) -> None:
-        self.valid = valid
-        self.also_report = False
-        sums = torch.zeros(5, terms, dtype=torch.float64, device=valid.device)
-        self.exponentials, self.counts, self.negatives, self.above, self.positives = sums
-
-    def sum_exponentials(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
-        """For Z: the sum of exp(score) over the negatives that count, of the images that count."""
-        valid = self.valid[chunk]
-        per_image = negatives.double().logsumexp(-1).exp()
-        self.exponentials += per_image.masked_fill(~valid, 0).sum(1)
-        if self.also_report:
-            self.report(chunk, positive, negatives)
-        else:
-            self.counts += (negatives.isfinite().sum(-1) * valid).sum(1)
-
-    def report(self, chunk: slice, positive: Tensor, negatives: Tensor) -> None:
-        """For the log: similarities, and negatives above the positive."""
-        valid, finite = self.valid[chunk], negatives.isfinite()
-        self.counts += (finite.sum(-1) * valid).sum(1)
-        self.negatives += negatives.masked_fill(~finite, 0).sum(-1).masked_fill(~valid, 0).sum(1)
-        self.above += ((negatives > positive.unsqueeze(-1)).sum(-1) * valid).sum(1)
-        self.positives += positive.masked_fill(~valid, 0).sum(1)
-
-    @torch.no_grad()
-    def means(self, temperature: float, names: list[str]) -> dict[str, Tensor]:
-        """Means over the images of all ranks that count, by term: scalars on the device."""
-        images = self.valid.sum().expand_as(self.counts)
-        # Where ranks share the images of a batch, each has a part of the negatives or all: the ratios are the same.
-        sums = sum_over_ranks(torch.stack([self.positives, images, self.negatives, self.above, self.counts]))
-        positives, images, negatives, above, counts = sums
-        values = {
-            "positive_similarity": temperature * positives / images.clamp(min=1),
-            "negative_similarity": temperature * negatives / counts.clamp(min=1),
-            "negatives_above_positive": above / counts.clamp(min=1),
-        }
-        return {f"{name}/{key}": value[number] for key, value in values.items() for number, name in enumerate(names)}

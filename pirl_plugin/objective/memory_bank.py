@@ -5,32 +5,33 @@ Banks are registered by name in MEMORY_BANKS; `pirl_loss.memory_bank.name` choos
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from fvcore.common.registry import Registry
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pirl_plugin.distributed import Alone, AmongRanks, largest_over_ranks
-from pirl_plugin.network.checkpoints import read_bank_rows
+from pirl_plugin.objective import counter_generator
+from pirl_plugin.registry import Registry
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_number
 
-MEMORY_BANKS = Registry("memory_bank")
+Bank = TypeVar("Bank", bound="MemoryBank")
+MEMORY_BANKS: Registry[type[MemoryBank]] = Registry("memory bank")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_LANES = 64  # row i is in lane i mod 64, so that a rank of 2, 4, ... 64 makes its own rows only
-_BLOCK = 256  # rows of a lane that come from one seed
+OF_INITIAL_ROWS = -1  # in place of a step: draws of negatives have steps from 0
+BLOCK = 2048  # rows that are made together
 
 
-def register_memory_bank(name: str) -> Callable[[type], type]:
-    """Register a bank class under `name`."""
+def register_memory_bank(name: str) -> Callable[[type[Bank]], type[Bank]]:
+    """Register MemoryBank's like under `name`, which `pirl_loss.memory_bank.name` then takes."""
 
-    def register(cls: type) -> type:
-        MEMORY_BANKS._do_register(name, cls)
+    def register(cls: type[Bank]) -> type[Bank]:
+        MEMORY_BANKS.register(name, cls)
         return cls
 
     return register
@@ -55,27 +56,31 @@ def initial_rows(
         [ceil((num_rows - first) / step), dim].
     """
     rows = torch.empty(len(range(first, num_rows, step)), dim, dtype=dtype)
-    # Of a lane, every `period`-th row is wanted, or none.
-    common = math.gcd(_LANES, step)
-    period, stride = step // common, _LANES // common
-    lanes = [lane for lane in range(_LANES) if (lane - first) % common == 0]
 
-    def fill(start: int) -> None:
-        values, generator = torch.empty(_BLOCK, dim), torch.Generator()
-        for lane in lanes:
-            numbers = range(start + lane, min(start + _LANES * _BLOCK, num_rows), _LANES)
-            skipped = next((n for n in range(min(period, len(numbers))) if (numbers[n] - first) % step == 0), None)
-            if skipped is None:
-                continue
-            values.normal_(generator=generator.manual_seed(((seed * 1_000_003 + lane) * 1_000_003 + start) % 2**63))
-            norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-            some = slice(skipped, len(numbers), period)
-            place, count = (numbers[skipped] - first) // step, len(numbers[skipped::period])
-            rows[place : place + stride * count : stride] = values[some] / norms[some]
+    def fill(block: Tensor, start: int) -> None:
+        numbers = torch.arange(BLOCK) * step + start
+        values = counter_generator.normal(counter_generator.keys(numbers, seed, OF_INITIAL_ROWS), dim)
+        block.copy_((values / torch.linalg.vector_norm(values, dim=1, keepdim=True))[: len(block)])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(fill, range(0, num_rows, _LANES * _BLOCK)))
+        list(threads.map(fill, rows.split(BLOCK), range(first, num_rows, step * BLOCK)))
     return rows
+
+
+def bank_rows(checkpoint: Any, source: str) -> Tensor:
+    """The whole bank in a checkpoint of this plugin or of VISSL's PIRL or NPID: float32 [|D|, d], of unit norm.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    loss = checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None
+    loss = loss if isinstance(loss, Mapping) else {}
+    if "memory_bank.rows" in loss:
+        return loss["memory_bank.rows"].float()
+    if "nce_average.memory" in loss:  # whose first rows are shorter with every rank
+        return normalize(loss["nce_average.memory"].float(), dim=1)
+    where = " (but names the shard files of one)" if "memory_bank._extra_state" in loss else ""
+    raise ConfigError(f"{source} holds no memory bank{where}; initial_rows needs a checkpoint that does.")
 
 
 def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,6 +134,9 @@ class MemoryBank(nn.Module):
         updated: bool [|D|], which of them were ever updated.
     """
 
+    rows: Tensor
+    updated: Tensor
+
     def __init__(
         self,
         num_rows: int,
@@ -150,7 +158,7 @@ class MemoryBank(nn.Module):
         self.batch_capacity = batch_capacity
         self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
         if initial_rows is not None:
-            rows = read_bank_rows(initial_rows)
+            rows = bank_rows(read_safely(initial_rows), str(initial_rows))
             if rows.shape != (self.num_rows, self.dim):
                 raise ConfigError(
                     f"pirl_loss.memory_bank.initial_rows is {initial_rows!r}, whose bank has {len(rows)} rows of "

@@ -1,7 +1,7 @@
 """Drawing D_N: images uniformly at random from D without the query's own (Section 2.1).
 
-The numbers come from a counter-based generator (SplitMix64, Steele et al. 2014): what is drawn depends on the seed,
-the step and the image alone, and is the same on every device and for any number of processes.
+What is drawn depends on the seed, the step and the image alone, and is the same on every device and for any number of
+processes.
 """
 
 from __future__ import annotations
@@ -9,29 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pirl_plugin.objective import counter_generator
+from pirl_plugin.objective.counter_generator import GAMMA, mix
+
 NEGATIVES = ("per_image", "shared", "all")
 
-# SplitMix64's constants as the int64 that have their bits.
-GAMMA, FIRST_FACTOR, SECOND_FACTOR = (
-    number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
 SHARED_KEY = -1  # in place of an image's number, where the batch has one draw
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place; int64 arithmetic wraps around, and `>>` needs the sign bits masked."""
-    bits ^= (bits >> 30) & (2**34 - 1)
-    bits *= FIRST_FACTOR
-    bits ^= (bits >> 27) & (2**37 - 1)
-    bits *= SECOND_FACTOR
-    bits ^= (bits >> 31) & (2**33 - 1)
-    return bits
-
-
-def draw_keys(indices: Tensor, seed: int, step: int) -> Tensor:
-    """A generator's state for each image: int64 [B], on the device of `indices` int64 [B]."""
-    of_step = _mix(torch.full_like(indices[:1], (seed * 2**32 + step) % 2**63) * GAMMA)
-    return _mix((indices * GAMMA).bitwise_xor_(of_step))
 
 
 def draw(keys: Tensor, count: int, size: int) -> Tensor:
@@ -48,7 +31,7 @@ def draw(keys: Tensor, count: int, size: int) -> Tensor:
     drawn = torch.empty(len(keys), count, dtype=torch.int64, device=keys.device)
     at_once = max(1, len(keys)) if keys.is_cuda else 1  # on a CPU, what fits a cache
     for some, key in zip(drawn.split(at_once), keys.split(at_once), strict=True):
-        bits = _mix(key.unsqueeze(1) + steps)
+        bits = mix(key.unsqueeze(1) + steps)
         bits >>= 11
         bits &= 2**53 - 1
         some.copy_(bits.double().mul_(2.0**-53 * size))  # rounds down
@@ -68,7 +51,7 @@ def draw_negatives(indices: Tensor, num_rows: int, num_negatives: int, seed: int
         int64 [B, N] in [0, |D|), never the image's own row. The same image has the same draw in the same step.
     """
     own = indices.clamp(min=0)
-    drawn = draw(draw_keys(own, seed, step), num_negatives, num_rows - 1)
+    drawn = draw(counter_generator.keys(own, seed, step), num_negatives, num_rows - 1)
     return drawn.add_(drawn >= own.unsqueeze(1))
 
 
@@ -79,5 +62,5 @@ def draw_shared_negatives(
 
     Each image must pass over its own row where that was drawn; what it keeps is uniform over the others.
     """
-    key = draw_keys(torch.full((1,), SHARED_KEY, device=device), seed, step)
+    key = counter_generator.keys(torch.full((1,), SHARED_KEY, device=device), seed, step)
     return draw(key, num_negatives, num_rows).squeeze(0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,6 @@ def most_held(count: int, holders: int) -> int:
     """
     mean = count / holders
     return count if holders == 1 else min(count, math.ceil(mean + 10 * math.sqrt(mean) + 10))
-
-
-def settings_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """LOSS.pirl_loss.memory_bank of a run's config where it is a sharded_memory_bank, else None."""
-    bank = (config["LOSS"].get("pirl_loss") or {}).get("memory_bank") or {}
-    return bank if bank.get("name") == "sharded_memory_bank" else None
 
 
 @register_memory_bank("sharded_memory_bank")
@@ -173,21 +166,14 @@ class ShardedMemoryBank(MemoryBank):
                 expected = len(range(holder, self.num_rows, holders))
                 if rows.get_shape() != [expected, self.dim]:
                     raise ConfigError(f"{path} has rows of shape {rows.get_shape()}; it should have {expected} rows.")
-                # Place p of the file is row holder + p holders; every `period`-th is held here, or none.
-                common = math.gcd(holders, self.holders)
-                if (holder - self.holder) % common:
-                    return
-                period = self.holders // common
-                first = next(p for p in range(period) if (holder + p * holders) % self.holders == self.holder)
-                for start in range(0, expected, READ_AT_ONCE - READ_AT_ONCE % period):
-                    wanted = range(start + first, min(start + READ_AT_ONCE - READ_AT_ONCE % period, expected), period)
-                    if not wanted:
-                        continue
-                    place = (holder + wanted[0] * holders) // self.holders
-                    stride = period * holders // self.holders
-                    target = slice(place, place + stride * len(wanted), stride)
-                    self.rows[target] = rows[start + first : wanted[-1] + 1][::period].to(self.rows)
-                    self.updated[target] = updated[start + first : wanted[-1] + 1 : period].to(self.updated.device)
+                for start in range(0, expected, READ_AT_ONCE):
+                    end = min(start + READ_AT_ONCE, expected)
+                    places = self.places(torch.arange(start, end) * holders + holder)  # of the images in the file
+                    mine = places >= 0
+                    if mine.any():
+                        target = places[mine].to(self.rows.device)
+                        self.rows[target] = rows[start:end][mine].to(self.rows)
+                        self.updated[target] = updated[start:end][mine].to(self.updated.device)
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}, a shard of the checkpoint's memory bank, cannot be read ({error}); all shard files must be "

@@ -1,1 +1,10 @@
-"""Pretext tasks: sets T of image transformations t, and how an image becomes the views I and I^t (Section 2.3)."""
+"""Pretext tasks: sets T of image transformations t, and how an image becomes the views I and I^t (Section 2.3).
+
+Every module of this folder is imported with it: a new task is one file with the decorator `register_pretext`.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

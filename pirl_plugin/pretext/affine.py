@@ -87,6 +87,7 @@ class AffineTransform(SingleViewTransform):
     def maps(self) -> Tensor:
         """T where it is a fixed set: float [|T|, 2, 3]."""
         generator = torch.Generator().manual_seed(self.set_seed)
+        assert self.num_transformations is not None
         drawn = [self.draw_matrix(generator) for _ in range(self.num_transformations - 1)]
         return torch.stack([torch.eye(2, 3), *drawn])
 

@@ -1,8 +1,8 @@
-"""What a pretext task is: a set T of image transformations, and how VISSL's loader applies one of them.
+"""What a pretext task is: a set T of image transformations, and how a data loader applies one of them.
 
 A task is a subclass of `PretextTransform` with one method, `pretext_views`, or of `SingleViewTransform` with one
 method, `transform`, under the decorator `register_pretext`. The base class makes the plain view of the image, augments
-all views photometrically, normalises them and puts them into VISSL's sample. docs/add_a_pretext_task.md shows how.
+all views photometrically, normalises them and puts them into the loader's sample. docs/add_a_pretext_task.md shows how.
 
 Views are 8-bit until they are normalised. `augment_on: device` leaves the photometric part, with the parameters that
 the worker drew, to `pirl_train_step`, and so does `normalize_on: device` the normalisation: a quarter of the bytes.
@@ -14,21 +14,19 @@ import functools
 import hashlib
 import logging
 import struct
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from classy_vision.dataset.transforms import register_transform
-from classy_vision.dataset.transforms.classy_transform import ClassyTransform
 from PIL import Image
 from torch import Tensor
-from vissl.data.ssl_transforms import ssl_transforms_wrapper
 
 from pirl_plugin.pretext import fast_photometric, photometric
 from pirl_plugin.pretext.crops import draw_crop_box, image_size, largest_reduction, resized_crop
 from pirl_plugin.pretext.photometric import PhotometricSettings
+from pirl_plugin.registry import Registry
 from pirl_plugin.validation import (
     ConfigError,
     check_choice,
@@ -39,7 +37,7 @@ from pirl_plugin.validation import (
     keyword_arguments,
 )
 
-PRETEXT_TRANSFORMS: dict[str, type[PretextTransform]] = {}
+PRETEXT_TRANSFORMS: Registry[type[PretextTransform]] = Registry("pretext transform")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -48,17 +46,13 @@ def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[Prete
     """Register a pretext task under `name`, which DATA.TRAIN.TRANSFORMS of a YAML config then uses."""
 
     def register(cls: type[PretextTransform]) -> type[PretextTransform]:
-        register_transform(name)(cls)
-        # VISSL hands these transforms the whole sample instead of the image alone.
-        ssl_transforms_wrapper.DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_OVERWRITE_ENTIRE_BATCH"].append(name)
         cls.name = name
-        PRETEXT_TRANSFORMS[name] = cls
-        return cls
+        return PRETEXT_TRANSFORMS.register(name, cls)
 
     return register
 
 
-class PretextTransform(ClassyTransform):
+class PretextTransform(ABC):
     """One image in; one view of it and the views of its pretext transformation out.
 
     Subclasses set `branch` where it is not `view`, call this class's `__init__` and implement `num_views` and
@@ -187,7 +181,7 @@ class PretextTransform(ClassyTransform):
         return augment(crops[0], parameters[:1]), augment(crops[1], parameters[1:]) if self.num_views else crops[1]
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """VISSL's sample with `data` (one RGB image) replaced by `images` and `pretext`.
+        """A sample of VISSL's loader with `data` (one RGB image) replaced by `images` and `pretext`.
 
         With augment_on `device` also `photometric`, the drawn parameters of the 1 + V views.
         """
@@ -199,7 +193,7 @@ class PretextTransform(ClassyTransform):
         else:
             sample["photometric"] = parameters
         if self.normalize_on == "workers":
-            crops = tuple(self.normalize(views) for views in crops)
+            crops = self.normalize(crops[0]), self.normalize(crops[1])
         sample["images"] = crops[0][0]
         if self.num_views:
             sample["pretext"] = crops[1]
@@ -220,13 +214,14 @@ class PretextTransform(ClassyTransform):
         finished = {}
         for key, views in inputs.items():
             if self.augment_on == "device":
+                assert parameters is not None
                 own = parameters[:, 0] if key == "images" else parameters[:, 1:].reshape(-1)
                 views = photometric.apply(views.float().div_(255), own)
             finished[key] = self.normalize(views)
         return finished
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PretextTransform:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build from one entry of TRANSFORMS.
 
         Raises:

@@ -7,6 +7,7 @@ torchvision's, which VISSL uses, and as far as three from `photometric.apply`, w
 from __future__ import annotations
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from pirl_plugin.validation import ConfigError
 try:
     import cv2
 except ImportError:
-    cv2 = None
+    cv2 = None  # type: ignore[assignment]
 else:
     cv2.setNumThreads(0)  # the loader's workers are the threads
 
-Parameters = namedtuple("Parameters", PARAMETERS.names)  # one entry, as Python's own numbers
+# An entry of PARAMETERS, in Python's own numbers.
+_Parameters: Any = namedtuple("_Parameters", PARAMETERS.names or ())  # type: ignore[misc]
 
 _LUMA = (0.299, 0.587, 0.114)
 # Added before OpenCV rounds to the nearest level, so that it cuts off; a thousandth less, for sums like 254.9999.
@@ -97,8 +99,8 @@ def _stretch(view: np.ndarray) -> np.ndarray:
     return cv2.transform(view, matrix)
 
 
-def augment_view(view: np.ndarray, parameters: Parameters) -> np.ndarray:
-    """One view uint8 [h, w, 3] with its parameters: uint8 [h, w, 3]."""
+def augment_view(view: np.ndarray, parameters: Any) -> np.ndarray:
+    """One view uint8 [h, w, 3] with its parameters, an entry of PARAMETERS: uint8 [h, w, 3]."""
     if parameters.flip:
         view = cv2.flip(view, 1)
     if parameters.jitter:
@@ -137,5 +139,5 @@ def augment(views: Tensor, parameters: np.ndarray) -> Tensor:
     pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
     result = torch.empty(count, height, width, 3, dtype=torch.uint8)
     for view, row, target in zip(pixels, parameters.tolist(), result.numpy(), strict=True):
-        target[:] = augment_view(view, Parameters(*row))
+        target[:] = augment_view(view, _Parameters(*row))
     return result.permute(0, 3, 1, 2)

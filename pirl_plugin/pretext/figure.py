@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pirl_plugin.figures import contact_sheet, new_figure, show_image
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.validation import ConfigError, check_choice, check_integer
 
 
 def picture(task: PretextTransform, image: Image.Image, generator: torch.Generator) -> np.ndarray:
     """t(image) for one t, before photometric augmentation: its views side by side, uint8 [h, w, 3]."""
+    from pirl_plugin.figures import contact_sheet  # imports Matplotlib, which loader workers do without
+
     views = task.pretext_views(image, generator).permute(0, 2, 3, 1).numpy()
     side = math.ceil(math.sqrt(len(views)))
     return contact_sheet(list(views), columns=side, gap=6)
@@ -41,6 +43,8 @@ def draw(
     Raises:
         ConfigError: for an unknown task, with those that there are.
     """
+    from pirl_plugin.figures import new_figure, show_image
+
     check_integer(columns, "--columns", 1, 50)
     check_integer(dpi, "--dpi", 10, 1000)
     for name in tasks:
@@ -50,7 +54,8 @@ def draw(
     if not built:
         raise ConfigError(f"{', '.join(tasks)} has no pretext views to draw.")
     figure = new_figure(2.1 * (columns + 1), 2.3 * len(built))
-    figure.get_layout_engine().set(wspace=0.08)
+    engine: Any = figure.get_layout_engine()
+    engine.set(wspace=0.08)
     grid = figure.subplots(len(built), columns + 1, squeeze=False)
     for row, (name, task) in zip(grid, built.items(), strict=True):
         generator = torch.Generator().manual_seed(seed)

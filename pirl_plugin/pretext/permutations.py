@@ -39,7 +39,7 @@ def permutation_set(num_patches: int, size: int, seed: int = 0) -> np.ndarray:
         ranks[1:] = 1 + np.random.default_rng(seed).permutation(total - 1)[: size - 1]
     else:
         # Too many to shuffle: draw one by one, passing over those already there.
-        rng, seen = random.Random(seed), set()
+        rng, seen = random.Random(seed), set[int]()
         while len(seen) < size - 1:
             rank = rng.randrange(1, total)
             if rank not in seen:

@@ -119,7 +119,9 @@ def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
     found = []
     for path in folder.glob("model_*.torch"):
         match = NAME.fullmatch(path.name)
-        iteration = iteration_of(path) if match and not match.group(1) else None
+        if match is None or match.group(1):
+            continue
+        iteration = iteration_of(path)
         if iteration is not None:
             found.append((iteration, int(match.group(2) == "phase"), path))
     return sorted(found)

@@ -15,7 +15,7 @@ from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutput
 from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
-from pirl_plugin.objective import sharded_memory_bank
+from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter
 from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
@@ -83,7 +83,7 @@ class BankAgreementHook(Hook):
 
     def on_phase_end(self, task) -> None:
         bank = task.base_loss.memory_bank
-        if isinstance(bank, sharded_memory_bank.ShardedMemoryBank):
+        if bank.held_places() is not None:
             return  # each rank holds other rows
         number = bank.checksum()
         lowest, highest = smallest_and_largest_over_ranks(number)
@@ -157,12 +157,12 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     hooks = default_hook_generator(config)
     AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
     log_hooks.CheckpointWriter = AtomicCheckpointWriter
-    if config.LOSS.name != "pirl_loss":
+    if pirl_loss_class(config) is None:
         return hooks
     # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
     largest_share = config.DATA.TRAIN.get("LARGEST_UNREADABLE_SHARE", 1.0)
     own = [BankAgreementHook(), UnreadableImagesHook(get_checkpoint_folder(config), largest_share)]
-    if sharded_memory_bank.settings_in(config) is not None:
+    if sharded_bank_settings(config) is not None:
         own.append(ShardsHook())
     if config.TRAINER.TRAIN_STEP_NAME != "pirl_train_step":
         return [*own, LossReportHook(), *hooks]

@@ -122,8 +122,8 @@ def embed_among_ranks(trunk: torch.nn.Module, files: list[str], view: Callable[.
         logging.warning(f"Not read, and left out of the kNN: {file} ({error})")
 
     own = files[rank() :: world_size()]
-    features = embed(trunk, own or files[:1], view, on_unreadable=name)[: len(own)]
-    features = torch.from_numpy(features).to(collective_device())
+    embedded = embed(trunk, own or files[:1], view, on_unreadable=name)[: len(own)]
+    features = torch.from_numpy(embedded).to(collective_device())
     most = -(-len(files) // world_size())
     gathered = gather_padded(features, most, 0.0).view(world_size(), -1, features.shape[1])[:, :most]
     return gathered.transpose(0, 1).flatten(0, 1)[: len(files)].cpu().numpy()

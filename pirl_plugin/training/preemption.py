@@ -105,7 +105,8 @@ def forward_signals() -> None:
 
     def forward(number: int, frame: Any) -> None:
         for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
+            if child.pid is not None:
+                os.kill(child.pid, number)
 
     for name in SIGNALS:
         if signal.getsignal(name) is signal.SIG_DFL:  # else whoever runs this, submitit for one, has plans of its own

@@ -142,8 +142,10 @@ class ProgressHook(Hook):
             return math.nan, {}
         report = {key: value.double() for key, value in task.base_loss.report.items()}
         count = len(self.losses)
-        own = torch.stack(self.losses).double()
-        values = torch.cat([own, all_reduce_mean(own.clone()), *(value.view(1) for value in report.values())]).tolist()
+        losses = torch.stack(self.losses).double()
+        values = torch.cat(
+            [losses, all_reduce_mean(losses.clone()), *(value.view(1) for value in report.values())]
+        ).tolist()
         own, everywhere, reported = values[:count], values[count : 2 * count], values[2 * count :]
         first = done - count + 1
         task.losses.extend(everywhere)
@@ -194,7 +196,7 @@ class ProgressHook(Hook):
             )
         scalars = {f"Progress/{key}": value for key, value in row.items() if key not in ("iteration", "epoch", *report)}
         scalars |= {f"Loss/{key}": value for key, value in report.items()}
-        self.publish({**scalars, "epoch": row["epoch"]}, row["iteration"])
+        self.publish({**scalars, "epoch": row["epoch"]}, int(row["iteration"]))
 
     def publish(self, scalars: dict[str, float], iteration: int) -> None:
         """Scalars to TensorBoard and Weights & Biases, where they are; on the primary rank."""
@@ -243,7 +245,12 @@ def resident_bytes() -> int:
 
 def as_vissl(row: dict[str, float], left: datetime.timedelta) -> str:
     """A row as a line of VISSL's stdout.json."""
-    line = {"Rank": rank(), "ep": row["epoch"] - 1, "iter": row["iteration"] - 1, "lr": round(row["learning_rate"], 5)}
+    line: dict[str, Any] = {
+        "Rank": rank(),
+        "ep": row["epoch"] - 1,
+        "iter": row["iteration"] - 1,
+        "lr": round(row["learning_rate"], 5),
+    }
     line |= {"loss": round(row["loss"], 5), "btime(ms)": round(row["step_ms"]), "eta": str(left)}
     return json.dumps({**line, "peak_mem(M)": round(row["memory_mb"])}) + "\n"
 

@@ -35,6 +35,8 @@ class PIRLTask(SelfSupervisionTask):
         transform: the pretext transform, for what its workers leave to the device.
     """
 
+    checkpoint: dict[str, Any] | None
+
     def __init__(self, config) -> None:
         super().__init__(config)
         self.start_iter = self.resumed_steps = self.epoch_began = 0
@@ -94,6 +96,7 @@ class PIRLTask(SelfSupervisionTask):
             self.checkpoint = {key: self.checkpoint[key] for key in kept}
 
     def _check_same_batches(self) -> None:
+        assert self.checkpoint is not None
         saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
         for key, value in self._step_identity().items():
             if self.start_iter and saved.get(key, value) != value:
@@ -127,10 +130,11 @@ class PIRLTask(SelfSupervisionTask):
 
     def _compute_start_iter_from_checkpoint(self, phase_type: str) -> int:
         """Steps of the epoch that are done. VISSL derives them from the number of all steps and of an epoch's now."""
-        saved = (self.checkpoint or {}).get("classy_state_dict", {}).get("pirl_plugin")
+        checkpoint = self.checkpoint or {}
+        saved = checkpoint.get("classy_state_dict", {}).get("pirl_plugin")
         if saved is not None:
             # In a checkpoint of an iteration, VISSL's epoch is the last that was finished.
-            finished = self.checkpoint["train_phase_idx"] == saved["epoch"]
+            finished = checkpoint["train_phase_idx"] == saved["epoch"]
             self.resumed_steps = 0 if finished else saved["steps of the epoch"]
         return self.resumed_steps
 

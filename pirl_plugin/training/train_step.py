@@ -75,7 +75,7 @@ def keep_until_used(value: Any) -> None:
 def channels_last(inputs: Inputs) -> Inputs:
     """The same views, channels last in memory."""
     if isinstance(inputs, dict):
-        return {key: channels_last(views) for key, views in inputs.items()}
+        return {key: views.contiguous(memory_format=torch.channels_last) for key, views in inputs.items()}
     return inputs.contiguous(memory_format=torch.channels_last)
 
 

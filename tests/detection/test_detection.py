@@ -13,9 +13,9 @@ import torch
 from pirl_plugin.detection import training
 from pirl_plugin.detection.training import check_weights_fit, config_files, detection_config
 from pirl_plugin.detection.voc_trees import check_split, make_tree
-from pirl_plugin.experiments.benchmarking import BENCHMARKS
-from pirl_plugin.network.checkpoints import read_safely
-from pirl_plugin.network.trunks import PIRLResNet, trunk_config
+from pirl_plugin.experiments.benchmarks import BENCHMARKS
+from pirl_plugin.network.trunks import ResNetTrunk
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_the_configs_have_the_papers_settings(name, train, iterations, drop, rat
 def save_trunk(path: Path, depth: int = 50, width: float = 1.0) -> Path:
     """A checkpoint with BatchNorm statistics of its own."""
     torch.manual_seed(0)
-    trunk = PIRLResNet(trunk_config(depth, width), "pirl_resnet")
+    trunk = ResNetTrunk(depth, width)
     for module in trunk.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -94,7 +94,7 @@ def test_unknown_configs_and_keys_are_refused():
 
 def test_without_detectron2_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="extra_scripts/install_detectron2"):
+    with pytest.raises(SystemExit, match="pirl install-detectron2"):
         training.main(["--config-file", "voc07_pirl"])
 
 
@@ -174,7 +174,7 @@ def run(voc_root: Path, *arguments: object) -> str:
     code = "import sys; from pirl_plugin.detection.training import main\nif __name__ == '__main__': main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, "--num-gpus", "0", *map(str, arguments)],
-        capture_output=True, text=True, timeout=400, cwd=voc_root,
+        capture_output=True, text=True, timeout=500, cwd=voc_root,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(voc_root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -209,7 +209,7 @@ def test_perfect_predictions_have_an_average_precision_of_100(voc_root):
         )
         path.write_text(re.sub(r"<object>.*</object>", objects, text))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(voc_root)}
-    done = subprocess.run([sys.executable, "-c", PERFECT], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", PERFECT], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     values = json.loads(re.search(r"BEST \d+ (\[.*\])", done.stdout).group(1))
     assert values == pytest.approx([100.0, 100.0, 100.0])

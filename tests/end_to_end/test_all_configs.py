@@ -72,7 +72,7 @@ def test_every_config_trains_two_steps_and_leaves_a_checkpoint(name, tmp_path, p
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *overrides_of(name, photo_folder, photo_list)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     final = tmp_path / "run" / "model_final_checkpoint_phase0.torch"

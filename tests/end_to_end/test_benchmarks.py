@@ -14,10 +14,10 @@ import torch
 
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.data.subsets import class_balanced_subset
-from pirl_plugin.experiments.benchmarking import BENCHMARKS
+from pirl_plugin.experiments.benchmarks import BENCHMARKS
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.export import preprocessing
-from pirl_plugin.network.trunks import PIRLResNet, trunk_config
+from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.network.weights import Architecture, read_trunk_weights
 from pirl_plugin.validation import ConfigError
 
@@ -107,7 +107,7 @@ def resnet50(tmp_path_factory) -> Path:
 def save_resnet50(path: Path, width_multiplier: float = 1.0) -> Path:
     """A ResNet-50 of this plugin with BatchNorm statistics of its own, in a checkpoint as VISSL writes it."""
     torch.manual_seed(0)
-    trunk = PIRLResNet(trunk_config(50, width_multiplier), "pirl_resnet")
+    trunk = ResNetTrunk(50, width_multiplier)
     for module in trunk.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -133,7 +133,7 @@ def first_of_each_class(folder: Path, count: int) -> list[str]:
 def launch(folder: Path, module: str, *overrides: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *CPU, f"config.CHECKPOINT.DIR={folder}/run", *overrides],
-        cwd=folder, capture_output=True, text=True, timeout=400,
+        cwd=folder, capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -176,7 +176,10 @@ def test_nearest_neighbours_are_found_on_a_resnet50(resnet50, few_photos, tmp_pa
     data = [f"config.DATA.{split}.DATA_PATHS=[{few_photos}]" for split in ("TRAIN", "TEST")]
     weights = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={resnet50}"
     tool = tmp_path / "tool.py"
-    tool.write_text("from pirl_plugin import commands\nif __name__ == '__main__':\n    commands.nearest_neighbors()\n")
+    tool.write_text(
+        "import sys\nfrom pirl_plugin.commands.__main__ import main\n"
+        "if __name__ == '__main__':\n    main(['nearest-neighbors', *sys.argv[1:]])\n"
+    )
     printed = launch(tmp_path, "tool", "config=benchmark/nearest_neighbor/imagenet", *data, weights)
     # Each image is among the training images too: its own vote, cosine 1, is the heaviest.
     assert "res5avg: weighted kNN top-1" in printed

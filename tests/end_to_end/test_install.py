@@ -15,9 +15,10 @@ def install(tmp_path: Path, commands: dict[str, str], **environment: str) -> sub
     """Run a copy of install.sh with ordinary tools, no Python, and the given scripts as commands."""
     copy, tools = tmp_path / "copy", tmp_path / "bin"
     (copy / "extra_scripts").mkdir(parents=True)
+    (copy / "pirl_plugin" / "commands").mkdir(parents=True)
     tools.mkdir()
-    for name in ("install.sh", "install_detectron2.py"):
-        shutil.copy(ROOT / "extra_scripts" / name, copy / "extra_scripts")
+    for name in ("extra_scripts/install.sh", "pirl_plugin/commands/install_detectron2.py"):
+        shutil.copy(ROOT / name, copy / name)
     for name in ("requirements.txt", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     for name in (
@@ -46,7 +47,7 @@ def install(tmp_path: Path, commands: dict[str, str], **environment: str) -> sub
         [BASH, str(copy / "extra_scripts" / "install.sh")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
         env={"PATH": str(tools), "HOME": str(tmp_path), **environment},
     )
 

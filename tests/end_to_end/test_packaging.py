@@ -45,7 +45,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert result.returncode == 0, f"{command} failed:\n{result.stdout}\n{result.stderr}"
@@ -187,3 +187,52 @@ def test_wheel_carries_every_module_config_and_script(checkout: Path, wheel: Pat
     for pattern in ("extra_scripts/*.py", "configs/**/*.yaml"):
         expected |= {f"pirl_plugin/{path.relative_to(checkout)}" for path in checkout.glob(pattern)}
     assert {name for name in packed if ".dist-info/" not in name} == expected
+
+
+class BareEnvironment:
+    """A virtual environment with the wheel and, as links, all packages of the running one but VISSL and its kind."""
+
+    LEFT_OUT = (
+        "vissl", "classy_vision", "fairscale", "hydra", "omegaconf", "tools", "configs", "extra_scripts", "dev",
+        "tests", "pirl_plugin", "__editable__",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        venv.create(folder, with_pip=False)
+        self.scripts, self.elsewhere = folder / "bin", folder / "elsewhere"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        site = folder / "lib" / version / "site-packages"
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        self.elsewhere.mkdir()
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if not path.name.startswith(self.LEFT_OUT) and path.suffix != ".pth":
+                (borrowed / path.name).symlink_to(path)
+        (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
+        run(self.scripts / "python", "-m", "pip", "install", *PIP_OFFLINE, wheel, cwd=self.elsewhere)
+
+    def run(self, *command: str | Path) -> str:
+        return run(self.scripts / command[0], *command[1:], cwd=self.elsewhere)
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> BareEnvironment:
+    return BareEnvironment(tmp_path_factory.mktemp("bare") / "venv", wheel)
+
+
+def test_the_wheel_serves_weights_and_both_examples_where_vissl_is_not_installed(
+    bare: BareEnvironment, photo_folder: Path
+) -> None:
+    code = (
+        "import importlib.util as u; print([u.find_spec(n) for n in ('vissl', 'classy_vision', 'hydra', 'omegaconf')])"
+    )
+    assert bare.run("python", "-c", code).strip() == "[None, None, None, None]"
+    assert "train-detector" in bare.run("pirl", "--help")
+    for number, example in enumerate(("plain_pytorch", "lightning_module")):
+        script, trunk = ROOT / "examples" / f"{example}.py", f"trunk{number}.pth"
+        bare.run("python", script, photo_folder, "--epochs", "1", "--batch-size", "16", "--output", trunk)
+        assert "ResNet-18 of 0.5 times the width with a 3x3 stem" in bare.run("pirl", "export", trunk)
+        exported = f"trunk{number}.safetensors"
+        assert "equal the trunk's" in bare.run("pirl", "export", trunk, "--format", "safetensors", "--output", exported)
+        printed = bare.run("pirl", "embed", exported, photo_folder, "--output", f"features{number}.npy")
+        assert "features of 48 images; 0 could not be read" in printed

@@ -22,12 +22,14 @@ from pirl_plugin.evaluation.invariance import (
     figures_of,
     transformation,
 )
-from pirl_plugin.evaluation.layers import LAYERS, embed_layers, layer_accuracies, pooled
+from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies, pooled
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.launch.launcher import compose
-from pirl_plugin.network.features import build_trunk, center_view
+from pirl_plugin.network.features import center_view
 from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.network.run_networks import build_trunk
+from pirl_plugin.network.trunks import STAGES
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +72,7 @@ def test_nothing_is_random_in_the_transformation_but_t(config, photo_folder):
 def test_the_heads_are_those_of_the_checkpoint(config, tmp_path):
     trunk, heads = build_trunk(config, seed=3), nn.ModuleList()
     torch.manual_seed(5)
-    heads.extend(PIRLHead(config.MODEL, **arguments) for _, arguments in config.MODEL.HEAD.PARAMS)
+    heads.extend(PIRLHead(**arguments) for _, arguments in config.MODEL.HEAD.PARAMS)
     model = {"trunk": trunk.state_dict(), "heads": heads.state_dict()}
     encoders = Encoders(config, {"classy_state_dict": {"base_model": {"model": model}}}, statistics="running")
     images, views = torch.randn(2, 3, 32, 32), torch.randn(2, 9, 3, 12, 12)
@@ -163,7 +165,7 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
              "config.OPTIMIZER.num_epochs=1",
              f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={run}",
              "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=24"],
-            env=environment, capture_output=True, text=True, timeout=200,
+            env=environment, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     pirl, jigsaw = (str(tmp_path / name / "model_final_checkpoint_phase0.torch") for name in ("pirl", "jigsaw"))
@@ -172,7 +174,7 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
         script = ROOT / "extra_scripts" / "analysis.py"
         return subprocess.run(
             [sys.executable, script, *arguments, "--output", str(tmp_path / arguments[0])],
-            env=environment, capture_output=True, text=True, timeout=200,
+            env=environment, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
 
     images = ["--images", str(photo_folder)]
@@ -188,7 +190,7 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
         assert pixels(tmp_path / f"{command[0]}.png").std() > 5
     models = json.loads((tmp_path / "invariance.json").read_text())["models"]
     assert set(models) == {"PIRL", "Jigsaw"} and sum(models["PIRL"]["histogram"]) == 48
-    assert set(json.loads((tmp_path / "layers.json").read_text())[pirl]) == set(LAYERS)
+    assert set(json.loads((tmp_path / "layers.json").read_text())[pirl]) == set(STAGES)
     gallery = json.loads((tmp_path / "neighbors.json").read_text())
     assert all(len(found) == 4 and query not in found for query, found in gallery.items()) and len(gallery) == 3
     refused = analyse("invariance", jigsaw, *images)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.joined_features import join, join_folders
-from pirl_plugin.host.extraction import collect
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_images_keep_their_place_and_label(two_networks, tmp_path):
     sizes = join_folders(folders, tmp_path / "both")
     assert sizes == {("test", "res5avg"): (100, 8), ("train", "res5avg"): (200, 8)}
     for split, labels in classes.items():
-        features, targets = collect(str(tmp_path / "both"), split, "res5avg")
+        features, targets, _ = collect(tmp_path / "both", split, "res5avg")
         assert np.array_equal(targets, labels)
         assert np.array_equal(features[:, :4].argmax(1), labels // 4) and np.array_equal(
             features[:, 4:].argmax(1), labels % 4

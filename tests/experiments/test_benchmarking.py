@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from pirl_plugin.detection.training import config_files
-from pirl_plugin.experiments.benchmarking import BENCHMARKS, Run, freeze_weights, gather, plan, read_settings, submit
+from pirl_plugin.experiments.benchmarking import Run, freeze_weights, gather, plan, read_settings, submit
+from pirl_plugin.experiments.benchmarks import BENCHMARKS
 from pirl_plugin.launch.launcher import compose
-from pirl_plugin.network.trunks import PIRLResNet, trunk_config
+from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.network.weights import read_trunk_weights
 from pirl_plugin.validation import ConfigError
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def save_trunk(path: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    trunk = PIRLResNet(trunk_config(18, 0.25, "small"), "pirl_resnet")
+    trunk = ResNetTrunk(18, 0.25, "small")
     model = {"trunk": trunk.state_dict(), "heads": {}}
     torch.save({"classy_state_dict": {"base_model": {"model": model}}, "loss": {"bank": torch.zeros(10**6)}}, path)
     return path
@@ -32,7 +33,7 @@ def save_trunk(path: Path, seed: int = 0) -> Path:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_a_config(name):
     benchmark = BENCHMARKS[name]
-    if benchmark.tool == "train_detector":
+    if benchmark.tool == "train-detector":
         assert benchmark.config in config_files()
     else:
         assert compose([f"config={benchmark.config}"], check=False).MODEL.TRUNK.NAME in ("resnet", "pirl_resnet")
@@ -57,9 +58,7 @@ def test_settings_are_overrides_by_benchmark(tmp_path):
         ("SOLVER.IMS_PER_BATCH", "4"),
         ("config.A=1",),
     ]
-    assert (
-        runs[0].command()[2:4] == ["pirl_plugin.launch.commands", "train_svm"] and runs[0].command()[-1] == "config.B=2"
-    )
+    assert runs[0].command()[2:4] == ["pirl_plugin.commands", "train-svm"] and runs[0].command()[-1] == "config.B=2"
     for text, match in (
         ("svm_voc7: [a]", r"no key 'svm_voc7' \(did you mean svm_voc07\?\)"),
         ("svm_voc07: config.A=1", "svm_voc07 in .* is 'config.A=1'; it must be a list"),
@@ -123,13 +122,13 @@ def test_an_interrupted_benchmark_goes_on_and_a_job_of_submitit_runs_one(photo_f
     epochs_before = len(list(run.glob("model_phase*.torch")))
     assert epochs_before < 28 and "not finished" in gather(tmp_path / "out")[0]
 
-    second = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    second = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-2000:]
     assert "[1/2] linear_small_images: goes on" in second.stdout
     log = (tmp_path / "out" / "linear_small_images" / "log.txt").read_text()
     assert "Resuming from checkpoint" in log or "Loaded checkpoint" in log, log[-2000:]
     assert "| small images, linear, top-1 | conv1 |" in second.stdout
-    third = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    third = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert third.stdout.count("done before") == 2
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -79,10 +79,10 @@ def test_the_demo_keeps_its_budget_and_shows_its_results(tmp_path, make_photo, o
         own_photos(tmp_path / "mine", make_photo, 0)
         extra = ["--data", str(tmp_path / "mine")]
     result = subprocess.run(
-        [sys.executable, "-m", "pirl_plugin.experiments.demo", "--budget-minutes", "0.5", "--images", "160", *extra],
+        [sys.executable, "-m", "pirl_plugin.commands", "demo", "--budget-minutes", "0.5", "--images", "160", *extra],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

@@ -192,6 +192,11 @@ def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
     falls_then_jumps = runs_with(a=[0.40, 0.41], b=[0.80, 0.81], c=[0.60, 0.61], d=[0.30, 0.31], e=[0.45, 0.46])
     assert rising(falls_then_jumps, "rises", dict(zip("12345", "abcde", strict=True)))[0].verdict == "not held"
     assert rising(runs, "not run", {"1": "low", "2": "other"}) == []
+    tied = runs_with(a=[0.30, 0.31], b=[0.50, 0.51], c=[0.50, 0.51], d=[0.50, 0.51])
+    (finding,) = rising(tied, "rises, then stays", dict(zip("1234", "abcd", strict=True)))
+    assert finding.verdict == "held" and "rank correlation +0.8" in finding.figures
+    level = runs_with(a=[0.50, 0.51], b=[0.50, 0.51])
+    assert "rank correlation +0.0" in rising(level, "rises", {"1": "a", "2": "b"})[0].figures
 
 
 def test_distances_are_compared_by_mean_and_variance():

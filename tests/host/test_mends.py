@@ -85,7 +85,7 @@ def test_the_console_scripts_say_the_same_and_show_no_traceback():
         import importlib.util
         real = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *a: None if name == "vissl" else real(name, *a)
-        from pirl_plugin.launch.commands import run_distributed_engines
+        from pirl_plugin.launch import start
     """)
     assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1
     assert result.stderr.startswith("Error: pirl_plugin needs VISSL")

@@ -14,13 +14,13 @@ from vissl.models.heads.siamese_concat_view import SiameseConcatView
 
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.host.warm_start import agreement, convert, convert_heads
-from pirl_plugin.network.checkpoints import load_checkpoint, read_bank_rows
+from pirl_plugin.network.checkpoints import load_checkpoint
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.heads import PIRLHead
-from pirl_plugin.network.trunks import PIRLResNet, trunk_config
+from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.network.weights import trunk_from_weights, trunk_weights_in
 from pirl_plugin.objective.loss import PIRLLoss
-from pirl_plugin.objective.memory_bank import MemoryBank
+from pirl_plugin.objective.memory_bank import MemoryBank, bank_rows
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_converted_heads_give_the_embeddings_of_vissls(variant):
         (0, converted.image, image, theirs[1](image)),
         (1, converted.pretext, pretext, theirs[0](pretext)),
     ):
-        head = PIRLHead(None, **arguments)
+        head = PIRLHead(**arguments)
         own = {key[2:]: value for key, value in converted.state.items() if key.startswith(f"{number}.")}
         head.load_state_dict(own)
         torch.testing.assert_close(head(features), expected, rtol=1e-5, atol=1e-6)
@@ -70,7 +70,7 @@ def test_converted_heads_give_the_embeddings_of_vissls(variant):
 def checkpoint_of_vissl(path: Path, rows: torch.Tensor, variant: str = "linear") -> Path:
     """A file with the structure of VISSL's; test_a_real_checkpoint_... holds that to a real one."""
     torch.manual_seed(0)
-    trunk = PIRLResNet(trunk_config(18, 0.25, "small"), "pirl_resnet")
+    trunk = ResNetTrunk(18, 0.25, "small")
     model = {"trunk": trunk.state_dict(), "heads": vissl_heads(*VARIANTS[variant]).state_dict()}
     content = {"classy_state_dict": {"base_model": {"model": model}}, "loss": {"nce_average.memory": rows}}
     torch.save(content, path)
@@ -85,7 +85,7 @@ def test_a_converted_bank_is_the_first_bank_with_rows_of_norm_one(tmp_path):
     torch.testing.assert_close(bank.rows.float(), 2 * rows, rtol=0.01, atol=0.01)
     assert bank.updated.all()
     # straight from VISSL's file, too
-    assert torch.equal(read_bank_rows(tmp_path / "vissl.torch"), read_bank_rows(tmp_path / "warm.torch"))
+    assert torch.equal(*(bank_rows(load_checkpoint(tmp_path / f"{name}.torch"), name) for name in ("vissl", "warm")))
     settings = {"num_negatives": 4, "embedding_dim": DIM, "memory_bank": {"initial_rows": str(tmp_path / "warm.torch")}}
     with pytest.raises(ConfigError, match=r"20 rows of 16 numbers; this run has 21 images and embedding_dim 16"):
         PIRLLoss(21, **settings)
@@ -137,7 +137,7 @@ def test_other_checkpoints_are_refused_in_one_sentence(tmp_path):
 def test_a_real_checkpoint_of_vissls_pirl_starts_a_run_of_ours(photo_folder, tmp_path):
     def launch(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400,
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=500,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

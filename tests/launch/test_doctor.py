@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def report() -> list[str]:
     done = subprocess.run(
         [sys.executable, ROOT / "extra_scripts" / "doctor.py"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=500,
     )  # fmt: skip
     faults = [line for line in done.stdout.splitlines() if line.strip().startswith("!") and "/dev/shm" not in line]
     assert not faults and done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stdout + done.stderr

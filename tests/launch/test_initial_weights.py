@@ -12,7 +12,7 @@ import torch
 from pirl_plugin.launch.initial_weights import check_initial_weights
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.export import export
-from pirl_plugin.network.trunks import PIRLResNet, trunk_config
+from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("weights")
     files = {}
     for name, arguments in (("resnet18", (18,)), ("resnet34", (34,)), ("resnet50", (50,)), ("wide", (50, 2))):
-        trunk = PIRLResNet(trunk_config(*arguments), "pirl_resnet")
+        trunk = ResNetTrunk(*arguments)
         files[name] = folder / f"{name}.torch"
         model = {"trunk": trunk.state_dict(), "heads": {}}
         torch.save({"classy_state_dict": {"base_model": {"model": model}}}, files[name])
@@ -92,7 +92,7 @@ def test_files_without_a_trunk_are_refused(checkpoints, tmp_path):
     refused(evil, "is not a checkpoint that can be read safely")
     plain = tmp_path / "plain.pth"
     export(checkpoints["resnet50"], "torchvision", plain)
-    refused(plain, r"no 'classy_state_dict' \(STATE_DICT_KEY_NAME\); pirl-export-weights .* --format vissl")
+    refused(plain, r"no 'classy_state_dict' \(STATE_DICT_KEY_NAME\); pirl export .* --format vissl")
     refused(plain, "does not fit: Model provided", "config.MODEL.WEIGHTS_INIT.STATE_DICT_KEY_NAME=''")
     check_initial_weights(  # as VISSL's documentation names other files
         config_of(
@@ -112,7 +112,7 @@ def test_the_launcher_refuses_them_in_one_sentence(checkpoints, photo_folder, tm
             f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.DATA.TEST.DATA_PATHS=[{photo_folder}]",
             f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={checkpoints['resnet18']}", f"config.CHECKPOINT.DIR={tmp_path}/run",
         ],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=500, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()[-1:]

@@ -18,6 +18,7 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.objective.memory_bank import initial_rows
 
 ROOT = Path(__file__).resolve().parents[2]
+SECRET = "planted-s3cret"  # in the environment of every run here
 TINY = [
     "config=pretrain/pirl/jigsaw_small_images_cpu",
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
@@ -35,9 +36,15 @@ def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "pirl_plugin.launch.launcher", *TINY, *overrides],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "WANDB_API_KEY": SECRET,
+            "MY_SETTING": SECRET,
+        },
     )
 
 
@@ -70,6 +77,14 @@ def test_two_ranks_hold_the_same_bank_after_every_epoch(two_ranks):
     result, _ = two_ranks
     checksums = re.findall(r"Memory bank identical on 2 rank\(s\), checksum (-?\d+)", result.stdout)
     assert len(checksums) >= 2 and len(set(checksums)) == 2  # it changed between the epochs
+
+
+def test_a_secret_of_the_environment_is_in_no_output_and_no_file(two_ranks):
+    result, folder = two_ranks
+    assert "WANDB_API_KEY" in result.stdout and SECRET not in result.stdout + result.stderr
+    files = [path for path in folder.parent.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_the_banks_rows_have_norm_one_and_all_were_updated(two_ranks):
@@ -199,7 +214,7 @@ job.result()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=tmp_path, env=environment
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "run" / "model_final_checkpoint_phase0.torch").is_file()
@@ -227,7 +242,7 @@ os.kill(int(task), signal.SIGUSR2)  # as SLURM does
 job.result()
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
@@ -255,7 +270,7 @@ def run_tool(folder: Path, function: str, run: Path, data: dict[str, str], *over
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )

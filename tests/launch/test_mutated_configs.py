@@ -79,7 +79,7 @@ def test_mutated_configs_that_are_accepted_train(accepted, photo_folder, tmp_pat
              f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
              "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", "config.OPTIMIZER.num_epochs=2",
              f"config.CHECKPOINT.DIR={tmp_path}/run{number}", override],
-            capture_output=True, text=True, timeout=300, cwd=tmp_path,
+            capture_output=True, text=True, timeout=500, cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, override + done.stdout[-2000:] + done.stderr[-3000:]

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torchvision
 
+from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.data.image_files import list_images, load_rgb
-from pirl_plugin.launch import tools
-from pirl_plugin.network.checkpoints import read_safely
 from pirl_plugin.network.embed_folder import embed_folder
 from pirl_plugin.network.export import SUFFIXES, detectron2_name, export
 from pirl_plugin.network.features import center_view
 from pirl_plugin.network.trunks import LAYOUTS
 from pirl_plugin.network.weights import Architecture, Trunk, infer_architecture, load_trunk, read_trunk_weights
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
 
@@ -231,7 +231,9 @@ def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(checkpoint, photo
     files = list_images(photos)
     Path(files[5]).write_bytes(b"no image")
     path, trunk = checkpoint(Architecture(18))
-    tools.embed([str(path), str(photos), "--output", str(tmp_path / "f.npy"), "--size", "64", "--batch-size", "7"])
+    with pytest.raises(SystemExit) as end:
+        pirl(["embed", str(path), str(photos), "--output", str(tmp_path / "f.npy"), "--size", "64", "--batch-size=7"])
+    assert end.value.code is None
     printed = capsys.readouterr().out
     assert f"Not read: {files[5]}: " in printed and f"features of {len(files) - 1} images; 1 could" in printed
     features, listed = np.load(tmp_path / "f.npy"), (tmp_path / "f.txt").read_text().split("\n")[:-1]
@@ -255,8 +257,7 @@ def test_embedding_mistakes_are_refused(checkpoint, photo_folder, tmp_path):
 
 def test_the_commands_work_from_a_shell(checkpoint, tmp_path):
     path, _ = checkpoint(Architecture(18))
-    scripts = Path(sys.executable).parent
-    run = [scripts / "pirl-export-weights", path]
+    run = [Path(sys.executable).parent / "pirl", "export", path]
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0 and "ResNet-18" in done.stdout
     done = subprocess.run([*run, "--format", "timm", "--output", tmp_path / "t.pth"], capture_output=True, text=True)

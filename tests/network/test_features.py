@@ -8,7 +8,8 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.evaluation.quick import labelled_images, table
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import build_trunk, center_view, embed
+from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.network.weights import Architecture, Trunk
 from pirl_plugin.validation import ConfigError
 

@@ -9,9 +9,12 @@ import sys
 import torch
 import torch.distributed as dist
 
-from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.objective import contrast
+from pirl_plugin.objective.forms import register_form
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.training.monitor import bank_health
+
+register_form("plain_nce")(contrast.nce)  # a form that has its definition alone
 
 IMAGES, DIM, GLOBAL_BATCH, STEPS = 30, 8, 8, 4
 

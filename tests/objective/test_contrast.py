@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 from pirl_plugin.objective import contrast
+from pirl_plugin.objective.forms import FORMS
 
 
 def reference_nce(positive, negatives, keep):
@@ -62,7 +63,7 @@ def forms(num_rows=50):
     }
 
 
-@pytest.mark.parametrize("form", contrast.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_values_and_gradients_equal_the_equations(form, masked, seed):
@@ -80,7 +81,7 @@ def test_values_and_gradients_equal_the_equations(form, masked, seed):
         torch.testing.assert_close(ours_result, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", contrast.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_gradcheck_passes(form):
     positive, negatives, keep = scores(11, tau=0.3)
     ours, _ = forms()[form]
@@ -106,7 +107,7 @@ def test_nce_is_close_to_infonce_plus_one_minus_share_when_all_shares_are_small(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("form", contrast.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_half_precision_scores_are_summed_in_float32(form, dtype):
     positive, negatives, keep = scores(3, num_negatives=300, tau=0.2, dtype=dtype)
     ours, _ = forms()[form]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pirl_plugin.objective.contrast import FORMS
+from pirl_plugin.objective.forms import FORMS
 from pirl_plugin.objective.negatives import NEGATIVES
 
 TESTS = Path(__file__).resolve().parent
@@ -27,6 +27,7 @@ SETTINGS = [
         ("npid", "shared", {"fill_first": True}),
         ("nce", "all", {"dtype": "bfloat16"}),
         ("nce", "per_image", {"fill_first": True, "dtype": "bfloat16"}),
+        *(("plain_nce", negatives, {}) for negatives in NEGATIVES),  # of a definition alone: gloo_loss.py registers it
     )
 ]
 
@@ -40,7 +41,7 @@ def name(settings: dict) -> str:
 def results(tmp_path_factory) -> dict[int, list[list[dict]]]:
     """By number of ranks: what each rank saw for each of SETTINGS."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parents[1]), "OMP_NUM_THREADS": "1"}
     results = {}
     for world_size in (1, 2, 4):
         files = [str(folder / f"meet_{world_size}"), str(folder / f"out_{world_size}")]
@@ -55,7 +56,7 @@ def results(tmp_path_factory) -> dict[int, list[list[dict]]]:
             for rank in range(world_size)
         ]
         for process in processes:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=500)
             assert process.returncode == 0, errors[-2000:]
         results[world_size] = [torch.load(f"{files[1]}.{rank}", weights_only=True) for rank in range(world_size)]
     return results
@@ -105,11 +106,11 @@ if rank == 1:
     bank.rows[17, 3] += 1e-6
 BankAgreementHook().on_phase_end(task)
 """
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parents[1]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=500)
         assert process.returncode != 0 and "memory banks differ after epoch 3" in errors

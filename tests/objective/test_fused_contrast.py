@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pirl_plugin.objective import contrast, fused_contrast
-from pirl_plugin.objective.contrast import FORMS
-from pirl_plugin.objective.fused_contrast import contrast_per_image, contrast_shared, loss_and_weights
+from pirl_plugin.objective.forms import FORMS
+from pirl_plugin.objective.fused_contrast import contrast_per_image, contrast_shared
 
 IMAGES, DIM, TAU = 60, 16, 0.2
 
@@ -52,7 +52,7 @@ def test_the_closed_forms_are_the_derivatives_of_the_plain_losses(form, name):
     expected = plain(form, positive, negatives, keep, threshold)
     expected.sum().backward()
     masked = negatives.detach().masked_fill(~keep, -math.inf)
-    loss, positive_weight, weights = loss_and_weights(form, positive.detach(), masked, threshold)
+    loss, positive_weight, weights = FORMS[form].loss_and_weights(positive.detach(), masked, threshold)
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(positive_weight, positive.grad, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(weights, negatives.grad, rtol=1e-7, atol=1e-9)
@@ -63,8 +63,8 @@ def test_the_closed_forms_are_the_derivatives_of_the_plain_losses(form, name):
 def test_the_closed_forms_keep_their_digits_in_float32(form, name):
     scores = score_sets()[name]
     threshold = torch.full((5,), 1.5, dtype=torch.float64)
-    exact = loss_and_weights(form, scores[:, 0].clone(), scores[:, 1:].clone(), threshold)
-    single = loss_and_weights(form, scores[:, 0].float(), scores[:, 1:].float(), threshold.float())
+    exact = FORMS[form].loss_and_weights(scores[:, 0].clone(), scores[:, 1:].clone(), threshold)
+    single = FORMS[form].loss_and_weights(scores[:, 0].float(), scores[:, 1:].float(), threshold.float())
     for ours, expected in zip(single, exact, strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=2e-4, atol=1e-5)
 
@@ -120,10 +120,10 @@ def test_every_form_and_mode_equals_the_plain_one(form, mode, bank_dtype, terms,
     (expected_gradient,) = torch.autograd.grad((expected * upstream).sum(), queries)
     positives = rows[own].float()
     if mode == "per_image":
-        got = contrast_per_image(form, queries, positives, rows, per_image, TAU, threshold)
+        got = contrast_per_image(FORMS[form], queries, positives, rows, per_image, TAU, threshold)
     else:
         table = rows if drawn is None else rows[drawn]
-        got = contrast_shared(form, queries, positives, table, drawn, own, TAU, threshold)
+        got = contrast_shared(FORMS[form], queries, positives, table, drawn, own, TAU, threshold)
     (gradient,) = torch.autograd.grad((got * upstream).sum(), queries)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
@@ -136,9 +136,9 @@ def test_gradcheck_in_double(form):
     limit = torch.tensor([0.3, -0.4], dtype=torch.float64) if form == "npid" else None
     wide = None if limit is None else limit[:, None].expand(2, 3)
     for function in (
-        lambda q: contrast_per_image(form, q, rows[own], rows, per_image, TAU, wide),
-        lambda q: contrast_shared(form, q, rows[own], rows[shared], shared, own, TAU, wide),
-        lambda q: contrast_shared(form, q, rows[own], rows, None, own, TAU, wide),
+        lambda q: contrast_per_image(FORMS[form], q, rows[own], rows, per_image, TAU, wide),
+        lambda q: contrast_shared(FORMS[form], q, rows[own], rows[shared], shared, own, TAU, wide),
+        lambda q: contrast_shared(FORMS[form], q, rows[own], rows, None, own, TAU, wide),
     ):
         assert torch.autograd.gradcheck(function, queries)
 
@@ -146,9 +146,9 @@ def test_gradcheck_in_double(form):
 def test_autocast_does_not_reach_the_sums():
     queries, own, per_image, _ = problem()
     rows = bank()
-    expected = contrast_per_image("nce", queries, rows[own], rows, per_image, TAU)
+    expected = contrast_per_image(FORMS["nce"], queries, rows[own], rows, per_image, TAU)
     with torch.autocast("cpu", torch.bfloat16):
-        got = contrast_per_image("nce", queries, rows[own], rows, per_image, TAU)
+        got = contrast_per_image(FORMS["nce"], queries, rows[own], rows, per_image, TAU)
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
 
@@ -158,7 +158,7 @@ def test_no_tensor_of_batch_by_negatives_by_dim_is_ever_made_and_rows_are_read_o
     queries, own, per_image, _ = problem()
     rows = bank()
     with Operations() as seen:
-        contrast_per_image("nce", queries, rows[own], rows, per_image, TAU).sum().backward()
+        contrast_per_image(FORMS["nce"], queries, rows[own], rows, per_image, TAU).sum().backward()
     sizes = [size for name, size in seen.calls if "index_select" in name]
     assert sum(sizes) == per_image.numel() * DIM
     assert max(size for _, size in seen.calls) <= 2 * 23 * DIM
@@ -183,5 +183,5 @@ def test_blocks_of_a_bfloat16_bank_are_never_all_brought_to_float32(monkeypatch)
     queries, own, _, _ = problem(batch=3)
     positives, rows = bank()[own], bank(torch.bfloat16)
     with Operations() as seen:
-        contrast_shared("nce", queries, positives, rows, None, own, TAU)
+        contrast_shared(FORMS["nce"], queries, positives, rows, None, own, TAU)
     assert max(size for name, size in seen.calls if "_to_copy" in name) == 10 * DIM

@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pirl_plugin.objective import contrast
+from pirl_plugin.objective.forms import FORMS
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.objective.negatives import draw_negatives
 from pirl_plugin.validation import ConfigError
@@ -29,7 +30,7 @@ def equation_5(loss, image, pretext, target):
             cosine = lambda i: torch.cosine_similarity(query, bank[i], dim=0)  # noqa: B023, E731
             positive = cosine(index) / loss.temperature
             negatives = torch.stack([cosine(i) for i in others]) / loss.temperature
-            form = getattr(contrast, loss.contrast)
+            form = getattr(contrast, loss.form.name)
             total = total + weight * form(positive[None], negatives[None])[0]
     return total / len(target)
 
@@ -72,7 +73,7 @@ def test_the_bank_is_left_alone_outside_training(how):
     assert torch.equal(loss.memory_bank.rows, before)
 
 
-@pytest.mark.parametrize("form", contrast.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_images_that_were_not_read_count_nowhere(form):
     image, pretext, target = batch()
     some = make_loss(contrast=form)
@@ -175,7 +176,7 @@ def train(form: str, steps: int = 300, lr: float = 1.0, **settings) -> list[floa
     return values
 
 
-@pytest.mark.parametrize("form", contrast.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_no_form_rises_on_small_data(form):
     values = train(form)
     assert sum(values[-20:]) / 20 < 0.8 * sum(values[:5]) / 5
@@ -219,7 +220,7 @@ def test_a_bank_of_ones_own_can_have_keys_of_its_own():
         bank = make_loss(memory_bank={"name": "scaled_bank", "scale": 2.0, "momentum": 0.25}).memory_bank
         assert bank.scale == 2.0 and bank.momentum == 0.25
     finally:
-        MEMORY_BANKS._obj_map.pop("scaled_bank")
+        MEMORY_BANKS._parts.pop("scaled_bank")
 
 
 def test_the_report_gives_similarities_and_the_share_of_negatives_above_the_positive():

@@ -106,7 +106,7 @@ def test_more_images_than_the_capacity_are_refused():
 
 
 def test_the_bank_is_in_the_registry():
-    assert MEMORY_BANKS.get("memory_bank") is MemoryBank
+    assert MEMORY_BANKS["memory_bank"] is MemoryBank
 
 
 @pytest.mark.parametrize(("key", "value"), [("momentum", 1.0), ("momentum", -0.1), ("num_rows", 1)])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from pirl_plugin.objective.negatives import GAMMA, _mix, draw, draw_keys, draw_negatives, draw_shared_negatives
+from pirl_plugin.objective.counter_generator import GAMMA, keys, mix
+from pirl_plugin.objective.negatives import draw, draw_negatives, draw_shared_negatives
 
 
 def test_negatives_are_uniform_over_the_others_and_never_the_image_itself():
@@ -27,9 +28,9 @@ def test_each_other_image_is_drawn_equally_often_over_many_steps():
 @pytest.mark.parametrize("pairs", ["of one draw", "of neighbouring images", "of neighbouring steps"])
 def test_draws_are_independent(pairs):
     if pairs == "of one draw":
-        first, second = draw(draw_keys(torch.tensor([5]), 0, 0), 200_000, 20).view(2, -1)
+        first, second = draw(keys(torch.tensor([5]), 0, 0), 200_000, 20).view(2, -1)
     elif pairs == "of neighbouring images":
-        drawn = draw(draw_keys(torch.arange(20_001), 0, 0), 5, 20)
+        drawn = draw(keys(torch.arange(20_001), 0, 0), 5, 20)
         first, second = drawn[1:].reshape(-1), drawn[:-1].reshape(-1)
     else:
         drawn = torch.stack([draw_shared_negatives(20, 5, 0, step) for step in range(20_001)])
@@ -58,7 +59,7 @@ def test_negatives_are_drawn_for_ignored_images_too():
 
 def test_the_generator_is_splitmix64():
     """Its published first numbers for the seed 1234567."""
-    numbers = _mix(torch.tensor([1234567]) + torch.arange(1, 4) * GAMMA)
+    numbers = mix(torch.tensor([1234567]) + torch.arange(1, 4) * GAMMA)
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423 - 2**64]
     assert numbers.tolist() == expected
 

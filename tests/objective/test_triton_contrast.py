@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import normalize
 
 from pirl_plugin.objective import fused_contrast, triton_contrast
-from pirl_plugin.objective.contrast import FORMS
-from pirl_plugin.objective.negatives import draw, draw_keys
+from pirl_plugin.objective.counter_generator import keys as draw_keys
+from pirl_plugin.objective.forms import FORMS
+from pirl_plugin.objective.negatives import draw
 
 pytest.importorskip("triton")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ def both_ways(monkeypatch, form, queries, positives, table, drawn, temperature):
         monkeypatch.setattr(triton_contrast, "usable", lambda *_, usable=usable: usable)
         leaf = queries.clone().requires_grad_()
         arguments = (drawn, temperature, threshold if form == "npid" else None, lambda c, p, n: seen.append(n.clone()))
-        losses = fused_contrast.contrast_per_image(form, leaf, positives, table, *arguments)
+        losses = fused_contrast.contrast_per_image(FORMS[form], leaf, positives, table, *arguments)
         upstream = torch.linspace(0.5, 2, losses.numel(), device=DEVICE).view(losses.shape)
         results.append((losses.detach(), *torch.autograd.grad((losses * upstream).sum(), leaf)))
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)  # the scores, for the report and Z
@@ -102,16 +103,16 @@ COMPILE = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pirl_plugin.objective import triton_contrast as kernels
+from pirl_plugin.objective import triton_kernels as kernels
 
 capability, rows, dim = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 tile = {"TERMS": 2, "M": 16, "BLOCK": 32, "BLOCKS": 64, "D": dim, "PRECISION": "tf32x3" if capability >= 80 else "ieee"}
 whole = {"drawn": "*i64", "keys": "*i64", "heavy": "*i32", "table": rows, "inverse_temperature": "fp32"}
 whole |= dict.fromkeys(("images", "count", "dim", "size"), "i32")
 for kernel, constants in [
-    *((kernels._pass_by, {"FORM": form, "POWERS": 3 if form == "nce" else 1, **tile}) for form in kernels_forms),
-    (kernels._nce_tail, {"TAIL": 1 / 128, **tile}),
-    (kernels._draw, {"BLOCK": 1024}),
+    *((kernels.pass_by, {"FORM": form, "POWERS": 3 if form == "nce" else 1, **tile}) for form in kernels_forms),
+    (kernels.nce_tail, {"TAIL": 1 / 128, **tile}),
+    (kernels.draw, {"BLOCK": 1024}),
 ]:
     signature = {n: "constexpr" if n in constants else whole.get(n, "*fp32") for n in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
@@ -129,5 +130,5 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, rows, dim):
     code = COMPILE.replace("kernels_forms", repr(FORMS))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "0"}
     run = [sys.executable, "-c", code, str(capability), rows, str(dim)]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -78,7 +78,7 @@ def test_the_loader_gets_views_that_the_tasks_head_reads(name, make_photo):
     wrapper = SSLTransformsWrapper([], transform_types=DEFAULT_TRANSFORM_TYPES, **{"name": name, **TASKS[name][0]})
     sample = wrapper({"data": [make_photo(1, 80, 60)], "data_idx": [4], "data_valid": [1]})
     assert sample["images"].shape == (3, 32, 32) and len(sample["pretext"]) == task.num_views
-    head = PIRLHead(None, task.branch, in_channels=sample["pretext"][0].numel(), embedding_dim=8)
+    head = PIRLHead(task.branch, in_channels=sample["pretext"][0].numel(), embedding_dim=8)
     assert head(sample["pretext"]).shape == (1, 8)
 
 

@@ -78,7 +78,7 @@ def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
          "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", "config.LOSS.pirl_loss.memory_bank.fill_first=False",
          "config.OPTIMIZER.num_epochs=1", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=20",
          f"config.DATA.TRAIN.DATA_PATHS=[{folder}/photos.txt]", f"config.CHECKPOINT.DIR={folder}/run", *overrides],
-        capture_output=True, text=True, timeout=300, cwd=folder,
+        capture_output=True, text=True, timeout=500, cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -152,7 +152,7 @@ def launch(folder: Path, photo_folder: Path, **monitor: object) -> str:
         *(f"config.HOOKS.PIRL_MONITOR.{key}={value}" for key, value in monitor.items()),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

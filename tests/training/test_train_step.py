@@ -45,7 +45,7 @@ def launch(folder: Path, photos: Path, *overrides: str, fails: bool = False) -> 
         [
                 sys.executable, "-m", "pirl_plugin.launch.launcher", *TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
          f"config.CHECKPOINT.DIR={folder}", *overrides],
-        capture_output=True, text=True, timeout=300, cwd=folder.parent,
+        capture_output=True, text=True, timeout=500, cwd=folder.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-3000:]

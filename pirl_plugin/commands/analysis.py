@@ -1,0 +1,49 @@
+"""Analyse checkpoints as the paper does, each result a PNG and a JSON of its numbers.
+
+    pirl analysis invariance pirl.torch jigsaw.torch --images photos --output invariance
+    pirl analysis layers pirl.torch --train photos/train --test photos/test --output layers
+    pirl analysis neighbors pirl.torch --images photos --output neighbors
+    pirl analysis spread pirl.torch --images photos --output spread
+
+invariance: Figure 4, distances of f(v_I) to g(v_It). layers: Figure 5, linear accuracy by layer (one sub-folder a
+class). neighbors: a gallery of nearest neighbours. spread: the spectrum of the features, and the effective rank.
+Figures 6 to 8 are drawn by `pirl study`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    analyses = parser.add_subparsers(dest="analysis", required=True)
+    for name in ("invariance", "layers", "neighbors", "spread"):
+        analysis = analyses.add_parser(name)
+        analysis.add_argument("checkpoints", nargs="+", type=Path)
+        analysis.add_argument("--names", nargs="+", help="of the models, for the legend; default: their files")
+        analysis.add_argument("--output", required=True, help="<output>.png and <output>.json are written")
+        analysis.add_argument("--limit", type=int, default=5000, help="images at most; default 5000")
+        if name != "invariance":
+            analysis.add_argument("--size", type=int, help="pixels; default 32 for a 3x3 stem, else 224")
+        if name == "layers":
+            analysis.add_argument("--train", required=True)
+            analysis.add_argument("--test", required=True)
+        else:
+            analysis.add_argument("--images", required=True, help="a folder or a list of images")
+        if name == "invariance":
+            analysis.add_argument("--level", choices=("heads", "trunk"), default="heads")
+            analysis.add_argument("--statistics", choices=("batch", "running"), default="batch", help="of BatchNorm")
+            analysis.add_argument("--pretext-of", type=Path, help="a checkpoint whose transformation is used for all")
+            analysis.add_argument("--draws", type=int, default=1, help="random t of each image")
+        if name == "neighbors":
+            analysis.add_argument("--queries", type=int, default=8)
+            analysis.add_argument("--neighbors", type=int, default=8)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.evaluation.analyses import analyse
+    from pirl_plugin.registry import import_user_modules
+
+    import_user_modules()
+    analyse(options)

@@ -1,0 +1,70 @@
+"""Evaluate a checkpoint with the paper's benchmarks and put the results beside the paper's.
+
+    pirl benchmark CHECKPOINT --run linear_imagenet svm_voc07 detection_voc07 --output benchmarks
+
+`pirl benchmark --list` names them all. What was done before in --output is not run again, and what was interrupted goes
+on. --slurm PARTITION submits a job for each; the same command with --gather then makes the table. --settings FILE gives
+overrides, a list by benchmark, e.g.
+
+    vissl: [config.DATA.NUM_DATALOADER_WORKERS=10]
+    linear_imagenet: ["config.DATA.TRAIN.DATA_PATHS=[/data/train]", "config.DATA.TEST.DATA_PATHS=[/data/val]"]
+    detection: [SOLVER.IMS_PER_BATCH, 16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from pirl_plugin.validation import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", nargs="?", help="of this plugin or of VISSL, a state dict, or .safetensors")
+    parser.add_argument("--run", nargs="+", metavar="NAME", default=[], help="which, in this order")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks there are")
+    parser.add_argument("--output", type=Path, help="a folder for all runs and the table")
+    parser.add_argument("--settings", help="a YAML file of overrides")
+    parser.add_argument("--gather", action="store_true", help="run nothing, only make the table of what is there")
+    parser.add_argument("--slurm", metavar="PARTITION", help="submit each as a job there")
+    parser.add_argument("--hours", type=int, default=72, help="of a SLURM job before it is requeued")
+    parser.add_argument("--gpus", type=int, default=8, help="of a SLURM job")
+    parser.add_argument("--cpus", type=int, default=80, help="of a SLURM job")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pirl_plugin.experiments.benchmarking import freeze_weights, gather, plan, read_settings, submit
+    from pirl_plugin.experiments.benchmarks import BENCHMARKS
+    from pirl_plugin.registry import import_user_modules
+
+    import_user_modules()
+    if options.list:
+        print("\n".join(f"{name:26}{benchmark.title}" for name, benchmark in BENCHMARKS.items()))
+        return 0
+    if options.output is None or (options.checkpoint is None and not options.gather):
+        raise ConfigError("Give a checkpoint and --output, a folder for all runs and the table.")
+    if not options.run and not options.gather:
+        raise ConfigError(f"Give --gather, or --run with one or more of {', '.join(BENCHMARKS)}.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on."))
+    if options.gather:
+        print(gather(options.output)[0])
+        return 0
+    runs = plan(options.run, options.output.resolve(), read_settings(options.settings))
+    freeze_weights(options.checkpoint, options.output.resolve())
+    if options.slurm:
+        jobs = submit(
+            runs,
+            "slurm",
+            slurm_partition=options.slurm,
+            timeout_min=60 * options.hours,
+            gpus_per_node=options.gpus,
+            cpus_per_task=options.cpus,
+        )
+        for run, job in zip(runs, jobs, strict=True):
+            print(f"{run.name}: job {job.job_id}, log in {run.folder}/log.txt")
+        return 0
+    results = [run.run(f"[{number}/{len(runs)}] ") for number, run in enumerate(runs, start=1)]
+    print(f"\n{gather(options.output)[0]}\nWritten: {options.output}/results.md and results.json")
+    return int(any("failed" in result for result in results))

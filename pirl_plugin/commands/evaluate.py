@@ -1,0 +1,43 @@
+"""kNN and linear accuracy of a checkpoint beside the same network untrained, in a minute.
+
+    pirl evaluate runs/pirl/checkpoint.torch --train photos/train --test photos/test
+
+Folders have one sub-folder a class. `--evaluations` chooses among those that are registered, yours included
+(PIRL_PLUGIN_MODULES).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--train", type=Path, required=True, help="images that the classifiers learn from")
+    parser.add_argument("--test", type=Path, required=True, help="images that they are measured on")
+    parser.add_argument("--size", type=int, default=32, help="pixels; default 32")
+    parser.add_argument("--limit-train", type=int, help="use at most this many training images")
+    parser.add_argument("--limit-test", type=int, help="use at most this many test images")
+    parser.add_argument("--evaluations", nargs="+", default=["knn", "linear"], help="names; default: knn linear")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.evaluation.quick import evaluate_checkpoint, table
+    from pirl_plugin.registry import import_user_modules
+
+    import_user_modules()
+    results = evaluate_checkpoint(
+        options.checkpoint,
+        options.train,
+        options.test,
+        options.size,
+        options.limit_train,
+        options.limit_test,
+        evaluations=options.evaluations,
+    )
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")

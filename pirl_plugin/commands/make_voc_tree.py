@@ -1,0 +1,25 @@
+"""Make a VOC tree of images and XML annotations, which `pirl train-detector --data` takes.
+
+pirl make-voc-tree images annotations --output my_voc --test-share 0.2
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, help="a folder of .jpg files")
+    parser.add_argument("annotations", type=Path, help="a folder of .xml files with the same names")
+    parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--test-share", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.detection.voc_trees import make_tree
+
+    made = make_tree(options.images, options.annotations, options.output, options.test_share, options.seed)
+    classes = ",".join(made["classes"])
+    print(f"{options.output}: {made['train']} images to train, {made['test']} to test, --classes {classes}")

@@ -1,0 +1,20 @@
+"""Extract features, then weighted kNN on every layer.
+
+    pirl nearest-neighbors config=benchmark/nearest_neighbor/imagenet \\
+        config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="config=<name>, config.KEY=value ...")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.launch import registration, tools
+
+    registration.import_in_children()
+    tools.nearest_neighbors(options.overrides)

@@ -1,0 +1,20 @@
+"""Train: VISSL's launcher with the plugin, as run_distributed_engines.py.
+
+pirl train config=pretrain/pirl/jigsaw_small_images_cpu config.DATA.TRAIN.DATA_PATHS=[photos]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="config=<name>, config.KEY=value ...")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.launch import registration
+    from pirl_plugin.launch.launcher import run as launch
+
+    registration.import_in_children()
+    launch(options.overrides)

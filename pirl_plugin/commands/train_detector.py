@@ -1,0 +1,23 @@
+"""Fine-tune a detector on VOC in Detectron2, from a checkpoint.
+
+    pirl train-detector --config-file voc0712_pirl --weights checkpoint.torch --num-gpus 8
+    pirl train-detector --config-file voc07_pirl --weights checkpoint.torch --data my_voc --classes raccoon
+
+Needs Detectron2 (`pirl install-detectron2`), whose own arguments it takes, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+OWN_PARSER = True  # Detectron2's
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.detection.training import main
+
+    main(options.arguments)

@@ -1,0 +1,50 @@
+"""A PyTorch data set of an image's views, for a training loop of your own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from pirl_plugin.data.image_files import list_images, load_pixels
+from pirl_plugin.pretext.base import PretextTransform
+
+
+class ImageViews(Dataset[dict[str, Any]]):
+    """Item i is the views of image i, as `pirl_collator` takes them.
+
+    Args:
+        images: a folder of any depth, a .txt or .npy list, or the paths themselves.
+        transform: the pretext task.
+
+    Attributes:
+        files: the images' paths; the place of one in it is its row in the memory bank.
+
+    Example:
+        >>> views = ImageViews("photos", JigsawPatchTransform())  # doctest: +SKIP
+        >>> loader = DataLoader(views, batch_size=32, shuffle=True, collate_fn=pirl_collator)  # doctest: +SKIP
+    """
+
+    def __init__(self, images: str | Path | Sequence[str], transform: PretextTransform) -> None:
+        self.files = list_images(images) if isinstance(images, (str, Path)) else list(images)
+        self.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Before an epoch: with a seed, what is drawn for an image depends on the seed, the epoch and the image."""
+        self.transform.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`images` [3, S, S], `pretext` [V, 3, h, w], `data_idx` [i]; `data_valid` [1], or [-1] if unreadable."""
+        try:
+            image, valid = load_pixels(self.files[index], self.transform.largest_reduction), 1
+        except Exception as error:  # whatever a broken file makes PIL raise
+            logging.warning(f"Unreadable image {self.files[index]}: {type(error).__name__}: {error}")
+            image, valid = torch.full((3, 64, 64), 128, dtype=torch.uint8), -1
+        return self.transform({"data": [image], "data_idx": [index], "data_valid": [valid]})

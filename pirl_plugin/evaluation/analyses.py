@@ -1,0 +1,139 @@
+"""What `pirl analysis` does: the paper's analyses of checkpoints, each a picture and its numbers."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageOps
+
+from pirl_plugin.data.image_files import check_same_classes, list_images, load_rgb
+from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
+from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, with_histogram
+from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
+from pirl_plugin.evaluation.measures import nearest_neighbors, unit
+from pirl_plugin.evaluation.quick import labelled_images
+from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum
+from pirl_plugin.evaluation.spread import spread as spread_of
+from pirl_plugin.figures import new_figure, save
+from pirl_plugin.network.checkpoints import run_config
+from pirl_plugin.network.features import center_view, embed, progress_line
+from pirl_plugin.network.trunks import STAGES
+from pirl_plugin.network.weights import Trunk, load_trunk
+from pirl_plugin.validation import ConfigError, check_integer
+
+
+def chosen(path: str, limit: int) -> list[str]:
+    """At most `limit` images of a folder or list, evenly over it."""
+    files = list_images(path)
+    return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
+
+
+def size_of(options: Namespace, trunk: Trunk) -> int:
+    """Of the views, in pixels."""
+    return options.size or trunk.architecture.input_size
+
+
+def invariance(options: Namespace, models: dict[str, Path]) -> dict:
+    """Distances of f(v_I) to g(v_It) by model."""
+    files = chosen(options.images, options.limit)
+    pretext = None
+    if options.pretext_of is not None:
+        pretext = run_config(options.pretext_of)["DATA"]["TRAIN"]["TRANSFORMS"][0]
+    results = {}
+    for name, path in models.items():
+        pairs = pairs_of_checkpoint(
+            path, files, options.level, options.statistics, pretext, options.draws, progress=progress_line(name)
+        )
+        results[name] = with_histogram(*pairs)
+        figures = {key: value for key, value in results[name].items() if key != "histogram"}
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+    figure = new_figure(6, 4)
+    histograms = {name: result["histogram"] for name, result in results.items()}
+    draw_invariance(figure.subplots(), histograms, BINS, {name: result["mean"] for name, result in results.items()})
+    save(figure, options.picture)
+    return {"bins": BINS.tolist(), "models": results}
+
+
+def layers(options: Namespace, models: dict[str, Path]) -> dict:
+    """Linear accuracy by model and layer."""
+    check_same_classes(options.train, options.test)
+    train, test = (labelled_images(folder, options.limit) for folder in (options.train, options.test))
+    results = {}
+    for name, path in models.items():
+        trunk = load_trunk(path)
+        view = center_view(size_of(options, trunk))
+        features = [
+            embed_layers(trunk.resnet, files, view, STAGES, 9000, progress=progress_line(name))
+            for files, _ in (train, test)
+        ]
+        results[name] = layer_accuracies(features[0], train[1], features[1], test[1])
+        print(f"{name}: " + ", ".join(f"{layer} {100 * value:.1f}" for layer, value in results[name].items()))
+    figure = new_figure(6, 4)
+    series = {name: {layer: [value] for layer, value in result.items()} for name, result in results.items()}
+    draw_lines(figure.subplots(), series, "Figure 5: quality by layer", "layer")
+    save(figure, options.picture)
+    return results
+
+
+def neighbors(options: Namespace, models: dict[str, Path]) -> dict:
+    """The nearest images of each query, by file."""
+    if len(models) > 1:
+        raise ConfigError("neighbors takes one checkpoint.")
+    ((name, path),) = models.items()
+    files = chosen(options.images, options.limit)
+    trunk = load_trunk(path)
+    features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
+    queries = np.linspace(0, len(files) - 1, options.queries).round().astype(int)
+    _, ranked = nearest_neighbors(features[queries], features, options.neighbors + 1)  # one is the image itself
+    rows = [[row for row in line if row != query] for query, line in zip(queries, ranked, strict=True)]
+    rows = [line[: options.neighbors] for line in rows]
+    side = min(96, size_of(options, trunk) * 2)
+
+    def thumbnail(place: int) -> np.ndarray:
+        return np.asarray(ImageOps.fit(load_rgb(files[place]), (side, side)))
+
+    pictures = [[thumbnail(query), *map(thumbnail, row)] for query, row in zip(queries, rows, strict=True)]
+    draw_gallery(options.picture, pictures, f"{name}: query, then its nearest neighbours")
+    return {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}
+
+
+def spread(options: Namespace, models: dict[str, Path]) -> dict:
+    """Spread, effective rank and spectrum by model."""
+    files, results = chosen(options.images, options.limit), dict[str, dict[str, Any]]()
+    for name, path in models.items():
+        trunk = load_trunk(path)
+        features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
+        moments = Moments.of(torch.from_numpy(unit(features, np.float64)))
+        figures = {"spread": spread_of(moments), "effective_rank": effective_rank(moments)}
+        results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
+        print(f"{name}: spread {figures['spread']:.3f}, effective rank {figures['effective_rank']:.1f}")
+    figure = new_figure(6, 4)
+    draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
+    save(figure, options.picture)
+    return results
+
+
+ANALYSES = {"invariance": invariance, "layers": layers, "neighbors": neighbors, "spread": spread}
+
+
+def analyse(options: Namespace) -> None:
+    """Run one of ANALYSES as `pirl analysis` was told, and write its picture and its numbers.
+
+    Raises:
+        ConfigError: for options that do not go together, or files that cannot be used.
+    """
+    names = options.names or [str(path) for path in options.checkpoints]
+    if len(set(names)) != len(options.checkpoints):
+        raise ConfigError(f"--names has {len(set(names))} different names for {len(options.checkpoints)} checkpoints.")
+    for key in ("limit", "size", "draws", "queries", "neighbors"):
+        if getattr(options, key, None) is not None:
+            check_integer(getattr(options, key), f"--{key}", 1)
+    options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
+    figures = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)))
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"Written: {options.picture} and {path}")

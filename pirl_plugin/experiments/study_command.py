@@ -1,0 +1,83 @@
+"""What `pirl study` does: plan, run, evaluate and report, each unless that is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from argparse import Namespace
+
+from pirl_plugin.data.image_files import check_same_classes, list_images
+from pirl_plugin.experiments.study import Study, read_study
+from pirl_plugin.experiments.study_evaluation import Evaluation, complete
+from pirl_plugin.experiments.study_report import collect, write
+from pirl_plugin.experiments.study_runs import Plan, lay_out_images, machine, make_plan, run_all, runs_of
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.validation import ConfigError
+
+
+def run(options: Namespace) -> int:
+    """The whole study as `pirl study` was told; returns how it ended, 0 for well.
+
+    Raises:
+        ConfigError: for options that do not go together, or data that cannot be used.
+    """
+    output = options.output.resolve()
+    stored = output / "study.json"
+    if options.report_only:
+        if not stored.is_file():
+            raise ConfigError(f"There is no {stored}: run the study first.")
+        print(write(json.loads(stored.read_text()), output).read_text())
+        return 0
+    if not options.train or not options.test:
+        raise ConfigError("--train and --test must each name a folder with one sub-folder a class.")
+    study = read_study(options.study)
+    check_same_classes(options.train, options.test)
+    plan = choose_plan(options, study)
+    train, test = output / "data" / "train", output / "data" / "test"
+    images = lay_out_images(options.train, train, plan.images)
+    tested = lay_out_images(options.test, test)
+    overrides = [
+        f"config.DATA.TRAIN.DATA_PATHS=[{quote(train)}]",
+        f"config.OPTIMIZER.num_epochs={plan.epochs}",
+        f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={max(1, plan.epochs // 4)}",
+        *options.overrides,
+    ]
+    runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
+    given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
+    settings = {
+        "data": f"{images} images of {options.train}, measured on {tested} of {options.test}",
+        "epochs": plan.epochs,
+        "budget": f"{given}; {options.jobs} runs at a time",
+        **machine(),
+    }
+    print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)
+    pirl = next(method.config for method in study.methods.values() if method.config)
+    evaluation = Evaluation(train, test, pirl, ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random"))
+    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds)
+    path = write(collect(study, output, settings, failed), output)
+    print(f"\n{path.read_text()}\nWritten: {path}")
+    return 1 if failed else 0
+
+
+def choose_plan(options: Namespace, study: Study) -> Plan:
+    """Images and epochs as given, or what the budget allows; the same as before where the study goes on."""
+    if (options.images is None) != (options.epochs is None) or bool(options.images) == bool(options.budget_minutes):
+        raise ConfigError("give either --budget-minutes, or --images and --epochs together.")
+    if options.images:
+        return Plan(options.images, options.epochs, None)
+    remembered = options.output / "plan.json"
+    if remembered.is_file():
+        before = json.loads(remembered.read_text())
+        if before.pop("budget_minutes") != options.budget_minutes:
+            raise ConfigError(
+                f"--budget-minutes is {options.budget_minutes:g}, but {options.output} was begun with another budget; "
+                f"give that, or another --output."
+            )
+        return Plan(**before)
+    available, tested = len(list_images(options.train)), len(list_images(options.test))
+    seeds = len(options.seeds), len(options.sweep_seeds)
+    plan = make_plan(study, *seeds, options.budget_minutes, options.jobs, available, tested)
+    options.output.mkdir(parents=True, exist_ok=True)
+    remembered.write_text(json.dumps({"budget_minutes": options.budget_minutes, **dataclasses.asdict(plan)}))
+    return plan

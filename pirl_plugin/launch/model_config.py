@@ -1,0 +1,44 @@
+"""What config.MODEL says, read in one place: inputs, heads, channels of the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pirl_plugin.network.trunks import LAYOUTS, feature_channels
+from pirl_plugin.validation import ConfigError
+
+
+def trunk_channels(config: Any) -> int | None:
+    """Channels of res5, where the trunk is one of the ResNets."""
+    trunk = config.MODEL.TRUNK
+    if trunk.NAME == "resnet":
+        return round(2048 * trunk.RESNETS.WIDTH_MULTIPLIER)
+    if trunk.NAME == "pirl_resnet" and trunk.RESNETS.DEPTH in LAYOUTS:
+        return feature_channels(trunk.RESNETS.DEPTH, trunk.RESNETS.WIDTH_MULTIPLIER)["res5"]
+    return None
+
+
+def model_inputs(config: Any) -> list[str]:
+    """The inputs of the model; VISSL knows no mapping for a single one."""
+    mapping = config.MODEL.MULTI_INPUT_HEAD_MAPPING
+    for pair in mapping:
+        if isinstance(pair, (str, Mapping, DictConfig)) or len(pair) != 2:
+            raise ConfigError(
+                f"MODEL.MULTI_INPUT_HEAD_MAPPING has the entry {pair!r}; each must be a pair of an input and its "
+                f"layers, as [images, [flatten]]."
+            )
+    return [key for key, _ in mapping] or ["images"]
+
+
+def pirl_heads_of(config: Any) -> Iterator[tuple[str, dict]]:
+    """(input key, arguments) of every pirl_heads in the model."""
+    parameters = config.MODEL.HEAD.PARAMS
+    heads = parameters if config.MODEL.MULTI_INPUT_HEAD_MAPPING else [parameters]
+    for key, head in zip(model_inputs(config), heads, strict=False):
+        modules = [head] if len(head) and isinstance(head[0], str) else head
+        for name, arguments in modules:
+            if name == "pirl_heads":
+                yield key, arguments

@@ -1,0 +1,21 @@
+"""The console script `run_distributed_engines.py`, as VISSL's tool of that name.
+
+It imports this module at top level, and so do the processes that it starts: hence the registration here. Where VISSL or
+a module of the user's is missing, it says so in one sentence.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pirl_plugin.validation import ConfigError
+
+try:
+    from pirl_plugin.launch import launcher
+except ConfigError as error:
+    sys.exit(f"Error: {error}")
+
+
+def main() -> None:
+    """Entry point."""
+    launcher.main()

@@ -1,0 +1,64 @@
+"""The trunk that a run's config describes, with the weights of a checkpoint or untrained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pirl_plugin.network.checkpoints import trunk_state
+from pirl_plugin.network.trunks import ResNetTrunk
+from pirl_plugin.registry import Registry
+from pirl_plugin.validation import ConfigError
+
+# MODEL.TRUNK.NAME -> config.MODEL -> (images, [layers]) -> [features]; pirl_plugin.host adds VISSL's other trunks.
+TRUNKS: Registry[Callable[[Mapping[str, Any]], nn.Module]] = Registry("trunk")
+
+
+def resnet_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ResNetTrunk in config.MODEL."""
+    resnets = model["TRUNK"]["RESNETS"]
+    return {
+        "depth": resnets["DEPTH"],
+        "width_multiplier": resnets["WIDTH_MULTIPLIER"],
+        "stem": resnets.get("STEM", "imagenet"),
+        "zero_init_residual": resnets["ZERO_INIT_RESIDUAL"],
+        "groups": resnets.get("GROUPS", 1),
+        "width_per_group": resnets.get("WIDTH_PER_GROUP", 64),
+    }
+
+
+def _resnet(model: Mapping[str, Any]) -> nn.Module:
+    return ResNetTrunk(**resnet_arguments(model))
+
+
+TRUNKS.register("pirl_resnet", _resnet)
+TRUNKS.register("resnet", _resnet)
+
+
+def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
+    """The trunk that `config["MODEL"]` describes, in eval mode: with a checkpoint's weights, or untrained.
+
+    Args:
+        config: of a run of VISSL's trainer.
+        seed: of the untrained network.
+
+    Raises:
+        ConfigError: where the trunk is not known, or the checkpoint is of another architecture.
+    """
+    model = config["MODEL"]
+    build = TRUNKS.find(model["TRUNK"]["NAME"], "MODEL.TRUNK.NAME")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk = build(model)
+    if checkpoint is not None:
+        try:
+            trunk.load_state_dict(trunk_state(checkpoint))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"The checkpoint does not fit the trunk {model['TRUNK']['NAME']} of depth "
+                f"{model['TRUNK']['RESNETS']['DEPTH']}: {' '.join(str(error).split())[:300]}"
+            ) from error
+    return trunk.eval()

@@ -1,0 +1,71 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pirl_plugin import commands
+from pirl_plugin.commands.__main__ import main, module_of, names, summaries
+
+
+def test_every_command_has_a_summary_arguments_and_a_run():
+    for name, summary in summaries():
+        module = module_of(name)
+        assert summary and module.__doc__.startswith(summary), name
+        assert callable(module.add_arguments) and callable(module.run), name
+    assert {"train", "embed", "export", "demo", "doctor", "study", "benchmark", "train-detector"} <= set(names())
+
+
+def test_the_help_comes_in_half_a_second():
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "pirl_plugin.commands", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.5, times
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["emmbed"], r"has no command 'emmbed' \(did you mean embed\?\)"),
+        (["export", "nowhere.torch"], "There is no checkpoint file at nowhere.torch"),
+        (["export", "nowhere.torch", "--format", "timm"], "--output is missing"),
+        (["benchmark", "--gather"], "Give a checkpoint and --output"),
+        (["train", "config=pretrain/pirl/jigsaw_8nod"], "did you mean pretrain/pirl/jigsaw_8node"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence) as end:
+        main(arguments)
+    assert str(end.value.code).startswith("Error: ") and "\n" not in str(end.value.code)
+
+
+def test_nothing_given_shows_the_help_and_is_a_mistake(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2 and "commands:" in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands_and_their_options(tmp_path):
+    pytest.importorskip("argcomplete", reason="shell completion needs argcomplete")
+    for line, expected in (("pirl em", {"embed"}), ("pirl embed a b --wor", {"--workers"})):
+        answer = tmp_path / "answer"
+        environment = {
+            **os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n",
+            "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        }  # fmt: skip
+        subprocess.run([sys.executable, "-m", "pirl_plugin.commands"], env=environment, check=True)
+        assert {word.strip() for word in answer.read_text().split("\n")} == expected, line
+
+
+def test_a_new_file_in_the_folder_is_a_new_command(monkeypatch, tmp_path, capsys):
+    (tmp_path / "say_hello.py").write_text(
+        '"""Say hello."""\n\ndef add_arguments(parser):\n    parser.add_argument("name")\n\n'
+        "def run(options):\n    print('hello', options.name)\n    return 3\n"
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main(["say-hello", "PIRL"])
+    assert end.value.code == 3 and capsys.readouterr().out == "hello PIRL\n"
