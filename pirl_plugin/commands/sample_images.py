@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.data.file_lists import write_list
     from pirl_plugin.data.subsets import sample_images
 
     if options.output.suffix != ".txt":
@@ -26,7 +27,5 @@ def run(options: argparse.Namespace) -> None:
     if not options.output.resolve().parent.is_dir():
         raise ConfigError(f"--output is {options.output}; its folder is not there.")
     paths = sample_images(options.source, options.count, options.seed)
-    unfinished = options.output.with_suffix(".unfinished")
-    unfinished.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-    unfinished.replace(options.output)
+    write_list(options.output, paths)
     print(f"{options.output}: {len(paths)} of the images of {options.source}, seed {options.seed}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pirl_plugin.data.file_lists import printable, read_list
 from pirl_plugin.distributed import world_size
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.validation import ConfigError
@@ -25,24 +27,32 @@ from pirl_plugin.validation import ConfigError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+HIDDEN = ("@eadir", "__macosx", "#recycle", "lost+found", "$recycle.bin")  # what NAS boxes and archives leave behind
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is another program's: .ipynb_checkpoints, .Trash, a NAS box's @eaDir of thumbnails."""
+    return name.startswith(".") or name.lower() in HIDDEN
+
+
 def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Paths of the image files below `folder`, known by their extension, in sorted order."""
+    """Paths of the image files below `folder`, known by their extension, in sorted order, hidden ones left out."""
     visited = set()
     for parent, folders, files in os.walk(os.fspath(folder), onerror=_refuse_folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above, or to one already listed
             folders.clear()
             continue
         visited.add(real)
         for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(EXTENSIONS) and not is_hidden(name):
                 yield os.path.join(parent, name)
 
 
 def class_folders(folder: str | os.PathLike) -> list[Path]:
     """The sub-folders of `folder`, one a class, in the order of their names."""
-    return sorted(path for path in Path(folder).glob("*") if path.is_dir())
+    return sorted(path for path in Path(folder).glob("*") if path.is_dir() and not is_hidden(path.name))
 
 
 def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
@@ -80,7 +90,8 @@ def list_images(path: str | os.PathLike) -> list[str]:
     """All images of a data set, in an order that depends on their names only.
 
     Args:
-        path: a folder (searched at any depth), a .txt file (one path a line) or a .npy array of paths.
+        path: a folder (searched at any depth, hidden ones left out), a .txt file (one path a line, see
+            pirl_plugin.data.file_lists) or a .npy array of paths.
             Relative paths of a list start at the list's folder.
 
     Raises:
@@ -94,14 +105,8 @@ def list_images(path: str | os.PathLike) -> list[str]:
                 f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth."
             )
     elif path.is_file() and path.suffix in (".txt", ".npy"):
-        try:
-            if path.suffix == ".txt":
-                lines = path.read_text(encoding="utf-8").splitlines()
-            else:
-                lines = [str(line) for line in np.load(path, allow_pickle=False)]
-        except ValueError as error:
-            raise ConfigError(f"The file list {path} cannot be read as text: {error}") from error
-        files = [os.path.join(path.parent, line.strip()) for line in lines if line.strip()]
+        names = list(read_list(path)) if path.suffix == ".txt" else _names_in_array(path)
+        files = [os.path.join(path.parent, name) for name in names]
         if not files:
             raise ConfigError(f"The file list {path} names no image; it needs one path a line.")
     else:
@@ -109,6 +114,40 @@ def list_images(path: str | os.PathLike) -> list[str]:
             f"There is no data at {path}; DATA_PATHS must name a folder of images, or a .txt or .npy list of them."
         )
     return files
+
+
+def _names_in_array(path: Path) -> list[str]:
+    try:
+        names = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"The file list {path} cannot be read as text: {error}") from error
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ConfigError(
+            f"The file list {path} is an array of {names.dtype} of shape {names.shape}; it needs a row of paths."
+        )
+    return [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names]
+
+
+def check_list(path: str | os.PathLike[str], files: Sequence[str], count: int = 16) -> None:
+    """Refuse a list of which no file is there: the first, the last and some between are tried.
+
+    Raises:
+        ConfigError: naming the first, and what would be right where that can be seen.
+    """
+    places = sorted({round(place) for place in np.linspace(0, len(files) - 1, count)})
+    if any(os.path.isfile(files[place]) for place in places):
+        return
+    first = files[0]
+    without_label, _, label = first.rpartition(" ")
+    hint = ""
+    if os.path.isfile(without_label):
+        hint = f"; its lines end in a label ({label!r}): give one path a line, without labels"
+    elif (quoted := re.fullmatch(r"(.*?/)?'(.+)'", first)) and os.path.isfile(os.path.join(*quoted.groups(""))):
+        hint = "; write paths without single quotes"
+    raise ConfigError(
+        f"The file list {printable(path)} names {len(files)} files, and none of the {len(places)} that were tried "
+        f"is there, the first {printable(first)}{hint}. Relative paths start at the list's folder."
+    )
 
 
 def load_rgb(path: str | os.PathLike) -> Image.Image:
@@ -122,7 +161,10 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
         image: Image.Image = opened
         if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey, which PIL would clip to 255
             levels = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((levels.clip(0) * (255 / (levels.max() or 1))).astype(np.uint8))
+            if not np.isfinite(levels).all():
+                raise ValueError("it has levels that are not numbers (NaN or infinite)")
+            levels = levels - min(0.0, levels.min())  # of data around 0, the lowest level becomes black
+            image = Image.fromarray((levels * (255 / (levels.max() or 1))).astype(np.uint8))
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             background = Image.new("RGBA", image.size, "white")
@@ -208,7 +250,7 @@ class ImageFiles:
                 return load_rgb(path), True
             return load_pixels(path, self.pretext.largest_reduction), True
         except Exception as error:  # whatever a broken file makes PIL raise
-            logging.warning(f"Unreadable image {path}: {type(error).__name__}: {error}")
+            logging.warning(f"Unreadable image {printable(path)}: {type(error).__name__}: {error}")
             if self.pretext is None:
                 return Image.new("RGB", (64, 64), (128, 128, 128)), False
             return torch.full((3, 64, 64), 128, dtype=torch.uint8), False

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.data.image_files import labelled_class_folders, walk_images
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
@@ -20,8 +21,7 @@ def _names(source: Path) -> Iterator[str]:
         for path in walk_images(source):
             yield os.path.relpath(path, source)
     elif source.is_file() and source.suffix == ".txt":
-        with source.open(encoding="utf-8", errors="surrogateescape") as lines:
-            yield from filter(None, map(str.strip, lines))
+        yield from read_list(source)
     else:
         raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path a line.")
 
@@ -42,7 +42,7 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
         absolute paths, sorted.
 
     Raises:
-        ConfigError: where the source has no image or fewer than `count` different ones, or a name is not UTF-8.
+        ConfigError: where the source has no image or fewer than `count` different ones.
     """
     source = Path(source)
     check_integer(count, "count", 1)
@@ -50,8 +50,6 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
     kept: list[tuple[int, str]] = []  # a heap with the largest hash, negated, on top
     seen: set[str] = set()
     for name in tqdm(_names(source), desc=f"Reading names of {source}", unit=" images", disable=not progress):
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise ConfigError(f"The name {os.fsencode(name)!r} in {source} is not UTF-8, which lists are; rename it.")
         value = -int.from_bytes(hashlib.blake2b(os.fsencode(name), key=key, digest_size=16).digest(), "little")
         if name in seen or (len(kept) == count and value < kept[0][0]):
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.image_files import list_images, load_pixels
 from pirl_plugin.pretext.base import PretextTransform
 
@@ -45,6 +46,6 @@ class ImageViews(Dataset[dict[str, Any]]):
         try:
             image, valid = load_pixels(self.files[index], self.transform.largest_reduction), 1
         except Exception as error:  # whatever a broken file makes PIL raise
-            logging.warning(f"Unreadable image {self.files[index]}: {type(error).__name__}: {error}")
+            logging.warning(f"Unreadable image {printable(self.files[index])}: {type(error).__name__}: {error}")
             image, valid = torch.full((3, 64, 64), 128, dtype=torch.uint8), -1
         return self.transform({"data": [image], "data_idx": [index], "data_valid": [valid]})

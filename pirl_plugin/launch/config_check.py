@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from vissl.utils.checkpoint import get_checkpoint_folder
 
-from pirl_plugin.data.image_files import EXTENSIONS, walk_images
+from pirl_plugin.data.image_files import EXTENSIONS, check_list, list_images, walk_images
 from pirl_plugin.host.loss_settings import pirl_loss_class
 from pirl_plugin.launch.initial_weights import check_initial_weights
 from pirl_plugin.launch.pirl_check import check_pirl
@@ -49,6 +49,7 @@ def _check_data(config: Any) -> None:
 
 def _check_folder(key: str, path: str, source: str) -> None:
     if source == "image_files" and os.path.isfile(path) and path.endswith((".txt", ".npy")):
+        check_list(path, list_images(path))
         return
     if not os.path.isdir(path):
         raise ConfigError(f"{key} is {path!r}; there is no such folder (or .txt or .npy list) of images.")

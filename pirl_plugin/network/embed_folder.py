@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from pirl_plugin.data.file_lists import printable, write_list
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.network.features import center_view
 from pirl_plugin.network.trunks import LAYERS
@@ -49,8 +50,8 @@ def embed_folder(
     Args:
         checkpoint: any file that `pirl_plugin.network.weights.load_trunk` takes.
         images: a folder of any depth, or a .txt or .npy list.
-        output: a .npy file, float32 [images, dimensions], written as it grows; the files, one a line in the same order,
-            go to the same name with .txt.
+        output: a .npy file, float32 [images, dimensions], written as it grows; the files, one a line in the same order
+            (pirl_plugin.data.file_lists), go to the same name with .txt.
         layer: one of LAYERS; maps are flattened.
         size: side of the centre crop; default 224, or 32 for a trunk with a 3x3 stem.
         workers: processes that decode images.
@@ -77,7 +78,7 @@ def embed_folder(
         for number, (views, reasons) in enumerate(loader):
             start = number * batch_size
             readable = torch.tensor([not reason for reason in reasons])
-            unreadable += [f"{files[start + n]}: {reason}" for n, reason in enumerate(reasons) if reason]
+            unreadable += [f"{printable(files[start + n])}: {reason}" for n, reason in enumerate(reasons) if reason]
             progress.update(len(reasons))
             if not readable.any():
                 continue
@@ -96,5 +97,5 @@ def embed_folder(
             np.save(file, matrix[: len(kept)])
         del matrix
         shorter.replace(output)
-    output.with_suffix(".txt").write_text("".join(f"{file}\n" for file in kept), encoding="utf-8")
+    write_list(output.with_suffix(".txt"), kept)
     return len(kept), unreadable

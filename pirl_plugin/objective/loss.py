@@ -183,7 +183,9 @@ class PIRLLoss(nn.Module):
         # DDP wants every parameter to have a gradient.
         total = sum(0 * embedding.float().nan_to_num().sum() for _, weight, embedding in weighted if weight == 0)
 
-        queries = normalize(torch.stack([embedding.float() for _, _, embedding in terms]), dim=-1)
+        # An image that was not read has no gradient, whatever the network made of its views.
+        stacked = torch.stack([embedding.float() for _, _, embedding in terms])
+        queries = normalize(stacked.masked_fill((target < 0).unsqueeze(-1), 1.0), dim=-1)
         losses, valid = self._contrast(queries, target, [term for term, _, _ in terms])
         for (_, weight, _), of_term in zip(terms, losses.masked_fill(~valid, 0), strict=True):
             total = total + weight * of_term.sum()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
@@ -14,6 +16,7 @@ from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
 from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutputHook
 from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
+from pirl_plugin.data.file_lists import printable, write_list
 from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.training.base_hook import Hook
@@ -23,6 +26,16 @@ from pirl_plugin.training.preemption import PreemptionHook
 from pirl_plugin.training.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError
+
+
+def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:
+    """Paths of the images at places of VISSL's data set, which DATA_LIMIT makes places of a part of the files."""
+    paths = dataset.get_image_paths()[0]
+    if dataset.data_limit < 0:
+        return [paths[index] for index in indices]
+    if dataset.image_and_label_subset is None:  # with loader workers, only their copies have drawn it
+        dataset._init_image_and_label_subset()
+    return [paths[dataset.image_and_label_subset[index]] for index in indices]
 
 
 class UnreadableImagesHook(Hook):
@@ -56,13 +69,11 @@ class UnreadableImagesHook(Hook):
         if not total:
             return
         if self.unreadable:
-            dataset = task.datasets["train"]
-            paths, subset = dataset.get_image_paths()[0], dataset.image_and_label_subset  # of DATA_LIMIT
-            names = [paths[index if subset is None else subset[index]] for index in sorted(self.unreadable)]
+            names = names_of(task.datasets["train"], sorted(self.unreadable))
             listed = self.folder / f"unreadable_rank{rank()}.txt"
-            listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            write_list(listed, names)
             for name in names[: self.num_named]:
-                logging.warning(f"Not read: {name}")
+                logging.warning(f"Not read: {printable(name)}")
             if len(names) > self.num_named:
                 logging.warning(f"... and {len(names) - self.num_named} more; all are in {listed}")
         counted = (

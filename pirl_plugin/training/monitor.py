@@ -17,6 +17,7 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 from torch import Tensor
 
+from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.image_files import check_same_classes
 from pirl_plugin.distributed import collective_device, gather_padded, rank, sum_over_ranks, world_size
 from pirl_plugin.evaluation.measures import weighted_knn
@@ -119,7 +120,7 @@ def embed_among_ranks(trunk: torch.nn.Module, files: list[str], view: Callable[.
     """
 
     def name(file: Any, error: Exception) -> None:
-        logging.warning(f"Not read, and left out of the kNN: {file} ({error})")
+        logging.warning(f"Not read, and left out of the kNN: {printable(file)} ({error})")
 
     own = files[rank() :: world_size()]
     embedded = embed(trunk, own or files[:1], view, on_unreadable=name)[: len(own)]

@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pirl_plugin.data.collator import IGNORED, pirl_collator
-from pirl_plugin.data.image_files import ImageFiles, list_images, load_pixels, load_rgb
+from pirl_plugin.data.image_files import ImageFiles, class_folders, list_images, load_pixels, load_rgb
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
 from pirl_plugin.validation import ConfigError
@@ -190,3 +192,35 @@ def test_no_crop_of_a_reduced_photo_is_smaller_than_its_view(name):
         for _ in range(200):
             left, top, right, bottom = draw_crop_box(*size, task.image_crop_scale, generator=generator)
             assert reduction == 1 or min(right - left, bottom - top) >= task.image_crop_size - 1
+
+
+def test_hidden_folders_and_files_of_other_programs_are_no_images_and_no_classes(tmp_path, make_photo):
+    for name in (
+        "a/1.jpg",
+        "b/2.jpg",
+        ".ipynb_checkpoints/3.jpg",
+        "b/@eaDir/2.jpg/4.jpg",
+        "__MACOSX/5.jpg",
+        "a/._1.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_photo(1, 20, 20).save(tmp_path / name)
+    assert [os.path.relpath(file, tmp_path) for file in list_images(tmp_path)] == ["a/1.jpg", "b/2.jpg"]
+    assert [path.name for path in class_folders(tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("level", [np.nan, np.inf])
+def test_a_float_image_with_a_level_that_is_no_number_is_unreadable(tmp_path, level):
+    levels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "good.tif")
+    assert np.asarray(load_rgb(tmp_path / "good.tif")).max() == 255
+    levels[3, 4] = level
+    Image.fromarray(levels).save(tmp_path / "bad.tif")
+    with pytest.raises(ValueError, match="not numbers"):
+        load_rgb(tmp_path / "bad.tif")
+
+
+def test_levels_below_zero_are_scaled_and_not_cut_off(tmp_path):
+    Image.fromarray(np.linspace(-1, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "x.tif")
+    levels = np.asarray(load_rgb(tmp_path / "x.tif"))[..., 0].reshape(-1)
+    assert levels[0] == 0 and levels[-1] == 255 and np.unique(levels).size > 250

@@ -1,6 +1,7 @@
 """Weights into each library and back, with the real libraries."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,21 @@ def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(checkpoint, photo
     assert f"Not read: {files[5]}: " in printed and f"features of {len(files) - 1} images; 1 could" in printed
     features, listed = np.load(tmp_path / "f.npy"), (tmp_path / "f.txt").read_text().split("\n")[:-1]
     assert listed == files[:5] + files[6:] and features.shape == (len(listed), 512)
+    with torch.no_grad():
+        expected = trunk(torch.stack([center_view(64)(load_rgb(file)) for file in listed]))
+    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_features_and_their_files_stay_in_step_whatever_the_names_are(checkpoint, tmp_path, make_photo):
+    names = [b"a.jpg", b"latin1-\xe9.jpg", b"line\nbreak.jpg", "next\x85line.jpg".encode(), "sep\u2028.jpg".encode()]
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(names):
+        make_photo(number, 40, 40).save(os.path.join(os.fsencode(tmp_path / "photos"), name), "JPEG")
+    (tmp_path / "photos" / os.fsdecode(b"broken-\xe9\n.jpg")).write_bytes(b"no image")
+    path, trunk = checkpoint(Architecture(18))
+    count, unreadable = embed_folder(path, tmp_path / "photos", tmp_path / "f.npy", size=64)
+    features, listed = np.load(tmp_path / "f.npy"), list_images(tmp_path / "f.txt")
+    assert count == len(features) == len(listed) == 5 and len(unreadable) == 1 and unreadable[0].isprintable()
     with torch.no_grad():
         expected = trunk(torch.stack([center_view(64)(load_rgb(file)) for file in listed]))
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)

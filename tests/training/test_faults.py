@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.data.image_files import load_pixels
 from pirl_plugin.network.checkpoints import load_checkpoint
 from pirl_plugin.objective.memory_bank import initial_rows
@@ -114,3 +115,24 @@ def test_of_500_files_the_60_that_are_broken_are_named_and_never_change_the_bank
         last.startswith("Error: 60 of 500 images could not be read") and "LARGEST_UNREADABLE_SHARE 0.1 allows" in last
     )
     assert not list((tmp_path / "other").glob("model_*.torch"))
+
+
+@pytest.mark.slow
+def test_with_a_data_limit_and_workers_the_broken_files_are_named_whatever_their_names_are(tmp_path, photo_folder):
+    originals, photos = sorted(photo_folder.rglob("*.jpg")), tmp_path / "photos"
+    photos.mkdir()
+    for number in range(96):
+        shutil.copy(originals[number % len(originals)], photos / f"{number:03d}.jpg")
+    broken = [os.fsdecode(name) for name in (b"latin1-\xe9.jpg", b"line\nbreak.jpg")]
+    for number in range(0, 96, 5):
+        broken.append(f"{number:03d}.jpg")
+    for name in broken:
+        (photos / name).write_bytes(b"no image")
+    done = run(
+        tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", "config.DATA.TRAIN.DATA_LIMIT=80",
+        "config.DATA.TRAIN.DATA_LIMIT_SAMPLING.SEED=5", "config.DATA.NUM_DATALOADER_WORKERS=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    named = {os.path.basename(name) for name in read_list(tmp_path / "run" / "unreadable_rank0.txt")}
+    assert named <= set(broken) and len(named) > 8
+    assert f"{len(named)} of 80 images could not be read" in done.stdout
