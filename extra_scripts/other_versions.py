@@ -44,7 +44,7 @@ def install(folder: Path, torch: str, torchvision: str) -> None:
         ],
         "the other packages of requirements.txt": [*pip, "--no-deps", "--no-build-isolation", "-r", own],
         "classy-vision on top of VISSL's copy": [*pip, "--no-deps", "--force-reinstall", classy_vision],
-        "Detectron2": [python, "-I", ROOT / "extra_scripts" / "install_detectron2.py"],
+        "Detectron2": [python, "-I", ROOT / "pirl_plugin" / "commands" / "install_detectron2.py"],
         "this project": [*pip, "--no-deps", "--no-build-isolation", ROOT],
     }  # fmt: skip
     for number, (text, command) in enumerate(steps.items(), start=1):

@@ -45,7 +45,8 @@ def require_vissl() -> None:
     missing = [name for name in ("vissl", "classy_vision") if not is_installed(name)]
     if missing:
         raise MissingPackageError(
-            f"pirl_plugin needs VISSL, of which {' and '.join(missing)} is not installed here; install it with: "
+            f"pirl_plugin needs VISSL, of which {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            f"installed here; install it with: "
             f"{INSTALL_VISSL}"
         )
 

@@ -143,6 +143,7 @@ def test_what_is_compared_on_small_images_differs_in_the_task_alone(name, photo_
 def test_every_pirl_and_npid_config_has_the_papers_settings(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "yfcc1m.txt").write_text("a.jpg\n")
+    (tmp_path / "a.jpg").touch()
     config, expected = compose([f"config=pretrain/{name}"]), {**MAIN, **PIRL_CONFIGS[name]}
     loss, optimizer, distributed = config.LOSS.pirl_loss, config.OPTIMIZER, config.DISTRIBUTED
     (transform,) = config.DATA.TRAIN.TRANSFORMS
