@@ -12,6 +12,7 @@ from measuring import alternate, machine, median_ms, peak_extra_memory, print_ta
 from vissl.config import AttrDict
 from vissl.losses.nce_loss import NCELossWithMemory
 
+from pirl_plugin.objective.forms import FORMS
 from pirl_plugin.objective.fused_contrast import contrast_per_image
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.objective.negatives import draw_negatives
@@ -120,7 +121,7 @@ def bandwidth(num_rows: int, num_negatives: int, batch: int, repeats: int, devic
 
             def step(form=form, rows=rows) -> None:
                 drawn = draw_negatives(target, num_rows, num_negatives)
-                losses = contrast_per_image(form, queries, rows[target].float(), rows, drawn, 0.07)
+                losses = contrast_per_image(FORMS[form], queries, rows[target].float(), rows, drawn, 0.07)
                 torch.autograd.grad(losses.sum(), queries)
 
             functions[f"{form}, {str(dtype)[6:]}"] = step

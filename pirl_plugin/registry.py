@@ -48,7 +48,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         known = self._parts.get(name)
         if known is not None and _identity(known) != _identity(part):
             raise ConfigError(
-                f"There is already a {self.kind} named {name!r}: {known!r}; give the new one another name."
+                f"There is already a {self.kind} named {name!r}, of {_identity(known)[0]}; choose another name."
             )
         self._parts[name] = part
         for follower in self._followers:
@@ -83,7 +83,9 @@ class Registry(Mapping[str, Part], Generic[Part]):
 
 
 def _identity(part: object) -> tuple[str | None, str]:
-    """Module and name: a script that a spawned process imports again registers the same parts again."""
+    """Module and name: a script that a spawned process imports again registers the same parts again, as does a cell."""
+    # Of an entry of a table, those of the function that it is about.
+    part = getattr(part, "definition", getattr(part, "read", part))
     module = getattr(part, "__module__", None)
     return "__main__" if module == "__mp_main__" else module, getattr(part, "__qualname__", repr(part))
 
@@ -99,7 +101,7 @@ def import_user_modules() -> None:
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         try:
             _import_file(name) if name.endswith(".py") else importlib.import_module(name)
-        except (FileNotFoundError, ModuleNotFoundError) as error:
+        except (FileNotFoundError, ImportError) as error:
             raise ConfigError(
                 f"{VARIABLE} names {name!r}, which cannot be imported ({error}); give a .py file or a module."
             ) from error

@@ -115,13 +115,15 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
 
 
 def keyword_arguments(cls: type) -> set[str]:
-    """Names of the arguments that `cls` and its bases take, but for self, *args and **kwargs."""
+    """Names of the arguments that `cls` takes, and those of its bases that it hands on by **kwargs."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names: set[str] = set()
     for base in cls.__mro__:
         if "__init__" in base.__dict__ and base is not object:
             parameters = list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]
             names.update(parameter.name for parameter in parameters if parameter.kind in named)
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
     return names
 
 
@@ -134,7 +136,7 @@ def one_sentence_errors() -> Iterator[None]:
         sys.exit(f"Error: {error}")
     except Exception as error:
         # A rank's own ConfigError arrives as the text of its traceback.
-        found = re.findall(r"^pirl_plugin\.validation\.ConfigError: (.*)$", str(error), flags=re.MULTILINE)
+        found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)
         if not found:
             raise
         sys.exit(f"Error: {found[-1]}")

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pirl_plugin.evaluation.analyses import analyse
-    from pirl_plugin.registry import import_user_modules
+    from pirl_plugin.launch.parts import import_parts
 
-    import_user_modules()
+    import_parts()
     analyse(options)

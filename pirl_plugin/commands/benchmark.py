@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from pirl_plugin.launch import registration
+
+    registration.import_in_children()
     from pirl_plugin.experiments.benchmarking import freeze_weights, gather, plan, read_settings, submit
     from pirl_plugin.experiments.benchmarks import BENCHMARKS
-    from pirl_plugin.registry import import_user_modules
 
-    import_user_modules()
     if options.list:
         print("\n".join(f"{name:26}{benchmark.title}" for name, benchmark in BENCHMARKS.items()))
         return 0

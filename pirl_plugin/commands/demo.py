@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.launch import registration
+
+    registration.import_in_children()
     from pirl_plugin.experiments.demo import run as demo
 
     demo(options.output, options.data, options.budget_minutes, options.images, options.seed)

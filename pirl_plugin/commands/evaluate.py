@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pirl_plugin.evaluation.quick import evaluate_checkpoint, table
-    from pirl_plugin.registry import import_user_modules
+    from pirl_plugin.launch.parts import import_parts
 
-    import_user_modules()
+    import_parts()
     results = evaluate_checkpoint(
         options.checkpoint,
         options.train,

@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pirl_plugin.data.image_files import load_rgb
+    from pirl_plugin.launch.parts import import_parts
     from pirl_plugin.pretext.figure import draw
-    from pirl_plugin.registry import import_user_modules
 
-    import_user_modules()
+    import_parts()
     try:
         image = load_rgb(options.photo)
     except OSError as error:

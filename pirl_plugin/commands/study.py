@@ -3,7 +3,10 @@
     pirl study --train cifar10/train --test cifar10/test --output study --budget-minutes 120
 
 Pre-trains and evaluates each method of a YAML file (configs/study, or one of your own), draws Figures 4 to 8 and writes
-study.json, from which --report-only makes the report again. Goes on where it was interrupted.
+study.json, from which --report-only makes the report again. Goes on where it was interrupted. What follows -- are
+overrides for all runs, for a GPU:
+
+    -- config.MACHINE.DEVICE=gpu config.DISTRIBUTED.BACKEND=nccl config.DATA.NUM_DATALOADER_WORKERS=4
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pirl_plugin.experiments.study_command import run as study
     from pirl_plugin.launch import registration
 
     registration.import_in_children()
+    from pirl_plugin.experiments.study_command import run as study
+
     return study(options)

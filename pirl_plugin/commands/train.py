@@ -9,6 +9,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted and not needed: key=a,b is a sweep")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="config=<name>, config.KEY=value ...")
 
 

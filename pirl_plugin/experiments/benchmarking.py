@@ -20,6 +20,7 @@ from pirl_plugin.experiments.benchmarks import BENCHMARKS, DETECTOR
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.network.export import export
 from pirl_plugin.network.weights import read_trunk_weights
+from pirl_plugin.registry import import_user_modules
 from pirl_plugin.validation import ConfigError, check_choice, check_keys
 
 SAY_EVERY = 15.0  # seconds
@@ -194,6 +195,7 @@ class SlurmBenchmark:
         self.run = run
 
     def __call__(self) -> dict[str, Any]:
+        import_user_modules()  # which may have registered the benchmark
         return self.run.run()
 
     def checkpoint(self) -> Any:

@@ -59,7 +59,8 @@ def _register_pretext(name: str, transform: type[PretextTransform]) -> None:
 
 def _register_loss(name: str, loss: type[PIRLLoss]) -> None:
     _refuse_names_of_others(name, LOSS_REGISTRY, PIRLLoss)
-    door = type(loss.__name__, (loss, ClassyLoss), {"__doc__": loss.__doc__, "__module__": loss.__module__})
+    door = type(f"Vissl_{name}", (loss, ClassyLoss), {"__doc__": loss.__doc__, "__module__": __name__})
+    globals()[door.__name__] = door  # where pickle looks for it
     register_loss(name, bypass_checks=True)(door)
 
 
@@ -110,6 +111,8 @@ def _vissl_trunk(name: str) -> Any:
     return build
 
 
-for _name in MODEL_TRUNKS_REGISTRY:
-    if _name not in TRUNKS:
-        TRUNKS.register(_name, _vissl_trunk(_name))
+def register_trunks_of_vissl() -> None:
+    """Let `build_trunk` build what only VISSL has, the user's own trunks included."""
+    for name in MODEL_TRUNKS_REGISTRY:
+        if name not in TRUNKS:
+            TRUNKS.register(name, _vissl_trunk(name))

@@ -3,7 +3,7 @@
 The only module that knows VISSL's age. Each mend is small, is named for the line of VISSL (or of the
 ClassyVision that its wheel carries) that needs it, and is applied only where the feature it supplies is
 missing, so that an older stack is left as it is. `mend` must run before VISSL is imported, in every
-process: importing `pirl_plugin` does it.
+process: importing `pirl_plugin.host` does it.
 """
 
 from __future__ import annotations

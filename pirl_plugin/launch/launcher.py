@@ -29,7 +29,7 @@ from pirl_plugin.host import mends
 from pirl_plugin.host.loss_settings import sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
-    registration,  # noqa: F401  (registers the plugin in every process that imports this)
+    registration,
     run_summary,
 )
 from pirl_plugin.launch.config_check import check_machine
@@ -140,8 +140,7 @@ class SlurmJob:
     def __call__(self) -> None:
         import submitit
 
-        # Children re-import __main__, which here is submitit's.
-        sys.modules["__main__"] = sys.modules[__name__]
+        registration.import_in_children()  # __main__ here is submitit's
         config = AttrDict(self.config)
         environment = submitit.JobEnvironment()
         if config.DISTRIBUTED.NUM_NODES > 1 or config.DISTRIBUTED.INIT_METHOD == "tcp":

@@ -60,8 +60,8 @@ def _trial_loss(config: Any) -> PIRLLoss:
         rows = bank.get("initial_rows")
         if rows is not None and not os.path.isfile(str(rows)):
             raise ConfigError(f"pirl_loss.memory_bank.initial_rows is {rows!r}; there is no such checkpoint file.")
-        known = MEMORY_BANKS.get(bank.get("name", "memory_bank"))
-        if known is None or known.__module__.startswith("pirl_plugin."):
+        known = MEMORY_BANKS.find(bank.get("name", "memory_bank"), "pirl_loss.memory_bank.name")
+        if known.__module__.startswith("pirl_plugin."):
             trial["memory_bank"] = {key: value for key, value in bank.items() if key != "initial_rows"}
         else:
             trial["num_train_samples"] = _number_of_images(config)

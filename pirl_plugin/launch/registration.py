@@ -10,11 +10,12 @@ from pirl_plugin.host import mends
 
 mends.require_vissl()
 
-from pirl_plugin.host import components  # noqa: E402, F401
+from pirl_plugin.host import components  # noqa: E402
 from pirl_plugin.registry import import_user_modules  # noqa: E402
 from pirl_plugin.training import task, train_step  # noqa: E402, F401
 
 import_user_modules()
+components.register_trunks_of_vissl()
 mends.mend_imported()
 
 

@@ -17,9 +17,22 @@ from pirl_plugin.validation import ConfigError
 TRUNKS: Registry[Callable[[Mapping[str, Any]], nn.Module]] = Registry("trunk")
 
 
+# Of MODEL.TRUNK.RESNETS, what VISSL's `resnet` can have otherwise and ResNetTrunk cannot.
+ONLY = {"NORM": "BatchNorm", "STANDARDIZE_CONVOLUTIONS": False, "LAYER4_STRIDE": 2}
+
+
 def resnet_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ResNetTrunk in config.MODEL."""
+    """The arguments of ResNetTrunk in config.MODEL.
+
+    Raises:
+        ConfigError: where it asks for a network that ResNetTrunk is not.
+    """
     resnets = model["TRUNK"]["RESNETS"]
+    for key, only in ONLY.items():
+        if resnets.get(key, only) != only:
+            raise ConfigError(
+                f"MODEL.TRUNK.RESNETS.{key} is {resnets[key]!r}; features are computed here for {only!r} alone."
+            )
     return {
         "depth": resnets["DEPTH"],
         "width_multiplier": resnets["WIDTH_MULTIPLIER"],
@@ -31,6 +44,10 @@ def resnet_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resnet(model: Mapping[str, Any]) -> nn.Module:
+    if model.get("INPUT_TYPE", "rgb") != "rgb":
+        raise ConfigError(
+            f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; features are computed here of rgb images alone."
+        )
     return ResNetTrunk(**resnet_arguments(model))
 
 

@@ -92,6 +92,8 @@ def by_autograd(
                 f"The contrast {getattr(definition, '__name__', definition)!r} returns {tuple(loss.shape)} for "
                 f"{queries} queries; it must return one loss each, ({queries},)."
             )
-        of_positive, of_negatives = torch.autograd.grad(loss.sum(), (scores, everyone))
+        of_positive, of_negatives = torch.autograd.grad(
+            loss.sum(), (scores, everyone), allow_unused=True, materialize_grads=True
+        )
     negatives.copy_(exchange.part(of_negatives).view_as(negatives))
     return loss.detach().view_as(positive), of_positive.view_as(positive), negatives

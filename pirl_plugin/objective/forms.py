@@ -24,11 +24,12 @@ class ContrastForm:
 
     Attributes:
         name: what `pirl_loss.contrast` calls it.
-        definition: the slow reference: (positive scores [B], negative scores [B, N]) -> losses [B].
+        definition: the slow reference: (positive scores [B], negative scores [B, N]) -> losses [B]; with `uses_z` it
+            also takes log Z and |D|.
         closed_form: what trains; None: autograd on the definition does.
         kernel: what trains on a GPU with negatives of each image's own, by its name in
             pirl_plugin.objective.triton_contrast; None: the closed form does there, too.
-        uses_z: whether it has NPID's constant Z, which the loss estimates.
+        uses_z: whether it has NPID's constant Z, which the loss estimates; it then needs a closed form.
     """
 
     name: str
@@ -36,6 +37,10 @@ class ContrastForm:
     closed_form: closed_forms.ClosedForm | None = None
     kernel: str | None = None
     uses_z: bool = False
+
+    def __post_init__(self) -> None:
+        if self.uses_z and self.closed_form is None:
+            raise ConfigError(f"The contrast form {self.name!r} uses Z and has no closed form, which it then needs.")
 
     def loss_and_weights(
         self, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None, exchange: Alone | None = None

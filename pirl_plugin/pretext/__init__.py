@@ -6,5 +6,9 @@ Every module of this folder is imported with it: a new task is one file with the
 import importlib
 import pkgutil
 
+from pirl_plugin.pretext.base import PretextTransform, SingleViewTransform, draw_number, register_pretext
+
+__all__ = ["PretextTransform", "SingleViewTransform", "draw_number", "register_pretext"]
+
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,4 +1,4 @@
-"""extra_scripts/benchmark.py: what is run, what is not run again, what is refused, and the table."""
+"""`pirl benchmark`: what is run, what is not run again, what is refused, and the table."""
 
 import json
 import os

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.network.trunks import LAYERS, ResNetTrunk, feature_channels
 from pirl_plugin.validation import ConfigError
 
@@ -51,3 +52,19 @@ def test_an_unknown_depth_or_stem_is_refused():
         ResNetTrunk(stem="smal")
     with pytest.raises(ConfigError, match=r"DEPTH is 20 .*must be one of 18, 34, 50, 101"):
         ResNetTrunk(20)
+
+
+@pytest.mark.parametrize(
+    ("resnets", "input_type", "sentence"),
+    [
+        ({"LAYER4_STRIDE": 1}, "rgb", "LAYER4_STRIDE is 1; features are computed here for 2 alone"),
+        ({"NORM": "GroupNorm"}, "rgb", "NORM is 'GroupNorm'"),
+        ({}, "bgr", "INPUT_TYPE is 'bgr'"),
+    ],
+)
+def test_a_resnet_of_vissl_that_ours_is_not_is_refused(resnets, input_type, sentence):
+    """Its weights would load, and give other features."""
+    given = {"DEPTH": 18, "WIDTH_MULTIPLIER": 1, "ZERO_INIT_RESIDUAL": False, **resnets}
+    model = {"TRUNK": {"NAME": "resnet", "RESNETS": given}, "INPUT_TYPE": input_type}
+    with pytest.raises(ConfigError, match=sentence):
+        build_trunk({"MODEL": model})

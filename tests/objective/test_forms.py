@@ -99,3 +99,30 @@ def test_every_form_of_ours_has_a_slow_reference_and_a_closed_form():
     for form in FORMS.values():
         assert isinstance(form, ContrastForm) and form.definition is getattr(contrast, form.name)
         assert form.closed_form is not None
+
+
+def test_a_form_that_leaves_its_negatives_out_is_taken_at_its_word(own_form):
+    own_form("attraction", lambda positive, negatives: -positive)
+    image = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = PIRLLoss(40, contrast="attraction", negatives="all", embedding_dim=8, temperature=1.0, lambda_=0.0)
+    positives = loss.memory_bank.rows[:3].clone()
+    expected = -(nn.functional.normalize(image, dim=1) * positives).sum(1).mean()
+    torch.testing.assert_close(loss(image, torch.arange(3)), expected)
+
+
+def test_a_cell_that_is_run_again_registers_its_form_again(own_form):
+    def hinge(positive, negatives):
+        return (negatives - positive.unsqueeze(1)).clamp(min=0).mean(1)
+
+    own_form("own_hinge", hinge)
+    again = type(hinge)(hinge.__code__, hinge.__globals__, hinge.__name__)
+    again.__qualname__, again.__module__ = hinge.__qualname__, hinge.__module__
+    own_form("own_hinge", again)
+    assert FORMS["own_hinge"].definition is again
+    with pytest.raises(ConfigError, match=r"already a contrast form named 'nce', of pirl_plugin.objective.contrast"):
+        register_form("nce")(hinge)
+
+
+def test_a_form_with_z_needs_a_closed_form():
+    with pytest.raises(ConfigError, match="uses Z and has no closed form"):
+        ContrastForm("half", logistic, uses_z=True)
