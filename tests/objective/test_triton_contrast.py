@@ -127,7 +127,7 @@ for kernel, constants in [
 @pytest.mark.parametrize("capability", [70, 75, 80, 90])
 @pytest.mark.parametrize("dim", [128, 256])
 def test_kernels_compile_for_gpus_that_are_not_here(capability, rows, dim):
-    code = COMPILE.replace("kernels_forms", repr(FORMS))
+    code = COMPILE.replace("kernels_forms", repr(list(FORMS)))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "0"}
     run = [sys.executable, "-c", code, str(capability), rows, str(dim)]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=500)
