@@ -48,6 +48,7 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
         ConfigError: in one sentence, for an override, a name or a value that cannot be right.
     """
     composed = _compose(overrides)
+    _name_checkpoint_folder(overrides, composed.config)
     if check:
         _check_kinds(overrides, composed)
         check_values(AttrDict(OmegaConf.to_container(composed)).config)
@@ -60,6 +61,20 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
     if composed.engine_name == "train":
         _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
     return whole
+
+
+def default_folder(overrides: list[Override]) -> str:
+    """Where the checkpoints of a run go that does not say: runs/<name of its config>."""
+    chosen = next((o for o in overrides if o.key_or_group == "config" and not o.is_sweep_override()), None)
+    return f"runs/{chosen.value()}" if chosen is not None else "runs"
+
+
+def _name_checkpoint_folder(overrides: list[str], config: DictConfig) -> None:
+    """VISSL's own default is the current folder, over which checkpoints would be strewn."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    given = any(override.key_or_group == "config.CHECKPOINT.DIR" for override in parsed)
+    if config.CHECKPOINT.DIR == "." and not given:
+        config.CHECKPOINT.DIR = default_folder(parsed)
 
 
 def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
@@ -200,8 +215,8 @@ def _prefix(override: Override) -> str:
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
     """The runs of a sweep: `key=a,b` stands for one run with each value, several such keys for all combinations.
 
-    Each run of more than one gets a checkpoint folder of its own below config.CHECKPOINT.DIR, named for the
-    swept keys and values. `-m` and `--multirun` are accepted and change nothing.
+    Each run of more than one gets a checkpoint folder of its own below config.CHECKPOINT.DIR (default_folder), named
+    for the swept keys and values. `-m` and `--multirun` are accepted and change nothing.
 
     Raises:
         ConfigError: for an override that cannot be read.
@@ -215,7 +230,8 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     swept = [o for o in parsed if o.is_sweep_override()]
     if not swept:
         return [fixed]
-    folder = next((o.value() for o in parsed if o.key_or_group == "config.CHECKPOINT.DIR"), ".")
+    folder = next((o.value() for o in parsed if o.key_or_group == "config.CHECKPOINT.DIR"), None)
+    folder = default_folder(parsed) if folder is None else folder
     choices = [[(o, value) for value in o.sweep_string_iterator()] for o in swept]
     runs = []
     for combination in itertools.product(*choices):

@@ -42,11 +42,6 @@ def _check_other_step(config: Any, settings: StepSettings, monitor: MonitorSetti
             f"TRAINER.TRAIN_STEP_NAME is {name!r}, but TRAINER.PIRL_TRAIN_STEP asks for more than "
             f"that can do; set it to pirl_train_step."
         )
-    if config.CHECKPOINT.get("KEEP_LAST") is not None:
-        raise ConfigError(
-            f"CHECKPOINT.KEEP_LAST is {config.CHECKPOINT.KEEP_LAST}, which TRAINER.TRAIN_STEP_NAME "
-            f"{name!r} does not know; set it to null, or the step to pirl_train_step."
-        )
     if monitor != MonitorSettings():
         raise ConfigError(
             "HOOKS.PIRL_MONITOR is not as it comes, which needs TRAINER.TRAIN_STEP_NAME pirl_train_step; leave it, "

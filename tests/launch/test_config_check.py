@@ -180,7 +180,8 @@ def test_every_pirl_and_npid_config_has_the_papers_settings(name, monkeypatch, t
 
 
 def test_the_second_network_of_the_ensemble_differs_in_its_seed_alone():
-    first, second = (compose([f"config=pretrain/pirl/{name}"]) for name in ("jigsaw_8node", "jigsaw_second_8node"))
+    names = ("jigsaw_8node", "jigsaw_second_8node")
+    first, second = (compose([f"config=pretrain/pirl/{name}", "config.CHECKPOINT.DIR=run"]) for name in names)
     assert first.SEED_VALUE + 64 <= second.SEED_VALUE and second.LOSS.pirl_loss.seed == second.SEED_VALUE
     for config in (first, second):
         assert config.DATA.TRAIN.TRANSFORMS[0].pop("seed") == config.SEED_VALUE
@@ -389,3 +390,20 @@ def test_a_sweep_is_all_combinations_each_in_its_own_folder():
     new = expand_sweep(["config=a", "+config.L.n=1,2", "+config/nodes=1node,4node"])
     assert new[3][1:3] == ["+config.L.n=2", "+config/nodes=4node"]
     assert expand_sweep(["config=a", "config.L.n=[1,2]"]) == [["config=a", "config.L.n=[1,2]"]]
+
+
+def test_a_run_that_names_no_folder_gets_one_of_its_configs_name(tmp_path, monkeypatch, photo_folder):
+    monkeypatch.chdir(tmp_path)
+    data = f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"
+    assert compose([SMALL, data]).CHECKPOINT.DIR == f"{tmp_path}/runs/pretrain/pirl/jigsaw_small_images_cpu"
+    assert compose([SMALL, data, "config.CHECKPOINT.DIR=."]).CHECKPOINT.DIR == str(tmp_path)
+    evaluation = compose(["config=benchmark/linear/imagenet"], check=False)  # VISSL's default, which says nothing
+    assert evaluation.CHECKPOINT.DIR == f"{tmp_path}/runs/benchmark/linear/imagenet"
+    (one, _) = expand_sweep([SMALL, "config.OPTIMIZER.num_epochs=1,2"])
+    assert one[-1] == "config.CHECKPOINT.DIR='runs/pretrain/pirl/jigsaw_small_images_cpu/num_epochs-1'"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("pretrain") and "cpu" in name])
+def test_the_configs_for_a_laptop_keep_the_last_few_checkpoints_only(name):
+    assert compose([f"config={name}"], check=False).CHECKPOINT.KEEP_LAST == 3
