@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ _NUMPY_VALUES: list[Any] = [
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")},
 ]
 # Old checkpoints of VISSL hold numbers of NumPy, which are plain values: VISSL's own reading takes them, too.
-torch.serialization.add_safe_globals(_NUMPY_VALUES)
+# SupContrast and others save their command line beside the weights: a bag of attributes, without code of its own.
+torch.serialization.add_safe_globals([*_NUMPY_VALUES, argparse.Namespace])
+
+# How files start that are often found where a checkpoint should be.
+_OTHERS = {
+    b"version https://git-lfs": "a pointer of git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page, as a failed download leaves it: download it again",
+    b"<html": "a web page, as a failed download leaves it: download it again",
+    b"<?xml": "an XML message, as a failed download leaves it: download it again",
+}
 
 
 def read_safely(path: str | Path) -> Any:
@@ -31,10 +42,30 @@ def read_safely(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"There is no checkpoint file at {path}.")
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    for other, what in _OTHERS.items():
+        if start.startswith(other):
+            raise ConfigError(f"{path} is {what}.")
+    if not start:
+        raise ConfigError(f"{path} is empty.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {reason}"
+            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why `torch.load` refused a file, without its advice to run what the file holds."""
+    text = " ".join(str(error).split())
+    named = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", text)
+    if named:
+        return (
+            f"it holds an object of {named.group(1)}; where that is trusted, load the file with the code that wrote it "
+            f"and save its state_dict alone"
+        )
+    if "archive" in text or "EOF" in text or "central directory" in text:
+        return "it is cut short or damaged"
+    return text.split(". ")[0][:200] or type(error).__name__

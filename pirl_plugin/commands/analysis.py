@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         analysis.add_argument("--output", required=True, help="<output>.png and <output>.json are written")
         analysis.add_argument("--limit", type=int, default=5000, help="images at most; default 5000")
         if name != "invariance":
-            analysis.add_argument("--size", type=int, help="pixels; default 32 for a 3x3 stem, else 224")
+            analysis.add_argument("--size", type=int, help="pixels; default: as in each network's training")
         if name == "layers":
             analysis.add_argument("--train", required=True)
             analysis.add_argument("--test", required=True)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--train", type=Path, required=True, help="images that the classifiers learn from")
     parser.add_argument("--test", type=Path, required=True, help="images that they are measured on")
-    parser.add_argument("--size", type=int, default=32, help="pixels; default 32")
+    parser.add_argument("--size", type=int, help="pixels; default: as in the training")
     parser.add_argument("--limit-train", type=int, help="use at most this many training images")
     parser.add_argument("--limit-test", type=int, help="use at most this many test images")
     parser.add_argument("--evaluations", nargs="+", default=["knn", "linear"], help="names; default: knn linear")
@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pirl_plugin.evaluation.quick import evaluate_checkpoint, table
+    from pirl_plugin.evaluation.quick import evaluate_checkpoint
     from pirl_plugin.launch.parts import import_parts
 
     import_parts()
-    results = evaluate_checkpoint(
+    comparison = evaluate_checkpoint(
         options.checkpoint,
         options.train,
         options.test,
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         options.limit_test,
         evaluations=options.evaluations,
     )
-    print(table(results))
+    print(comparison)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(comparison.as_json(), indent=2) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="a folder of .jpg files")
+    parser.add_argument("images", type=Path, help="a folder of images")
     parser.add_argument("annotations", type=Path, help="a folder of .xml files with the same names")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--test-share", type=float, default=0.2)
@@ -18,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pirl_plugin.detection.voc_trees import make_tree
+    from pirl_plugin.detection.make_voc_tree import make_tree
 
     made = make_tree(options.images, options.annotations, options.output, options.test_share, options.seed)
-    classes = ",".join(made["classes"])
-    print(f"{options.output}: {made['train']} images to train, {made['test']} to test, --classes {classes}")
+    print(
+        f"{options.output}: {made['train']} images to train on, {made['test']} to test on, of {len(made['classes'])} "
+        f"classes ({', '.join(made['classes'])})"
+    )

@@ -1,7 +1,7 @@
 """Fine-tune a detector on VOC in Detectron2, from a checkpoint.
 
     pirl train-detector --config-file voc0712_pirl --weights checkpoint.torch --num-gpus 8
-    pirl train-detector --config-file voc07_pirl --weights checkpoint.torch --data my_voc --classes raccoon
+    pirl train-detector --config-file voc07_pirl --weights checkpoint.torch --data my_voc
 
 Needs Detectron2 (`pirl install-detectron2`), whose own arguments it takes, too.
 """

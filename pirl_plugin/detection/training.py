@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from pirl_plugin.detection.make_voc_tree import classes_of
 from pirl_plugin.detection.voc_trees import check_split
-from pirl_plugin.network.export import export, preprocessing
-from pirl_plugin.network.weights import infer_architecture, read_trunk_weights
+from pirl_plugin.network.export import export, preprocessing_notes
+from pirl_plugin.network.weights import load_trunk
 from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, nearest, one_sentence_errors
 
@@ -69,9 +70,10 @@ def check_weights_fit(config: Any, weights: str | Path) -> None:
     A wrong channel order, mean, deviation or stride changes no shape: nothing later would complain.
 
     Raises:
-        ConfigError: naming the key, its value and the right one.
+        ConfigError: naming each wrong key, its value and the right one, as they can be added to the command.
     """
-    wanted = preprocessing(infer_architecture(read_trunk_weights(weights)), "detectron2")
+    trunk = load_trunk(weights)
+    wanted, wrong = preprocessing_notes(trunk.architecture, "detectron2", trunk.preprocessing), {}
     for key, value in wanted.items():
         if "." not in key:
             continue
@@ -80,7 +82,11 @@ def check_weights_fit(config: Any, weights: str | Path) -> None:
             found = found[part]
         same = np.allclose(found, value, atol=0.01) if isinstance(value, list) else found == value
         if not same:
-            raise ConfigError(f"{key} is {found}, but the weights of {weights} need {value}.")
+            wrong[key] = (found, value)
+    if wrong:
+        listed = "; ".join(f"{key} is {found}, but the weights need {value}" for key, (found, value) in wrong.items())
+        added = " ".join(f"{key} {str(value).replace(' ', '')}" for key, (_, value) in wrong.items())
+        raise ConfigError(f"{weights} does not fit the config: {listed}. Add to the command: {added}")
 
 
 def check_data(config: Any) -> None:
@@ -92,11 +98,12 @@ def check_data(config: Any) -> None:
     from detectron2.data import MetadataCatalog
 
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    for name in {*config.DATASETS.TRAIN, *config.DATASETS.TEST}:
+    for name in dict.fromkeys([*config.DATASETS.TRAIN, *config.DATASETS.TEST]):
         data = MetadataCatalog.get(name)
         if "dirname" in data.as_dict():  # a VOC tree
             hint = f"; DETECTRON2_DATASETS is {root!r}" if data.dirname.startswith(root) else ""
-            check_split(data.dirname, data.split, f"{name}{hint}")
+            tested = name in config.DATASETS.TEST
+            check_split(data.dirname, data.split, f"{name}{hint}", list(data.thing_classes), tested)
 
 
 def register_own_data(folder: str, classes: list[str]) -> None:
@@ -160,7 +167,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.epilog = None
     arguments.add_argument("--weights", help="a checkpoint of this plugin or of VISSL, ...: converted and checked")
     arguments.add_argument("--data", help="a VOC tree of your own, with ImageSets/Main/train.txt and test.txt")
-    names = {"type": lambda text: text.split(","), "help": "with --data: the objects' names, separated by commas"}
+    names = {
+        "type": lambda text: text.split(","),
+        "help": "with --data: the objects' names, separated by commas; default: its classes.txt",
+    }
     arguments.add_argument("--classes", **names)
     return arguments
 
@@ -172,7 +182,7 @@ def prepare(options: argparse.Namespace) -> Any:
         ConfigError: in one sentence.
     """
     if options.data and not options.classes:
-        raise ConfigError("--data needs --classes: the names of the objects in the annotations.")
+        options.classes = classes_of(options.data)
     config = detection_config(options.config_file or "", [value for value in options.opts if value != "--"])
     options.config_file = str(config_path(options.config_file))
     if options.data:

@@ -1,103 +1,184 @@
-"""PASCAL VOC trees: checked before Detectron2 reads them, or made from a folder of images and one of XML files."""
+"""PASCAL VOC trees, checked whole before Detectron2 reads them: it would fail in mid-training, after the last
+iteration, or not at all and count wrongly.
+"""
 
 from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from pirl_plugin.data.subsets import sample_images
-from pirl_plugin.validation import ConfigError
+from PIL import Image
+from tqdm import tqdm
 
+from pirl_plugin.data.file_lists import printable
+from pirl_plugin.data.image_files import load_rgb
+from pirl_plugin.validation import ConfigError, nearest
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 # What Detectron2's VOC evaluator reads of every object beside its box.
 OBJECT_TAGS = {"name": None, "pose": "Unspecified", "truncated": "0", "difficult": "0"}
+ORIENTATION = 274  # EXIF's tag
+SHOW_FROM = 1000  # images, from which on the check shows its progress
 
 
-def check_split(folder: str | Path, split: str, name: str) -> None:
-    """Refuse a split of a VOC tree that Detectron2 cannot read.
+def check_split(
+    folder: str | Path, split: str, name: str, classes: Sequence[str] | None = None, tested: bool = False
+) -> None:
+    """Refuse a split of a VOC tree that Detectron2 cannot read, train on or evaluate.
 
     Args:
         folder: with Annotations, JPEGImages and ImageSets/Main.
         split: e.g. trainval.
         name: of the data set, for the message.
+        classes: names of the objects that the detector knows; None: any.
+        tested: whether the split is evaluated on, which wants whole numbers and an object of each class.
 
     Raises:
-        ConfigError: naming the file and what it lacks.
+        ConfigError: naming the file and what is wrong with it.
     """
-    listing = Path(folder, "ImageSets", "Main", f"{split}.txt")
-    if not listing.is_file():
-        raise ConfigError(f"The data set {name} needs {listing}, which is not there.")
-    images = listing.read_text().split()
-    if len(images) < 2:
-        raise ConfigError(f"{listing} names {len(images)} image(s); Detectron2 needs at least two (one a line).")
-    for image in images:
-        for path in (Path(folder, "JPEGImages", f"{image}.jpg"), Path(folder, "Annotations", f"{image}.xml")):
+    folder = Path(folder)
+    if "{" in str(folder) or "}" in str(folder):
+        raise ConfigError(f"The data set {name} lies in {folder}; Detectron2 cannot read below a folder with {{ or }}.")
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    images = split_names(listing, name)
+    objects: Counter[str] = Counter()
+    for image in tqdm(images, desc=f"Checking {name}", unit=" images", disable=len(images) < SHOW_FROM):
+        photo, annotation = folder / "JPEGImages" / f"{image}.jpg", folder / "Annotations" / f"{image}.xml"
+        for path in (photo, annotation):
             if not path.is_file():
                 raise ConfigError(f"{listing} names {image!r}, but there is no {path}.")
-        _check_annotation(Path(folder, "Annotations", f"{image}.xml"))
+        root = read_annotation(annotation)
+        check_photo(photo, annotation, _whole(root, "size/width", annotation), _whole(root, "size/height", annotation))
+        objects.update(_check_objects(root, annotation, classes, tested))
+    missing = [one for one in classes or () if tested and not objects[one]]
+    if missing:
+        raise ConfigError(
+            f"{listing} has no object (that is not marked difficult) of {', '.join(missing)}, which would count as an "
+            f"average precision of 0: add images of them, or leave them out of the classes."
+        )
 
 
-def _check_annotation(path: Path) -> None:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ConfigError(f"The annotation {path} is not XML: {error}.") from error
-    for tag in ("size/height", "size/width"):
-        if root.findtext(tag) is None:
-            raise ConfigError(f"The annotation {path} has no <{tag}>.")
-    for item in root.iter("object"):
-        boxes = [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
-        for tag in (*OBJECT_TAGS, *boxes):
-            if item.findtext(tag) is None:
-                raise ConfigError(f"An object of the annotation {path} has no <{tag}>, which Detectron2 needs.")
-
-
-def make_tree(
-    images: str | Path, annotations: str | Path, output: str | Path, test_share: float, seed: int = 0
-) -> dict:
-    """A VOC tree with the splits train and test from images and annotations of the same names.
-
-    What an object lacks of pose, truncated and difficult is filled in; the images are linked.
-
-    Args:
-        images: .jpg files.
-        annotations: .xml files with the same names.
-        output: a folder that is not there yet.
-        test_share: share of the images that go to the test split, in (0, 1).
-
-    Returns:
-        {"train": images, "test": images, "classes": names}.
+def split_names(listing: Path, name: str) -> list[str]:
+    """The images that a split names, one a line.
 
     Raises:
-        ConfigError: where the output is there already, or an image has no annotation.
+        ConfigError: for a line that Detectron2 reads as something else.
     """
-    images, annotations, output = Path(images), Path(annotations), Path(output)
-    if output.exists():
-        raise ConfigError(f"{output} is there already; give a folder that is not.")
-    files = sorted(images.glob("*.jpg"))
-    if len(files) < 4 or not 0 < test_share < 1:
+    if not listing.is_file():
+        raise ConfigError(f"The data set {name} needs {listing}, which is not there.")
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{listing} is not in UTF-8: {error.reason} at byte {error.start}.") from error
+    for number, line in enumerate(lines, start=1):
+        image = line.strip()
+        if not image or "#" in image or len(image.split()) > 1 or image.startswith("\ufeff"):
+            raise ConfigError(
+                f"Line {number} of {listing} is {line!r}; each must be the name of an image without its ending, "
+                f"without blanks or #, and no line may be empty (pirl make-voc-tree makes such a tree)."
+            )
+    images = [line.strip() for line in lines]
+    if len(images) < 2:
+        raise ConfigError(f"{listing} names {len(images)} image(s); Detectron2 needs at least two (one a line).")
+    twice = [image for image, count in Counter(images).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{listing} names {twice[0]!r} more than once.")
+    return images
+
+
+def read_annotation(path: Path) -> ElementTree.Element:
+    """The root of an annotation.
+
+    Raises:
+        ConfigError: where it is not XML.
+    """
+    try:
+        return ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        hint = "; save it as UTF-8" if "invalid token" in str(error) else ""
+        raise ConfigError(f"The annotation {printable(path)} is not XML: {error}{hint}.") from error
+
+
+def shown_size(path: Path) -> tuple[int, int, bool]:
+    """Width and height of a photo as Detectron2 reads it, and whether its EXIF data turn it by a quarter.
+
+    Raises:
+        ConfigError: where it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        with path.open("rb") as file:
+            start = file.read(2)
+            file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+            whole = start != b"\xff\xd8" or b"\xff\xd9" in file.read()
+        if not whole:  # torn, or with something after its end: decoding tells
+            load_rgb(path)
+    except Exception as error:  # whatever a broken file makes PIL raise
+        raise ConfigError(f"The photo {printable(path)} cannot be read: {type(error).__name__}: {error}.") from error
+    return (height, width, True) if turned else (width, height, False)
+
+
+def check_photo(photo: Path, annotation: Path, width: int, height: int) -> None:
+    """Refuse a photo that cannot be read, or is of another size than its annotation says.
+
+    Raises:
+        ConfigError: naming both files and both sizes.
+    """
+    wide, high, turned = shown_size(photo)
+    if (wide, high) == (width, height):
+        return
+    hint = "it turns the photo as its EXIF orientation says: rotate it, or remove the tag" if turned else ""
+    swapped = "width and height are swapped" if (high, wide) == (width, height) else "put the true size there"
+    raise ConfigError(
+        f"The annotation {printable(annotation)} says that the photo has {width} x {height} pixels, but Detectron2 "
+        f"reads {printable(photo)} with {wide} x {high}: {hint or swapped}."
+    )
+
+
+def _check_objects(root: ElementTree.Element, path: Path, classes: Sequence[str] | None, tested: bool) -> list[str]:
+    """Names of the objects that count in an evaluation."""
+    counted = []
+    for item in root.findall("object"):
+        for tag in (*OBJECT_TAGS, *(f"bndbox/{side}" for side in SIDES)):
+            if item.findtext(tag) is None:
+                raise ConfigError(f"An object of the annotation {path} has no <{tag}>, which Detectron2 needs.")
+        name = item.findtext("name") or ""
+        if classes is not None and name not in classes:
+            raise ConfigError(
+                f"The annotation {path} has an object {name!r}, which is none of the classes{nearest(name, classes)}: "
+                f"{', '.join(classes)}."
+            )
+        box = [_number(item, f"bndbox/{side}", path, tested) for side in SIDES]
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ConfigError(f"An object of the annotation {path} has the box {box}; xmin < xmax and ymin < ymax.")
+        # Detectron2 reads these when it evaluates, at the end; in training it does not.
+        flags = [_number(item, tag, path, whole=True) for tag in ("truncated", "difficult")] if tested else (0, 0)
+        if not flags[1]:
+            counted.append(name)
+    return counted
+
+
+def _number(item: ElementTree.Element, tag: str, path: Path, whole: bool) -> float:
+    text = item.findtext(tag) or ""
+    try:
+        return int(text) if whole else float(text)
+    except ValueError as error:
+        kind = "a whole number" if whole else "a number"
         raise ConfigError(
-            f"{images} has {len(files)} .jpg files, of which a share of {test_share} cannot be a test split."
-        )
-    classes, trees = set(), {}
-    for file in files:
-        path = annotations / f"{file.stem}.xml"
-        if not path.is_file():
-            raise ConfigError(f"The image {file} has no annotation {path}.")
-        trees[file.stem] = ElementTree.parse(path)
-        for item in trees[file.stem].getroot().iter("object"):
-            for tag, value in OBJECT_TAGS.items():
-                if value is not None and item.findtext(tag) is None:
-                    ElementTree.SubElement(item, tag).text = value
-            classes.add(item.findtext("name"))
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (output / name).mkdir(parents=True)
-    for file in files:
-        os.symlink(file.resolve(), output / "JPEGImages" / file.name)
-        trees[file.stem].write(output / "Annotations" / f"{file.stem}.xml")
-    count = min(len(files) - 2, max(2, round(len(files) * test_share)))
-    test = {Path(path).stem for path in sample_images(output / "JPEGImages", count, seed, progress=False)}
-    splits = {"train": [f.stem for f in files if f.stem not in test], "test": [f.stem for f in files if f.stem in test]}
-    for name, stems in splits.items():
-        (output / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-    return {**{name: len(stems) for name, stems in splits.items()}, "classes": sorted(classes)}
+            f"An object of the annotation {path} has <{tag}> {text!r}; Detectron2 needs {kind} there (pirl "
+            f"make-voc-tree rounds, and fills in)."
+        ) from error
+
+
+def _whole(root: ElementTree.Element, tag: str, path: Path) -> int:
+    text = root.findtext(tag)
+    if text is None:
+        raise ConfigError(f"The annotation {path} has no <{tag}>.")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"The annotation {path} has <{tag}> {text!r}; it must be a whole number.") from error

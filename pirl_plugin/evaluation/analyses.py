@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from pirl_plugin.data.image_files import check_same_classes, list_images, load_rgb
+from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
 from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, with_histogram
 from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
@@ -21,7 +24,7 @@ from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum
 from pirl_plugin.evaluation.spread import spread as spread_of
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.network.checkpoints import run_config
-from pirl_plugin.network.features import center_view, embed, progress_line
+from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.trunks import STAGES
 from pirl_plugin.network.weights import Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer
@@ -33,12 +36,13 @@ def chosen(path: str, limit: int) -> list[str]:
     return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
 
 
-def size_of(options: Namespace, trunk: Trunk) -> int:
-    """Of the views, in pixels."""
-    return options.size or trunk.architecture.input_size
+def view_of(name: str, trunk: Trunk, size: int | None) -> Callable[[Image.Image], Tensor]:
+    """The view that a network wants, said in a line; `size` in pixels in place of its own."""
+    print(f"{name}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" if size else ""))
+    return trunk.view(size)
 
 
-def invariance(options: Namespace, models: dict[str, Path]) -> dict:
+def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """Distances of f(v_I) to g(v_It) by model."""
     files = chosen(options.images, options.limit)
     pretext = None
@@ -47,67 +51,78 @@ def invariance(options: Namespace, models: dict[str, Path]) -> dict:
     results = {}
     for name, path in models.items():
         pairs = pairs_of_checkpoint(
-            path, files, options.level, options.statistics, pretext, options.draws, progress=progress_line(name)
+            path,
+            files,
+            options.level,
+            options.statistics,
+            pretext,
+            options.draws,
+            progress=progress_line(name),
+            on_unreadable=unreadable,
         )
         results[name] = with_histogram(*pairs)
         figures = {key: value for key, value in results[name].items() if key != "histogram"}
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
     figure = new_figure(6, 4)
     histograms = {name: result["histogram"] for name, result in results.items()}
-    draw_invariance(figure.subplots(), histograms, BINS, {name: result["mean"] for name, result in results.items()})
+    means = {name: result["mean"] for name, result in results.items()}
+    draw_invariance(figure.subplots(), histograms, BINS, means, options.level)
     save(figure, options.picture)
     return {"bins": BINS.tolist(), "models": results}
 
 
-def layers(options: Namespace, models: dict[str, Path]) -> dict:
+def layers(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """Linear accuracy by model and layer."""
     check_same_classes(options.train, options.test)
-    train, test = (labelled_images(folder, options.limit) for folder in (options.train, options.test))
+    splits = [labelled_images(folder, options.limit) for folder in (options.train, options.test)]
     results = {}
     for name, path in models.items():
         trunk = load_trunk(path)
-        view = center_view(size_of(options, trunk))
-        features = [
-            embed_layers(trunk.resnet, files, view, STAGES, 9000, progress=progress_line(name))
-            for files, _ in (train, test)
-        ]
-        results[name] = layer_accuracies(features[0], train[1], features[1], test[1])
+        view, parts = view_of(name, trunk, options.size), list[Any]()
+        for files, labels in splits:
+            features = embed_layers(
+                trunk.resnet, files, view, STAGES, 9000, progress=progress_line(name), on_unreadable=unreadable
+            )
+            read = unreadable.read(files)
+            parts += [{layer: values[read] for layer, values in features.items()}, labels[read]]
+        results[name] = layer_accuracies(*parts)
         print(f"{name}: " + ", ".join(f"{layer} {100 * value:.1f}" for layer, value in results[name].items()))
     figure = new_figure(6, 4)
     series = {name: {layer: [value] for layer, value in result.items()} for name, result in results.items()}
     draw_lines(figure.subplots(), series, "Figure 5: quality by layer", "layer")
     save(figure, options.picture)
-    return results
+    return {"models": results}
 
 
-def neighbors(options: Namespace, models: dict[str, Path]) -> dict:
+def neighbors(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """The nearest images of each query, by file."""
     if len(models) > 1:
         raise ConfigError("neighbors takes one checkpoint.")
     ((name, path),) = models.items()
-    files = chosen(options.images, options.limit)
     trunk = load_trunk(path)
-    features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
-    queries = np.linspace(0, len(files) - 1, options.queries).round().astype(int)
-    _, ranked = nearest_neighbors(features[queries], features, options.neighbors + 1)  # one is the image itself
+    view = view_of(name, trunk, options.size)
+    features, files = embed_readable(trunk, chosen(options.images, options.limit), view, name, unreadable)
+    queries = np.unique(np.linspace(0, len(files) - 1, options.queries).round().astype(int))
+    most = check_integer(min(options.neighbors, len(files) - 1), "the number of other images", 1)
+    _, ranked = nearest_neighbors(features[queries], features, most + 1)  # one is the image itself
     rows = [[row for row in line if row != query] for query, line in zip(queries, ranked, strict=True)]
-    rows = [line[: options.neighbors] for line in rows]
-    side = min(96, size_of(options, trunk) * 2)
+    rows = [line[:most] for line in rows]
+    side = min(96, (options.size or trunk.preprocessing.size) * 2)
 
     def thumbnail(place: int) -> np.ndarray:
         return np.asarray(ImageOps.fit(load_rgb(files[place]), (side, side)))
 
     pictures = [[thumbnail(query), *map(thumbnail, row)] for query, row in zip(queries, rows, strict=True)]
     draw_gallery(options.picture, pictures, f"{name}: query, then its nearest neighbours")
-    return {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}
+    return {"queries": {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}}
 
 
-def spread(options: Namespace, models: dict[str, Path]) -> dict:
+def spread(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """Spread, effective rank and spectrum by model."""
     files, results = chosen(options.images, options.limit), dict[str, dict[str, Any]]()
     for name, path in models.items():
         trunk = load_trunk(path)
-        features = embed(trunk.resnet, files, center_view(size_of(options, trunk)), progress=progress_line(name))
+        features, _ = embed_readable(trunk, files, view_of(name, trunk, options.size), name, unreadable)
         moments = Moments.of(torch.from_numpy(unit(features, np.float64)))
         figures = {"spread": spread_of(moments), "effective_rank": effective_rank(moments)}
         results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
@@ -115,7 +130,16 @@ def spread(options: Namespace, models: dict[str, Path]) -> dict:
     figure = new_figure(6, 4)
     draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
     save(figure, options.picture)
-    return results
+    return {"models": results}
+
+
+def embed_readable(
+    trunk: Trunk, files: list[str], view: Callable[[Image.Image], Tensor], name: str, unreadable: Unreadable
+) -> tuple[np.ndarray, list[str]]:
+    """Features float32 [n, D] of the files that can be read, and those files."""
+    features = embed(trunk.resnet, files, view, progress=progress_line(name), on_unreadable=unreadable)
+    read = unreadable.read(files)
+    return features[read], [file for file, good in zip(files, read, strict=True) if good]
 
 
 ANALYSES = {"invariance": invariance, "layers": layers, "neighbors": neighbors, "spread": spread}
@@ -134,6 +158,9 @@ def analyse(options: Namespace) -> None:
         if getattr(options, key, None) is not None:
             check_integer(getattr(options, key), f"--{key}", 1)
     options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
-    figures = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unreadable = Unreadable()
+    figures = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)), unreadable)
+    figures["unreadable"] = list(unreadable.reasons)
     path.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"Written: {options.picture} and {path}")
+    print(f"Written: {options.picture} and {path}" + (f"; {unreadable}" if unreadable else ""))

@@ -15,13 +15,18 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, MUTED, INK)
 
 
 def draw_invariance(
-    axes: Axes, histograms: Mapping[str, Sequence[int]], edges: np.ndarray, means: Mapping[str, float] | None = None
+    axes: Axes,
+    histograms: Mapping[str, Sequence[int]],
+    edges: np.ndarray,
+    means: Mapping[str, float] | None = None,
+    level: str = "heads",
 ) -> None:
     """Figure 4: a histogram of distances for each model, as shares of its images.
 
     Args:
         histograms: by model, counts in the bins between `edges`.
         means: by model, for the legend.
+        level: what is compared, for the title: `heads`, f(v_I) and g(v_It), or features of the `trunk`.
     """
     centers = (edges[:-1] + edges[1:]) / 2
     for number, (name, counts) in enumerate(histograms.items()):
@@ -33,7 +38,8 @@ def draw_invariance(
     axes.legend(fontsize=8, frameon=False)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0)
-    style(axes, "Figure 4: distance of f(v_I) to g(v_It)", "L2 distance of unit representations", "share of images")
+    compared = {"heads": "f(v_I) to g(v_It)", "trunk": "the trunk's features of I to those of I^t"}[level]
+    style(axes, f"Figure 4: distance of {compared}", "L2 distance of unit representations", "share of images")
 
 
 def draw_lines(
@@ -44,7 +50,10 @@ def draw_lines(
     logarithmic: bool = False,
     ylabel: str = "linear accuracy, %",
 ) -> None:
-    """Figures 5 to 8: accuracies in [0, 1] over layers or values of a setting, the mean line and each seed's point.
+    """Figures 5 to 8: accuracies in [0, 1] over layers or values of a setting.
+
+    The line goes through the means over seeds, with bars of one standard deviation; where there is a single seed, its
+    marker is hollow. The axis starts at 0, so that noise does not look like a peak.
 
     Args:
         series: by name of the line, by value on the x axis, the accuracies of the seeds.
@@ -57,16 +66,19 @@ def draw_lines(
     for number, (name, line) in enumerate(series.items()):
         color, values = COLORS[number % len(COLORS)], sorted(line, key=places.__getitem__)
         x = [places[value] for value in values]
-        axes.plot(
-            x, [100 * np.mean(line[value]) for value in values], color=color, marker="o", markersize=4, label=name
-        )
-        for value in values:
-            points = [100 * one for one in line[value]]
-            axes.plot([places[value]] * len(points), points, ".", color=color, markersize=3, alpha=0.5)
+        means = [100 * float(np.mean(line[value])) for value in values]
+        single = max(len(line[value]) for value in values) == 1
+        axes.plot(x, means, color=color, linewidth=1.6, label=f"{name}{', one seed' * single}")
+        for place, mean, value in zip(x, means, values, strict=True):
+            seeds = line[value]
+            bar = 100 * float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+            face = color if len(seeds) > 1 else "white"
+            axes.errorbar(place, mean, bar, color=color, marker="o", markersize=4, markerfacecolor=face, capsize=3)
     if numeric and logarithmic:
         axes.set_xscale("log")
     axes.set_xticks(list(places.values()), list(places))
     axes.minorticks_off()
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
     style(axes, title, label, ylabel)
 

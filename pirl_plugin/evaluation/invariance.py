@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from pirl_plugin.data.image_files import load_rgb
 from pirl_plugin.evaluation.measures import unit
 from pirl_plugin.network.checkpoints import head_state, load_checkpoint, run_config
+from pirl_plugin.network.features import unreadable_goes_to
 from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
@@ -156,27 +158,40 @@ def embed_pairs(
     seed: int = 0,
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[Any, Exception], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f(v_I) and g(v_It) of image files, each float32 [draws * files, d].
+    """f(v_I) and g(v_It) of image files, each float32 [draws * files that can be read, d].
 
     Args:
         transform: of `transformation`; which t an image gets depends on `seed` and its place in `files` alone.
         draws: random t of each image.
         progress: called with (done, total).
+        on_unreadable: called with a file that cannot be read and why; it is left out. None: the error is raised.
+
+    Raises:
+        ConfigError: where no file can be read.
     """
     generator = torch.Generator().manual_seed(seed)
     image, transformed, done = [], [], 0
     # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
     order = np.random.default_rng(seed).permutation(len(files))
-    back = np.argsort(order)
     for _ in range(draws):
-        parts = []
-        for some in np.array_split(order, -(-len(files) // batch_size)):
-            made = [transform.views(load_rgb(files[place]), generator) for place in some]
-            parts.append(encoders(torch.stack([views[0] for views in made]), torch.stack([v[1] for v in made])))
-            done += len(some)
+        parts, read = [], list[int]()
+        for batch in np.array_split(order, -(-len(files) // batch_size)):
+            made = {}
+            for place in batch:
+                with unreadable_goes_to(on_unreadable, files[place]):
+                    made[int(place)] = transform.views(load_rgb(files[place]), generator)
+            if made:
+                images, views = (torch.stack(parts) for parts in zip(*made.values(), strict=True))
+                parts.append(encoders(images, views))
+                read += made
+            done += len(batch)
             if progress is not None:
                 progress(done, draws * len(files))
+        if not read:
+            raise ConfigError(f"None of the {len(files)} images can be read, the first {files[0]}.")
+        back = np.argsort(read)
         image.append(torch.cat([part[0] for part in parts]).float().numpy()[back])
         transformed.append(torch.cat([part[1] for part in parts]).float().numpy()[back])
     return np.concatenate(image), np.concatenate(transformed)
@@ -191,6 +206,7 @@ def pairs_of_checkpoint(
     draws: int = 1,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[Any, Exception], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`embed_pairs` of a checkpoint of VISSL's trainer, with the train_config.yaml that lies beside it.
 
@@ -204,5 +220,10 @@ def pairs_of_checkpoint(
             f"The run of {path} has no pretext transform of this plugin ({pretext.get('name')}); name another run "
             f"whose transformation is to be used."
         )
-    encoders = Encoders(config, load_checkpoint(path), level, statistics)
-    return embed_pairs(encoders, transformation(pretext), files, draws, seed, progress=progress)
+    checkpoint = load_checkpoint(path)
+    encoders = Encoders(config, checkpoint, level, statistics)
+    wanted = preprocessing_of(path, checkpoint, 224)
+    if wanted.known:  # the transformation may be another run's
+        pretext = {**pretext, "mean": list(wanted.mean), "std": list(wanted.std)}
+    task = transformation(pretext)
+    return embed_pairs(encoders, task, files, draws, seed, progress=progress, on_unreadable=on_unreadable)

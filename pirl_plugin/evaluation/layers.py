@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def embed_layers(
     most_dimensions: int = 2048,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[Any, Exception], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Features float32 [N, D] of images or image files by layer, from one forward each.
 
@@ -42,11 +44,12 @@ def embed_layers(
         view: image -> float tensor [3, H, W].
         layers: of conv1, res2 ... res5, pooled to at most `most_dimensions`; or res5avg, flatten.
         progress: called with (done, total) after every batch.
+        on_unreadable: as for pirl_plugin.network.features.embed: the features of such a file are NaN.
     """
     layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     device = next(trunk.parameters()).device
-    for batch in view_batches(images, view, batch_size, progress):
+    for batch in view_batches(images, view, batch_size, progress, on_unreadable):
         for layer, features in zip(layers, trunk(batch.to(device), layers), strict=True):
             flat = pooled(features, most_dimensions) if features.dim() == 4 else features
             parts[layer].append(flat.float().cpu().numpy())

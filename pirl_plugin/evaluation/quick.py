@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
+from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import EVALUATIONS, weighted_knn
 from pirl_plugin.network.checkpoints import load_checkpoint, run_config
-from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.features import embed, progress_line
+from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
 from pirl_plugin.network.run_networks import build_trunk
-from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.validation import check_integer
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
@@ -45,28 +51,29 @@ def compare_with_untrained(
     checkpoint: dict,
     train: tuple[list, np.ndarray],
     test: tuple[list, np.ndarray],
-    size: int,
+    view: Callable[[Image.Image], Tensor],
     k: int = 200,
     seed: int = 0,
     progress: Callable[[str], Callable[[int, int], None] | None] = lambda name: None,
     evaluations: Sequence[str] = ("knn", "linear"),
+    unreadable: Unreadable | None = None,
 ) -> tuple[dict[str, dict[str, float]], tuple[np.ndarray, np.ndarray]]:
     """Figures in [0, 1] of evaluations that learn from `train` and are measured on `test`.
 
     Args:
-        config: of the run; its trunk and its pretext transform's mean and std are used.
+        config: of the run, for its trunk.
         train, test: images or their paths, and class numbers.
-        size: side of the views, in pixels.
+        view: image -> float tensor [3, H, W], as the network wants it.
         k: neighbours, of kNN.
         seed: of the untrained network.
         progress: name of a network -> callback (done, total), or None.
         evaluations: names in EVALUATIONS.
+        unreadable: gets the files that cannot be read, which are left out; None: reading them raises.
 
     Returns:
-        {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test.
+        {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test; those of a file that
+        cannot be read are NaN.
     """
-    transform = config["DATA"]["TRAIN"]["TRANSFORMS"][0]
-    view = center_view(size, transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD))
     measures = {name: EVALUATIONS.find(name, "--evaluations") for name in evaluations}
     if "knn" in measures:
         measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
@@ -74,10 +81,15 @@ def compare_with_untrained(
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=seed)
-        features = embed(trunk, train[0], view, progress=progress(name)), embed(trunk, test[0], view)
-        results[name] = {
-            label: measure(features[0], train[1], features[1], test[1]) for label, measure in measures.items()
-        }
+        features = (
+            embed(trunk, train[0], view, progress=progress(name), on_unreadable=unreadable),
+            embed(trunk, test[0], view, on_unreadable=unreadable),
+        )
+        arguments = list[np.ndarray]()
+        for (files, labels), found in zip((train, test), features, strict=True):
+            read = np.ones(len(files), bool) if unreadable is None else unreadable.read(files)
+            arguments += [found[read], labels[read]]
+        results[name] = {label: measure(*arguments) for label, measure in measures.items()}
     return results, features
 
 
@@ -92,21 +104,59 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint beside the same network untrained.
+
+    Attributes:
+        figures: {"untrained": {...}, "PIRL": {...}}, each in [0, 1].
+        preprocessing: of the images.
+        images: how many were learned from, and measured on.
+        unreadable: the files that were left out.
+    """
+
+    figures: dict[str, dict[str, float]]
+    preprocessing: Preprocessing
+    images: tuple[int, int]
+    unreadable: Unreadable
+
+    def __str__(self) -> str:
+        """The table, and what it was measured on."""
+        lines = [table(self.figures), f"{self.images[0]} training and {self.images[1]} test images"]
+        lines[1] += f", {self.preprocessing}"
+        return "\n".join([*lines, *([str(self.unreadable)] if self.unreadable else [])])
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        images = {"train": self.images[0], "test": self.images[1], **self.preprocessing.record()}
+        return {**self.figures, "images": images, "unreadable": list(self.unreadable.reasons)}
+
+
 def evaluate_checkpoint(
     path: str | Path,
     train_folder: str | Path,
     test_folder: str | Path,
-    size: int = 32,
+    size: int | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
     k: int = 200,
     evaluations: Sequence[str] = ("knn", "linear"),
-) -> dict[str, dict[str, float]]:
-    """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class."""
+) -> Comparison:
+    """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class.
+
+    Args:
+        size: of the views, in pixels; default: as in the training.
+    """
     check_same_classes(train_folder, test_folder)
-    train, test = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
-    config = run_config(path)
-    results, _ = compare_with_untrained(
-        config, load_checkpoint(path), train, test, size, k, config["SEED_VALUE"], evaluations=evaluations
+    splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
+    config, checkpoint = run_config(path), load_checkpoint(path)
+    usual = 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
+    wanted = preprocessing_of(path, checkpoint, usual)
+    if size is not None:
+        wanted = dataclasses.replace(wanted, size=check_integer(size, "--size", 8))
+    unreadable = Unreadable()
+    figures, _ = compare_with_untrained(
+        config, checkpoint, *splits, wanted.view(), k, config["SEED_VALUE"], progress_line, evaluations, unreadable
     )
-    return results
+    counts = [int(unreadable.read(files).sum()) for files, _ in splits]
+    return Comparison(figures, wanted, (counts[0], counts[1]), unreadable)

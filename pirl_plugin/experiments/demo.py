@@ -27,7 +27,8 @@ from pirl_plugin.experiments.demo_picture import draw
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.features import embed
+from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
@@ -248,12 +249,11 @@ def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
 def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Accuracies of the trained and the untrained network; the trained one's train and test features."""
     progress = lambda name: _progress(f"{name}: embedded")  # noqa: E731
+    view = Preprocessing.of_transforms(config.DATA.TRAIN.TRANSFORMS, SIZE).view()
     if data.train_labels is not None and data.test_labels is not None:
         train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
         k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
-        return compare_with_untrained(config, checkpoint, train, test, SIZE, k, config.SEED_VALUE, progress)
-    settings = config.DATA.TRAIN.TRANSFORMS[0]
-    view = center_view(SIZE, settings["mean"], settings["std"])
+        return compare_with_untrained(config, checkpoint, train, test, view, k, config.SEED_VALUE, progress)
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=config.SEED_VALUE)

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 LEVEL = "trunk, batch statistics"  # at which different models' distances are compared
 HELD, NOT_HELD, NOISE, UNKNOWN = "held", "not held", "within the noise", "not known: no seeds to tell the noise from"
+MARGIN = 0.01  # of accuracy, below which "at least as good" allows for being worse
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -62,7 +63,7 @@ def verdict(difference: float, error: float) -> str:
     """Whether a difference that should be above 0 is."""
     if math.isnan(error):
         return UNKNOWN
-    if abs(difference) < 2 * error:
+    if abs(difference) <= 2 * error:
         return NOISE
     return HELD if difference > 0 else NOT_HELD
 
@@ -71,7 +72,7 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
     """Whether one run's linear and kNN accuracies are above another's; nothing where one of them is missing.
 
     Args:
-        equal: whether the claim is >=, which holds within the noise, too.
+        equal: whether the claim is >=, which also holds where being worse by more than MARGIN is excluded.
     """
     findings = []
     for measure, title in (("linear", "linear"), ("knn", "kNN")):
@@ -81,11 +82,13 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
         difference = float(np.mean(first) - np.mean(second))
         error = standard_error(noise(runs, measure), first, second)
         said = verdict(difference, error)
+        if equal and said == NOISE and difference - 2 * error > -MARGIN:
+            said = HELD
         figures = (
             f"{title} {100 * np.mean(first):.1f} and {100 * np.mean(second):.1f}, {100 * difference:+.1f} (standard "
             f"error {100 * error:.1f})"
         )
-        findings.append(Finding(claim, HELD if equal and said == NOISE else said, figures))
+        findings.append(Finding(claim, said, figures))
     return findings
 
 

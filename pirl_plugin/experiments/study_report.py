@@ -78,20 +78,21 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
         histograms = {name: np.sum([one["histogram"] for one in some], axis=0) for name, some in levels.items()}
         means = {name: float(np.mean([one["mean"] for one in some])) for name, some in levels.items()}
         edges = np.linspace(0, 2, 1 + len(next(iter(histograms.values()))))
-        painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means)
+        level = LEVEL.split(",")[0]
+        painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means, level)
     layered = {title: _layers(runs.get(name, [])) for name, title in titles.items()}
     layered = {name: layers for name, layers in layered.items() if layers}
     if layered:
         painters["figure5"] = lambda axes: draw_lines(axes, layered, "Figure 5: quality by layer", "layer")
-    for sweep in content["sweeps"].values():
+    for key, sweep in content["sweeps"].items():
         series = {
             name: {value: of(runs, run, "linear") for value, run in line.items() if run in runs}
             for name, line in sweep["series"].items()
         }
         if all(len(values) > 1 for values in series.values()):
-            number = sweep["title"].split(",")[0].removeprefix("Figure ")
+            name = "figure" + sweep["title"].split(",")[0].removeprefix("Figure ")
             title = sweep["title"].replace(",", ":", 1)
-            painters[f"figure{number}"] = functools.partial(
+            painters[name if name not in painters else f"{name}_{key}"] = functools.partial(
                 draw_lines, series=series, title=title, label=sweep["label"], logarithmic=sweep["logarithmic"]
             )
     drawn = []

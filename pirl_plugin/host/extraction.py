@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
 from vissl.models.model_helpers import get_trunk_output_feature_names
+
+from pirl_plugin.distributed import rank
+from pirl_plugin.host.readable_batches import list_unreadable, unreadable_in
 
 
 @torch.no_grad()
@@ -45,6 +49,15 @@ def extract_on_cpu(trainer, output_folder: str) -> None:
                 chunk, features, targets = chunk + 1, {layer: {} for layer in layers}, {}
         _save(trainer, features, targets, chunk, split, output_folder)
     trainer._cleanup_task()
+
+
+def report_left_out(task, output_folder: str) -> None:
+    """Name the images of each split that could not be read: unreadable_<split>_rank<r>.txt beside the features."""
+    for split, loader in task.left_out.items():
+        indices, path = unreadable_in(loader), Path(output_folder, f"unreadable_{split}_rank{rank()}.txt")
+        path.unlink(missing_ok=True)  # of an extraction before
+        if indices:
+            list_unreadable(task.datasets[split], indices, path)
 
 
 def _flatten(outputs: list) -> list[torch.Tensor]:

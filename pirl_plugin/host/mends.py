@@ -171,7 +171,7 @@ def _extraction_on_a_cpu() -> bool:
     # trainer_main.py:345 asserts a GPU and :438 calls .cuda(); on a GPU VISSL's own method is used.
     from vissl.trainer.trainer_main import SelfSupervisionTrainer
 
-    from pirl_plugin.host.extraction import extract_on_cpu
+    from pirl_plugin.host.extraction import extract_on_cpu, report_left_out
 
     original = SelfSupervisionTrainer.extract
     if getattr(original, "mended", False):
@@ -183,8 +183,37 @@ def _extraction_on_a_cpu() -> bool:
             original(self, output_folder)
         else:
             extract_on_cpu(self, output_folder)
+        report_left_out(self.task, output_folder)
 
     SelfSupervisionTrainer.extract = _marked(extract)
+    return True
+
+
+def _unreadable_images_left_out() -> bool:
+    # data/disk_dataset.py:158 makes a grey square of an image that cannot be read, which train_task.py's loaders train
+    # and measure on as if it were one of its class.
+    from vissl.trainer.train_task import SelfSupervisionTask
+
+    from pirl_plugin.host.readable_batches import leave_out_unreadable
+
+    if getattr(SelfSupervisionTask.prepare, "mended", False):
+        return False
+    prepare, prepare_extraction = SelfSupervisionTask.prepare, SelfSupervisionTask.prepare_extraction
+
+    @functools.wraps(prepare)
+    def prepare_training(self, pin_memory: bool = False):
+        result = prepare(self, pin_memory)
+        leave_out_unreadable(self, skip_empty=False)
+        return result
+
+    @functools.wraps(prepare_extraction)
+    def prepare_extracting(self, pin_memory: bool = False):
+        result = prepare_extraction(self, pin_memory)
+        leave_out_unreadable(self, skip_empty=True)
+        return result
+
+    SelfSupervisionTask.prepare = _marked(prepare_training)
+    SelfSupervisionTask.prepare_extraction = _marked(prepare_extracting)
     return True
 
 
@@ -239,4 +268,5 @@ _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
     "no secrets of the environment in a log": _environment_without_secrets,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
+    "unreadable images left out of evaluations": _unreadable_images_left_out,
 }

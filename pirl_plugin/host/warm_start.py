@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.network.checkpoints import load_checkpoint
-from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.features import embed
 from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.network.weights import trunk_from_weights, trunk_weights_in
 from pirl_plugin.objective.memory_bank import bank_rows
 from pirl_plugin.validation import ConfigError
@@ -184,7 +185,7 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
         raise ConfigError(f"{images} holds {len(files)} images, but the bank has {len(rows)} rows: another data set.")
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(path)), str(path))
     chosen = np.unique(np.linspace(0, len(files) - 1, count).astype(int))
-    view = center_view(size or trunk.architecture.input_size)
+    view = preprocessing_of(path, checkpoint, trunk.architecture.input_size).view(size)
     features = embed(trunk.resnet, [files[number] for number in chosen], view)
     own = _head_state(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"], 0)
     mlp = "projection.2.weight" in own

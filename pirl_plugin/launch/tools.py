@@ -19,6 +19,7 @@ from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
+from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.measures import weighted_knn
 from pirl_plugin.launch import (
@@ -59,6 +60,17 @@ def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
     return whole
 
 
+def _say_left_out(folder: str | Path) -> dict[str, int]:
+    """How many images of each split an extraction could not read, said beside its result."""
+    counts = dict[str, int]()
+    for path in sorted(Path(folder).glob("unreadable_*_rank*.txt")):
+        split = path.name.split("_")[1]
+        counts[split] = counts.get(split, 0) + sum(1 for _ in read_list(path))
+    for split, count in counts.items():
+        print(f"{count} images of {split} could not be read and were left out: {folder}/unreadable_{split}_rank*.txt")
+    return counts
+
+
 def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:
     launcher.launch(cfg, node_id, engine_name)
 
@@ -81,6 +93,7 @@ def train_svm(arguments: list[str] | None = None) -> None:
             if not path.is_file():
                 raise ConfigError(f"The SVMs of layer {layer} have no result at {path}; the log above says why.")
             print(f"{layer}: mean AP {100 * np.mean(np.load(path)):.2f}%")
+        _say_left_out(folder)
 
 
 def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
@@ -123,6 +136,7 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
             results[layer] = trainer.aggregate_stats(low_shot.k_values, low_shot.sample_inds)
             for k, values in results[layer].items():
                 print(f"{layer}, {k}: mean AP {values['mean']:.2f}% +- {values['std']:.2f}")
+        _say_left_out(folder)
         Path(folder, "low_shot.json").write_text(json.dumps(results, indent=2, default=float) + "\n")
         return results
 
@@ -150,5 +164,6 @@ def nearest_neighbors(arguments: list[str] | None = None) -> dict[str, float]:
             )
             logging.info(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
             print(f"{layer}: weighted kNN top-1 {100 * accuracies[layer]:.2f}%")
+        _say_left_out(folder)
         Path(folder, "nearest_neighbors.json").write_text(json.dumps(accuracies, indent=2) + "\n")
         return accuracies

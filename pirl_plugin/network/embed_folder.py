@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pirl_plugin.data.file_lists import printable, write_list
 from pirl_plugin.data.image_files import list_images, load_rgb
-from pirl_plugin.network.features import center_view
 from pirl_plugin.network.trunks import LAYERS
 from pirl_plugin.network.weights import load_trunk
 from pirl_plugin.validation import ConfigError, check_choice, check_integer
@@ -22,8 +23,8 @@ from pirl_plugin.validation import ConfigError, check_choice, check_integer
 class _Views(Dataset):
     """(view, "") of each file, or (zeros, why) where it cannot be read."""
 
-    def __init__(self, files: list[str], size: int) -> None:
-        self.files, self.size, self.view = files, size, center_view(size)
+    def __init__(self, files: list[str], view: Callable[[Image.Image], Tensor]) -> None:
+        self.files, self.view = files, view
 
     def __len__(self) -> int:
         return len(self.files)
@@ -32,7 +33,7 @@ class _Views(Dataset):
         try:
             return self.view(load_rgb(self.files[index])), ""
         except Exception as error:  # whatever a broken file makes PIL raise
-            return torch.zeros(3, self.size, self.size), f"{type(error).__name__}: {error}"
+            return torch.zeros_like(self.view(Image.new("RGB", (8, 8)))), f"{type(error).__name__}: {error}"
 
 
 def embed_folder(
@@ -53,7 +54,8 @@ def embed_folder(
         output: a .npy file, float32 [images, dimensions], written as it grows; the files, one a line in the same order
             (pirl_plugin.data.file_lists), go to the same name with .txt.
         layer: one of LAYERS; maps are flattened.
-        size: side of the centre crop; default 224, or 32 for a trunk with a 3x3 stem.
+        size: side of the centre crop, in pixels; default: what the network was trained on, and where its file does not
+            say, 224, or 32 for a trunk with a 3x3 stem.
         workers: processes that decode images.
 
     Returns:
@@ -67,9 +69,11 @@ def embed_folder(
         raise ConfigError(f"--output is {output}; it must end in .npy.")
     check_choice(layer, LAYERS, "--layer")
     trunk = load_trunk(checkpoint).to(device)
-    size = check_integer(size or trunk.architecture.input_size, "--size", 8)
+    if size is not None:
+        check_integer(size, "--size", 8)
+    print(f"{checkpoint}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" * bool(size)))
     files = list_images(images)
-    loader = DataLoader(_Views(files, size), batch_size=batch_size, num_workers=workers)
+    loader = DataLoader(_Views(files, trunk.view(size)), batch_size=batch_size, num_workers=workers)
     matrix: np.memmap | None = None
     kept: list[str] = []
     unreadable: list[str] = []

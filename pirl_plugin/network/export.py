@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pirl_plugin.network.weights import Architecture, Trunk, infer_architecture, read_trunk_weights, trunk_from_weights
-from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.network.preprocessing import Preprocessing
+from pirl_plugin.network.weights import Architecture, Trunk, load_trunk, read_trunk_weights, trunk_from_weights
 from pirl_plugin.validation import ConfigError, check_choice
 
 SUFFIXES = {
@@ -39,24 +39,24 @@ def detectron2_name(name: str) -> str:
     return name if name.startswith("res") else f"stem.{name}"
 
 
-def preprocessing(architecture: Architecture, form: str, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> dict[str, Any]:
-    """What images must be before these weights see them.
+def preprocessing_notes(architecture: Architecture, form: str, wanted: Preprocessing) -> dict[str, Any]:
+    """What images must be before these weights see them, in the words of a library.
 
-    Args:
-        mean, std: of levels in [0, 1], RGB.
+    `images` is what `preprocessing_of` reads back; null where it is not known and ImageNet's is assumed.
     """
-    common = {"architecture": asdict(architecture), "format": form, "interpolation": "bilinear"}
+    common: dict[str, Any] = {"architecture": asdict(architecture), "format": form, "interpolation": "bilinear"}
+    common |= {"images": wanted.record() if wanted.known else None, "note": str(wanted)}
     if form == "detectron2":
         return {
             **common,
             "INPUT.FORMAT": "RGB",
-            "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in mean],
-            "MODEL.PIXEL_STD": [round(255 * value, 3) for value in std],
+            "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in wanted.mean],
+            "MODEL.PIXEL_STD": [round(255 * value, 3) for value in wanted.std],
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
             **_detectron2_keys(architecture),
         }
-    resize = {"resize": 256, "crop": 224} if architecture.stem == "imagenet" else {"resize": 32, "crop": 32}
-    return {**common, "channels": "RGB", "levels": "[0, 1]", "mean": list(mean), "std": list(std), **resize}
+    levels = {"channels": "RGB", "levels": "[0, 1]", "mean": list(wanted.mean), "std": list(wanted.std)}
+    return {**common, **levels, "resize": wanted.resize, "crop": wanted.size}
 
 
 def _detectron2_keys(architecture: Architecture) -> dict[str, int]:
@@ -133,27 +133,31 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     output = Path(output)
     if output.suffix != SUFFIXES[form]:
         raise ConfigError(f"--output is {output}; weights in the format {form} end in {SUFFIXES[form]}.")
-    weights = read_trunk_weights(source)
-    trunk = trunk_from_weights(weights, str(source))
-    architecture = trunk.architecture
+    trunk = load_trunk(source)
+    weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.resnet.state_dict().items()}
+    architecture, wanted = trunk.architecture, trunk.preprocessing
     other_width = architecture.width_multiplier != 1 and form != "detectron2"
     if form in _MODELS and (other_width or architecture.stem != "imagenet"):
         raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
-    notes = preprocessing(architecture, form)
+    notes = preprocessing_notes(architecture, form, wanted)
+    output.parent.mkdir(parents=True, exist_ok=True)
     if form == "safetensors":
         save_file(
             {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
         )
     elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
         model = {"trunk": trunk.resnet.state_dict(), "heads": {}}
-        torch.save({"classy_state_dict": {"base_model": {"model": model}}}, output)
+        state: dict[str, Any] = {"base_model": {"model": model}}
+        if wanted.known:
+            state["pirl_plugin"] = {"images": wanted.record()}
+        torch.save({"classy_state_dict": state}, output)
     elif form == "detectron2":
         named = {detectron2_name(key): value for key, value in weights.items() if "num_batches_tracked" not in key}
         torch.save({"model": named, "__author__": "pirl_plugin", "matching_heuristics": True}, output)
     else:
         torch.save(dict(weights), output)
     output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
-    return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}"
+    return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it wants {wanted}"
 
 
 @torch.inference_mode()
@@ -185,5 +189,6 @@ def _check(output: Path, form: str, trunk: Trunk) -> str:
 
 def describe(source: str | Path) -> str:
     """Which network a file holds, in words."""
-    weights = read_trunk_weights(source)
-    return f"{source}: {infer_architecture(weights)}, {sum(value.numel() for value in weights.values()):,} numbers"
+    trunk = load_trunk(source)
+    count = sum(value.numel() for value in trunk.state_dict().values())
+    return f"{source}: {trunk.architecture}, {count:,} numbers; it wants {trunk.preprocessing}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,19 @@ def progress_line(name: str) -> Callable[[int, int], None]:
     return show
 
 
-def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-    """PIL image -> float32 [3, size, size]: the usual view for measuring.
+def resized_side(size: int) -> int:
+    """The shorter side of an image before its centre crop of `size`, in pixels.
 
-    Above 64 pixels the shorter side is brought to size * 256 / 224 before the centre crop; up to 64, to `size`, so
-    that small images are seen whole.
+    Above 64, size * 256 / 224; up to 64, `size`, so that small images are seen whole.
     """
-    larger = round(size * 256 / 224) if size > 64 else size
+    return round(size * 256 / 224) if size > 64 else size
+
+
+def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+    """PIL image -> float32 [3, size, size]: the usual view for measuring, resized to `resized_side` and cropped."""
     return v2.Compose(
         [
-            v2.Resize(larger, antialias=True),
+            v2.Resize(resized_side(size), antialias=True),
             v2.CenterCrop(size),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
@@ -81,6 +85,17 @@ def embed(
     return np.concatenate(features)
 
 
+@contextlib.contextmanager
+def unreadable_goes_to(report: Callable[[Any, Exception], None] | None, file: str | Path) -> Iterator[None]:
+    """What reading a file raises is reported and goes no further; with None it does."""
+    try:
+        yield
+    except Exception as error:  # whatever a broken file makes PIL raise
+        if report is None:
+            raise
+        report(file, error)
+
+
 def view_batches(
     images: Sequence[Image.Image | str | Path],
     view: Callable[[Image.Image], Tensor],
@@ -96,13 +111,9 @@ def view_batches(
     def view_of(image: Image.Image | str | Path) -> Tensor | None:
         if isinstance(image, Image.Image):
             return view(image)
-        try:
+        with unreadable_goes_to(on_unreadable, image):
             return view(load_rgb(image))
-        except Exception as error:  # whatever a broken file makes PIL raise
-            if on_unreadable is None:
-                raise
-            on_unreadable(image, error)
-            return None
+        return None
 
     blank = view(Image.new("RGB", (8, 8))).fill_(torch.nan)
     for start in range(0, len(images), batch_size):

@@ -2,36 +2,36 @@
 
     from pirl_plugin.network.weights import load_trunk
     trunk = load_trunk("checkpoint.torch")      # images [B, 3, H, W] -> features [B, C]
+    features = trunk(torch.stack([trunk.view()(photo) for photo in photos]))    # sized and normalised as in training
 
 Names are torchvision's (conv1.weight, layer1.0.bn1.bias, ...) wherever weights are handed around.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
 from pirl_plugin.network.trunks import LAYOUTS, ResNetTrunk
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
-# Where the weights are, in VISSL's checkpoints, in those of other libraries, and at the top.
-_PLACES = (
-    ("classy_state_dict", "base_model", "model", "trunk"),
-    ("model_state_dict",),
-    ("state_dict",),
-    ("model",),
-    (),
-)
-_PREFIXES = re.compile(r"^(module\.|model\.|trunk\.|backbone\.|encoder\.|base_model\.|_feature_blocks\.)+")
 _OURS = re.compile(r"^(conv1\.|bn1\.|layer[1-4]\.)")
+# Of several networks in a file, the one that its method's authors evaluate: DINO's teacher, MoCo's and BYOL's encoder
+# that is trained, the average of timm.
+_CHOSEN = (r"\bteacher\b", r"\bencoder_q\b", r"\bonline_(network|encoder|net)\b", r"(model|state_dict)_ema\b")
+_DEPTH = 5  # of mappings in mappings, in a file
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,39 @@ class Architecture:
         return f"ResNet-{self.depth}{width}{' with a 3x3 stem' if self.stem == 'small' else ''}"
 
 
+def read_content(path: str | Path) -> Any:
+    """What a file of weights holds, without running code from it.
+
+    Raises:
+        ConfigError: where the file is missing, cut short, another kind of file, or would run code.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return read_safely(path)
+    if not path.is_file():
+        raise ConfigError(f"There is no checkpoint file at {path}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is not a whole .safetensors file: {error}") from error
+
+
 def read_trunk_weights(path: str | Path) -> dict[str, Tensor]:
     """The trunk's weights and BatchNorm statistics of a file, without running code from it.
 
     Args:
-        path: a checkpoint of this plugin or of VISSL (its model zoo's too), a state dict of torchvision's names with
-            or without a usual prefix, or a .safetensors file.
+        path: a checkpoint of this plugin or of VISSL (its model zoo's too), a state dict of torchvision's names
+            (MoCo's, DINO's, timm's ... too, wherever in the file and with whatever prefix), of an nn.Sequential of a
+            ResNet's children, or a .safetensors file.
 
     Returns:
         tensors on the CPU by torchvision's names; what is not the trunk's is left out.
 
     Raises:
-        ConfigError: where the file is missing or cut short, would run code, or holds no ResNet's trunk.
+        ConfigError: as `read_content`, and where there is no ResNet's trunk, there are several, or some weights are
+            not finite.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise ConfigError(f"There is no checkpoint file at {path}.")
-        try:
-            content: Any = load_file(path)
-        except SafetensorError as error:
-            raise ConfigError(f"{path} is not a whole .safetensors file: {error}") from error
-    else:
-        content = read_safely(path)
-    return trunk_weights_in(content, str(path))
+    return trunk_weights_in(read_content(path), str(path))
 
 
 def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
@@ -90,21 +99,66 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
     Args:
         source: the file's name, for the message.
     """
-    for place in _PLACES:
-        found = content
-        for key in place:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping):
-            named = {_PREFIXES.sub("", key): value for key, value in found.items() if isinstance(value, Tensor)}
-            weights = {key: value for key, value in named.items() if _OURS.match(key)}
-            if "conv1.weight" in weights and any(key.startswith("layer") for key in weights):
-                return weights
-            if place and found:
-                break
-    raise ConfigError(
-        f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or of "
-        f"another architecture."
-    )
+    networks = dict(_networks(content))
+    chosen = _choose(networks, source)
+    if chosen:
+        logging.info(f"{source}: of {len(networks)} networks, the one at {chosen} is taken")
+    if "conv2.weight" in networks[chosen]:
+        raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; known are those with one.")
+    weights = {key: value for key, value in networks[chosen].items() if _OURS.match(key)}
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ConfigError(f"{source} has numbers in {key} that are not finite: the run that wrote it diverged.")
+    return weights
+
+
+def _networks(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(where, weights by torchvision's names) of every ResNet trunk in what a file holds."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    tensors = {str(key).replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
+    for prefix in sorted({key.removesuffix("conv1.weight") for key in tensors if key.endswith("conv1.weight")}):
+        if f"{prefix}layer1.0.conv1.weight" in tensors:
+            yield f"{place}{prefix}", _below(tensors, prefix)
+    for prefix in sorted({key.removesuffix("0.weight") for key in tensors if re.search(r"(^|\.)0\.weight$", key)}):
+        below = _named_children(_below(tensors, prefix))
+        if below:
+            yield f"{place}{prefix}", below
+    for key, value in content.items():
+        yield from _networks(value, f"{place}{key}.", depth + 1)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _named_children(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of nn.Sequential(*resnet.children()) by their names in the ResNet; empty where it is none."""
+    stages = sorted(int(match.group(1)) for key in tensors if (match := re.fullmatch(r"(\d+)\.0\.conv1\.weight", key)))
+    if len(stages) != 4 or stages != list(range(stages[0], stages[0] + 4)) or stages[0] < 3:
+        return {}
+    names = {"0": "conv1", "1": "bn1"} | {str(stage): f"layer{i + 1}" for i, stage in enumerate(stages)}
+    parts = ((key.partition("."), value) for key, value in tensors.items())
+    return {f"{names[first]}.{rest}": value for (first, _, rest), value in parts if first in names}
+
+
+def _choose(networks: Mapping[str, Any], source: str) -> str:
+    """The place of the network that is meant, of all in a file."""
+    if not networks:
+        raise ConfigError(
+            f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or "
+            f"of another architecture."
+        )
+    for pattern in _CHOSEN if len(networks) > 1 else ():
+        matching = [place for place in networks if re.search(pattern, place)]
+        if len(matching) == 1:
+            return matching[0]
+    if len(networks) > 1:
+        names = ", ".join(repr(place) for place in networks)
+        raise ConfigError(
+            f"{source} holds {len(networks)} ResNets, at {names}: save the one that is meant in a file of its own."
+        )
+    return next(iter(networks))
 
 
 def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
@@ -130,11 +184,13 @@ class Trunk(nn.Module):
 
     Attributes:
         architecture: which.
+        preprocessing: what images it wants.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         self.architecture = architecture
+        self.preprocessing = preprocessing or Preprocessing(architecture.input_size)
         self.resnet = ResNetTrunk(**asdict(architecture))
 
     def forward(self, images: Tensor, layer: str = "flatten") -> Tensor:
@@ -146,6 +202,10 @@ class Trunk(nn.Module):
         (features,) = self.resnet(images, [layer])
         return features
 
+    def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> float32 [3, size, size], normalised as in training; the size is that of training, too."""
+        return self.preprocessing.view(size)
+
 
 def load_trunk(path: str | Path) -> Trunk:
     """The trunk of a checkpoint, in eval mode on the CPU; see `read_trunk_weights` for the files it takes.
@@ -153,7 +213,10 @@ def load_trunk(path: str | Path) -> Trunk:
     Raises:
         ConfigError: as `read_trunk_weights`, and where weights are missing or of another shape.
     """
-    return trunk_from_weights(read_trunk_weights(path), str(path))
+    content = read_content(path)
+    trunk = trunk_from_weights(trunk_weights_in(content, str(path)), str(path))
+    trunk.preprocessing = preprocessing_of(path, content, trunk.architecture.input_size)
+    return trunk
 
 
 def trunk_from_weights(weights: Mapping[str, Tensor], source: str = "the weights") -> Trunk:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
@@ -16,9 +14,9 @@ from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
 from vissl.hooks.state_update_hooks import CheckNanLossHook, CheckNanModelOutputHook
 from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
-from pirl_plugin.data.file_lists import printable, write_list
 from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
+from pirl_plugin.host.readable_batches import list_unreadable, unreadable_in
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter
 from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
@@ -26,16 +24,6 @@ from pirl_plugin.training.preemption import PreemptionHook
 from pirl_plugin.training.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError
-
-
-def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:
-    """Paths of the images at places of VISSL's data set, which DATA_LIMIT makes places of a part of the files."""
-    paths = dataset.get_image_paths()[0]
-    if dataset.data_limit < 0:
-        return [paths[index] for index in indices]
-    if dataset.image_and_label_subset is None:  # with loader workers, only their copies have drawn it
-        dataset._init_image_and_label_subset()
-    return [paths[dataset.image_and_label_subset[index]] for index in indices]
 
 
 class UnreadableImagesHook(Hook):
@@ -69,13 +57,8 @@ class UnreadableImagesHook(Hook):
         if not total:
             return
         if self.unreadable:
-            names = names_of(task.datasets["train"], sorted(self.unreadable))
             listed = self.folder / f"unreadable_rank{rank()}.txt"
-            write_list(listed, names)
-            for name in names[: self.num_named]:
-                logging.warning(f"Not read: {printable(name)}")
-            if len(names) > self.num_named:
-                logging.warning(f"... and {len(names) - self.num_named} more; all are in {listed}")
+            list_unreadable(task.datasets["train"], self.unreadable, listed, self.num_named)
         counted = (
             f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not enter the "
             f"memory bank."
@@ -87,6 +70,32 @@ class UnreadableImagesHook(Hook):
             )
         if is_primary():
             logging.warning(counted)
+
+
+class LeftOutImagesHook(Hook):
+    """For evaluations: says after each phase how many images could not be read, which VISSL's loaders left out.
+
+    Args:
+        folder: unreadable_<train or test>_rank<r>.txt there names those that rank r met.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def on_phase_end(self, task) -> None:
+        phase = "train" if task.train else "test"
+        loader = task.dataloaders[phase]
+        indices = unreadable_in(loader)
+        if indices:
+            list_unreadable(task.datasets[phase], indices, self.folder / f"unreadable_{phase}_rank{rank()}.txt")
+        kept = len(loader.kept) if indices else 0
+        counts = sum_over_ranks(torch.tensor([len(indices), kept], device=task.device)).tolist()
+        if counts[0] and is_primary():
+            grey = f", but for {counts[1]} that stood alone in their batch and count as grey images" * bool(counts[1])
+            logging.warning(
+                f"{phase}: {counts[0]} of {len(task.datasets[phase])} images could not be read and were left out{grey}"
+            )
 
 
 class BankAgreementHook(Hook):
@@ -169,7 +178,7 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
     log_hooks.CheckpointWriter = AtomicCheckpointWriter
     if pirl_loss_class(config) is None:
-        return hooks
+        return [*hooks, LeftOutImagesHook(get_checkpoint_folder(config))]
     # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
     largest_share = config.DATA.TRAIN.get("LARGEST_UNREADABLE_SHARE", 1.0)
     own = [BankAgreementHook(), UnreadableImagesHook(get_checkpoint_folder(config), largest_share)]

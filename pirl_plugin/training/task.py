@@ -13,6 +13,7 @@ from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 
 from pirl_plugin.data.sampler import ShuffledSampler
+from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError
@@ -120,7 +121,9 @@ class PIRLTask(SelfSupervisionTask):
         if self.amp_grad_scaler is not None:
             state["amp"] = self.amp_grad_scaler.state_dict()
         place = {"epoch": self.train_phase_idx, "steps of the epoch": self.iteration - self.epoch_began}
-        state["pirl_plugin"] = {**self._step_identity(), **place}
+        size = self.transform.image_crop_size
+        images = Preprocessing.of_transforms([{"image_crop_size": size, **self.config.DATA.TRAIN.TRANSFORMS[0]}], size)
+        state["pirl_plugin"] = {**self._step_identity(), **place, "images": images.record()}
         return state
 
     def _set_classy_state(self, state: dict[str, Any]) -> None:

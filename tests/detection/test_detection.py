@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import detection_utils
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances, register_pascal_voc
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
+from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from pirl_plugin.detection import training
+from pirl_plugin.detection.make_voc_tree import classes_of, make_tree
 from pirl_plugin.detection.training import check_weights_fit, config_files, detection_config
-from pirl_plugin.detection.voc_trees import check_split, make_tree
+from pirl_plugin.detection.voc_trees import check_split
 from pirl_plugin.experiments.benchmarks import BENCHMARKS
 from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.safe_loading import read_safely
@@ -71,12 +79,12 @@ def narrow(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT is BGR, but the weights of .* need RGB"),
+        (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT is BGR, but the weights need RGB"),
         (["MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"], "MODEL.PIXEL_MEAN is"),
         (["MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], "MODEL.PIXEL_STD is"),
-        (["MODEL.RESNETS.STRIDE_IN_1X1", "True"], "STRIDE_IN_1X1 is True, but the weights of .* need False"),
-        (["MODEL.RESNETS.DEPTH", "101"], "DEPTH is 101, but the weights of .* need 50"),
-        (["MODEL.RESNETS.WIDTH_PER_GROUP", "64"], "WIDTH_PER_GROUP is 64, but the weights of .* need 16"),
+        (["MODEL.RESNETS.STRIDE_IN_1X1", "True"], "STRIDE_IN_1X1 is True, but the weights need False"),
+        (["MODEL.RESNETS.DEPTH", "101"], "DEPTH is 101, but the weights need 50"),
+        (["MODEL.RESNETS.WIDTH_PER_GROUP", "64"], "WIDTH_PER_GROUP is 64, but the weights need 16"),
     ],
 )
 def test_a_config_that_does_not_fit_the_weights_is_refused(narrow, overrides, message):
@@ -119,7 +127,13 @@ def voc_root(tmp_path, make_photo):
         for number, stem in enumerate(stems):
             make_photo(number, 100, 80).save(folder / "JPEGImages" / f"{stem}.jpg")
             boxes = [(5 + number, 8, 60, 50 + number), (40, 30, 90, 75)][: 1 + number % 2]
-            (folder / "Annotations" / f"{stem}.xml").write_text(annotation((100, 80), boxes))
+            text = annotation((100, 80), boxes)
+            if number == 2:  # an object of each class, for the test split
+                others = "".join(annotation((100, 80), [(10, 10, 20, 20)], name) for name in CLASS_NAMES)
+                text = text.replace(
+                    "</annotation>", "".join(re.findall("<object>.*?</object>", others)) + "</annotation>"
+                )
+            (folder / "Annotations" / f"{stem}.xml").write_text(text)
         (folder / "ImageSets" / "Main" / "trainval.txt").write_text("\n".join(stems[:4]))
         (folder / "ImageSets" / "Main" / "test.txt").write_text("\n".join(stems[2:]))
     return tmp_path / "voc"
@@ -156,18 +170,199 @@ def test_a_tree_that_detectron2_would_stumble_over_is_refused(voc_root, damage, 
         check_split(folder, "test", "voc_2007_test")
 
 
-def test_a_tree_is_made_of_images_and_annotations(voc_root, tmp_path):
-    images, annotations = voc_root / "VOC2007" / "JPEGImages", voc_root / "VOC2007" / "Annotations"
-    (annotations / "2007_0.xml").write_text(annotation((100, 80), [(1, 1, 9, 9)], "cat", leave_out="pose"))
-    made = make_tree(images, annotations, tmp_path / "own", test_share=0.4)
-    assert made == {"train": 4, "test": 2, "classes": ["cat", "dog"]}
+BOX = re.search("<object>.*</object>", annotation((100, 80), [(5, 8, 60, 50)])).group()
+XML = annotation((100, 80), [(5, 8, 60, 50)])
+
+
+@pytest.fixture
+def own(tmp_path, make_photo) -> Path:
+    """A tree of six photos with a dog each: i0 to i2 to train on, i3 to i5 to test on."""
+    folder = tmp_path / "own"
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for number in range(6):
+        make_photo(number, 100, 80).save(folder / "JPEGImages" / f"i{number}.jpg")
+        (folder / "Annotations" / f"i{number}.xml").write_text(XML)
+    (folder / "ImageSets/Main/train.txt").write_text("i0\ni1\ni2\n")
+    (folder / "ImageSets/Main/test.txt").write_text("i3\ni4\ni5\n")
+    return folder
+
+
+def edit(old: str, new: str, number: int):
+    return lambda folder: (folder / f"Annotations/i{number}.xml").write_text(XML.replace(old, new))
+
+
+def test_list(text: str):
+    return lambda folder: (folder / "ImageSets/Main/test.txt").write_text(text)
+
+
+test_list.__test__ = False
+
+
+def turned(folder: Path) -> None:
+    tags = Image.Exif()
+    tags[274] = 6
+    Image.open(folder / "JPEGImages/i0.jpg").save(folder / "JPEGImages/i1.jpg", exif=tags)
+
+
+def torn(folder: Path) -> None:
+    path = folder / "JPEGImages" / "i1.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def renamed(name: str):
+    def rename(folder: Path) -> None:
+        for part, end in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+            (folder / part / f"i4.{end}").rename(folder / part / f"{name}.{end}")
+        test_list(f"i3\n{name}\ni5\n")(folder)
+
+    return rename
+
+
+# What is wrong, where, and what the check says; the last: whether Detectron2 itself stumbles, or counts silently.
+DAMAGE = {
+    "box of 5.5": (edit("<xmin>5<", "<xmin>5.5<", 4), r"i4.xml has <bndbox/xmin> '5.5'; .* a whole number"),
+    "truncated 0.06": (edit("<truncated>0<", "<truncated>.06<", 4), r"<truncated> '.06'"),
+    "truncated in words": (edit("<truncated>0<", "<truncated>Unspecified<", 4), "<truncated> 'Unspecified'"),
+    "empty difficult": (edit("<difficult>0</difficult>", "<difficult/>", 4), "<difficult> ''"),
+    "blank last line": (test_list("i3\ni4\ni5\n\n"), "Line 4 of .*test.txt is ''"),
+    "blank in a name": (renamed("IMG (4)"), r"Line 2 of .* is 'IMG \(4\)'"),
+    "# in a name": (renamed("#4"), "Line 2 of .* is '#4'"),
+    "named twice": (test_list("i3\ni4\ni3\n"), "names 'i3' more than once"),
+    "other class": (edit("dog", "Dog", 4), r"an object 'Dog', which is none of the classes \(did you mean dog\?\)"),
+    "swapped size": (edit("<width>100</width><height>80<", "<width>80</width><height>100<", 1), "are swapped"),
+    "no size": (edit("<width>100</width><height>80<", "<width>0</width><height>0<", 1), "put the true size there"),
+    "turned by EXIF": (turned, "with 80 x 100: it turns the photo as its EXIF orientation says"),
+    "torn photo": (torn, r"The photo .*i1.jpg cannot be read"),
+    "empty box": (edit("<xmax>60<", "<xmax>5<", 1), r"has the box \[5.0, 8.0, 5.0, 50.0\]"),
+    "not UTF-8": (lambda f: (f / "Annotations/i1.xml").write_bytes(XML.replace("dog", "D\xf6g").encode("latin-1")),
+                  "is not XML: .*; save it as UTF-8"),
+    "no name": (edit("<name>dog</name>", "", 1), "has no <name>"),
+}  # fmt: skip
+
+
+def check_own(folder: Path, classes: list[str]) -> None:
     for split in ("train", "test"):
-        check_split(tmp_path / "own", split, "own")
+        check_split(folder, split, "own", classes, tested=split == "test")
+
+
+def detectron2_takes(folder: Path, classes: list[str], name: str) -> float:
+    """Load the tree as Detectron2 does and evaluate the true boxes: their AP50."""
+    for split in ("train", "test"):
+        for record in load_voc_instances(str(folder), split, classes):
+            detection_utils.check_image_size(record, detection_utils.read_image(record["file_name"], "RGB"))
+    parse_rec.cache_clear()  # by file name, which tests use again
+    register_pascal_voc(name, str(folder), "test", 2007, class_names=classes)
+    evaluator = PascalVOCDetectionEvaluator(name)
+    evaluator.reset()
+    for record in load_voc_instances(str(folder), "test", classes):
+        boxes = torch.tensor([one["bbox"] for one in record["annotations"]])
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes, found.scores = Boxes(boxes), torch.full((len(boxes),), 0.9)
+        found.pred_classes = torch.tensor([one["category_id"] for one in record["annotations"]])
+        evaluator.process([record], [{"instances": found}])
+    return float(evaluator.evaluate()["bbox"]["AP50"])
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_detectron2_would_stumble_over_late_or_count_wrongly_is_refused_before(own, name):
+    check_own(own, ["dog"])
+    damage, message = DAMAGE[name]
+    damage(own)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_own(own, ["dog"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_without_an_object_in_the_test_split_is_refused_as_its_ap_would_be_0(own):
+    edit("dog", "cat", 0)(own)
+    with pytest.raises(ConfigError, match=r"has no object .* of cat, which would count as an average precision of 0"):
+        check_own(own, ["dog", "cat"])
+    assert detectron2_takes(own, ["dog", "cat"], "own_without_cats") == pytest.approx(50)
+    edit("<name>dog</name>", "<name>cat</name>", 4)(own)
+    check_own(own, ["dog", "cat"])
+    assert detectron2_takes(own, ["dog", "cat"], "own_with_cats") == pytest.approx(100)
+    edit("<name>dog</name><pose>Left</pose><truncated>0</truncated><difficult>0", "<name>cat</name><pose>Left</pose>"
+         "<truncated>0</truncated><difficult>1", 4)(own)  # fmt: skip
+    with pytest.raises(ConfigError, match="not marked difficult"):
+        check_own(own, ["dog", "cat"])
+
+
+def test_boxes_of_fractions_are_trained_on_as_in_voc2012(own):
+    edit("<xmin>5<", "<xmin>5.5<", 1)(own)
+    check_own(own, ["dog"])
+    assert load_voc_instances(str(own), "train", ["dog"])[1]["annotations"][0]["bbox"][0] == 4.5
+
+
+def raw(folder: Path, files: dict[str, str], make_photo) -> tuple[Path, Path]:
+    """Images and annotations as a tool writes them, by file name."""
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True)
+    for number, (name, text) in enumerate(files.items()):
+        make_photo(number, 100, 80).save(folder / "images" / name)
+        (folder / "annotations" / f"{Path(name).stem}.xml").write_text(text)
+    return folder / "images", folder / "annotations"
+
+
+def test_what_annotation_tools_write_becomes_a_tree_that_detectron2_reads(tmp_path, make_photo):
+    """Blanks and # in names, any ending, fractions, words for flags, missing tags and sizes, a comma in a class."""
+    loose = XML.replace("<xmin>5<", "<xmin>5.4<").replace("<truncated>0<", "<truncated>0.06<")
+    loose = loose.replace("<difficult>0</difficult>", "<difficult/>").replace("dog", "dog, big")
+    loose = loose.replace("<pose>Left</pose>", "").replace("<width>100</width><height>80</height>", "")
+    names = ["IMG (1).jpg", "IMG_(1).jpg", "b.JPG", "c.jpeg", "d.png", "#e.jpg", "\u00e4.jpg", "h.webp"]
+    images, annotations = raw(tmp_path, dict.fromkeys(names, loose), make_photo)
+    (images / ".hidden.jpg").write_bytes(b"")
+    made = make_tree(images, annotations, tmp_path / "tree", 0.25)
+    assert made == {"train": 6, "test": 2, "classes": ["dog, big"]} and classes_of(tmp_path / "tree") == ["dog, big"]
+    linked = {path.resolve().name: path.name for path in (tmp_path / "tree" / "JPEGImages").iterdir()}
+    assert set(linked) == set(names) and len(set(linked.values())) == 8
+    assert linked["IMG (1).jpg"] != linked["IMG_(1).jpg"] == "IMG_(1).jpg" and linked["b.JPG"] == "b.jpg"
+    for record in load_voc_instances(str(tmp_path / "tree"), "train", ["dog, big"]):
+        image = detection_utils.read_image(record["file_name"], "RGB")
+        original = next(name for name, new in linked.items() if new == Path(record["file_name"]).name)
+        np.testing.assert_array_equal(image, np.asarray(Image.open(images / original).convert("RGB")))
+    assert detectron2_takes(tmp_path / "tree", ["dog, big"], "loose") == pytest.approx(100)
+
+
+def test_each_class_is_in_both_splits_in_about_its_share(tmp_path, make_photo):
+    files = {f"i{n:02d}.jpg": XML.replace("dog", "rare" if n in (3, 7) else "dog") for n in range(20)}
+    images, annotations = raw(tmp_path, files, make_photo)
+    made = make_tree(images, annotations, tmp_path / "tree", 0.2, seed=1)
+    assert made == {"train": 15, "test": 5, "classes": ["dog", "rare"]}  # 1 of 2 and 4 of 18
+    lists = {s: (tmp_path / "tree/ImageSets/Main" / f"{s}.txt").read_text().split() for s in ("train", "test")}
+    assert len({"i03", "i07"} & set(lists["test"])) == 1 and not set(lists["train"]) & set(lists["test"])
+    assert len(lists["train"] + lists["test"]) == 20
+    again = make_tree(images, annotations, tmp_path / "again", 0.2, seed=1)
+    assert again == made and (tmp_path / "again/ImageSets/Main/test.txt").read_text().split() == lists["test"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i, a: (a / "x0.xml").write_bytes(XML.replace("dog", "D\xf6g").encode("latin-1")), "save it as UTF-8"),
+        (lambda i, a: (a / "x0.xml").write_text(XML.replace("<name>dog</name>", "")), "has the name ''"),
+        (lambda i, a: (a / "x0.xml").write_text(XML.replace("dog", "cat")), "'cat' has objects .* in 1 image"),
+        (lambda i, a: (a / "x0.xml").unlink(), "has no annotation"),
+        (lambda i, a: (i / "x0.png").write_bytes((i / "x0.jpg").read_bytes()), "several images named x0"),
+        (lambda i, a: (i / "x0.jpg").write_bytes(b"no image"), "The photo .* cannot be read"),
+        (lambda i, a: (a / "x0.xml").write_text(XML.replace("<xmin>5<", "<xmin>five<")), "'five'; it must be a number"),
+        (lambda i, a: [(i / f"x{n}.jpg").unlink() for n in range(4)], "has 2 images"),
+    ],
+)
+def test_what_cannot_become_a_tree_is_refused_and_nothing_is_written(tmp_path, make_photo, change, message):
+    images, annotations = raw(tmp_path, {f"x{n}.jpg": XML for n in range(6)}, make_photo)
+    change(images, annotations)
+    with pytest.raises(ConfigError, match=message):
+        make_tree(images, annotations, tmp_path / "tree", 0.4)
+    assert not (tmp_path / "tree").exists()
+
+
+def test_a_tree_is_not_written_over_another(voc_root, tmp_path):
+    images, annotations = voc_root / "VOC2007" / "JPEGImages", voc_root / "VOC2007" / "Annotations"
+    (annotations / "2007_2.xml").write_text(annotation((100, 80), [(1, 1, 9, 9)]))
+    assert make_tree(images, annotations, tmp_path / "own", test_share=0.4)["classes"] == ["dog"]
     with pytest.raises(ConfigError, match="is there already"):
         make_tree(images, annotations, tmp_path / "own", test_share=0.4)
-    (annotations / "2007_1.xml").unlink()
-    with pytest.raises(ConfigError, match="has no annotation"):
-        make_tree(images, annotations, tmp_path / "other", test_share=0.4)
 
 
 def run(voc_root: Path, *arguments: object) -> str:
@@ -203,10 +398,7 @@ def test_perfect_predictions_have_an_average_precision_of_100(voc_root):
     """Every photo gets an object of each class."""
     for path in (voc_root / "VOC2007" / "Annotations").glob("*.xml"):
         text = path.read_text()
-        objects = "".join(
-            re.search(r"<object>.*?</object>", text).group().replace("dog", name)
-            for name in __import__("detectron2.data.datasets.pascal_voc", fromlist=["CLASS_NAMES"]).CLASS_NAMES
-        )
+        objects = "".join(re.search(r"<object>.*?</object>", text).group().replace("dog", name) for name in CLASS_NAMES)
         path.write_text(re.sub(r"<object>.*</object>", objects, text))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(voc_root)}
     done = subprocess.run([sys.executable, "-c", PERFECT], env=environment, capture_output=True, text=True, timeout=500)
@@ -257,8 +449,9 @@ def test_a_detector_trains_evaluates_and_resumes_with_batchnorm_bit_by_bit_as_it
 
 @pytest.mark.slow
 def test_a_detector_trains_on_a_tree_of_ones_own(narrow, voc_root, tmp_path):
+    (voc_root / "VOC2007" / "Annotations" / "2007_2.xml").write_text(annotation((100, 80), [(1, 1, 9, 9)]))
     make_tree(voc_root / "VOC2007" / "JPEGImages", voc_root / "VOC2007" / "Annotations", tmp_path / "own", 0.4)
-    own = ["--data", tmp_path / "own", "--classes", "dog"]
+    own = ["--data", tmp_path / "own"]
     options = [*NARROW, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"]
     printed = run(voc_root, "--config-file", "voc07_pirl", "--weights", narrow, *own, *options)
     assert "AP50" in printed

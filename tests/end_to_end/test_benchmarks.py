@@ -16,7 +16,8 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.data.subsets import class_balanced_subset
 from pirl_plugin.experiments.benchmarks import BENCHMARKS
 from pirl_plugin.launch.launcher import compose
-from pirl_plugin.network.export import preprocessing
+from pirl_plugin.network.export import preprocessing_notes
+from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.network.weights import Architecture, read_trunk_weights
 from pirl_plugin.validation import ConfigError
@@ -76,7 +77,7 @@ CONFIGS += ["semi_supervised/imagenet_1percent", "semi_supervised/imagenet_10per
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_images_are_prepared_as_the_exports_say_and_as_in_pretraining(name):
-    wanted = preprocessing(Architecture(50), "torchvision")
+    wanted = preprocessing_notes(Architecture(50), "torchvision", Preprocessing(224))
     pretraining = compose(["config=pretrain/pirl/jigsaw_8node"], check=False).DATA.TRAIN.TRANSFORMS[0]
     data = compose([f"config=benchmark/{name}"], check=False).DATA
     for split in ("TRAIN", "TEST"):
@@ -146,18 +147,21 @@ def test_linear_evaluation_trains_five_layers_and_leaves_the_trunk_bit_by_bit(
     name, width_multiplier, few_photos, tmp_path
 ):
     resnet50 = save_resnet50(tmp_path / "pretrained.torch", width_multiplier)
-    launch(
+    with_a_broken_one = shutil.copytree(few_photos, tmp_path / "test")
+    (with_a_broken_one / "class2" / "broken.jpg").write_bytes(b"no image")
+    printed = launch(
         tmp_path,
         "pirl_plugin.launch.launcher",
         f"config=benchmark/linear/{name}",
         f"config.DATA.TRAIN.DATA_PATHS=[{few_photos}]",
-        f"config.DATA.TEST.DATA_PATHS=[{few_photos}]",
+        f"config.DATA.TEST.DATA_PATHS=[{with_a_broken_one}]",
         f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={resnet50}",
         "config.MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=False",
         "config.OPTIMIZER.num_epochs=2",
         "config.OPTIMIZER.param_schedulers.lr.values=[0.01,0.001]",
         "config.OPTIMIZER.param_schedulers.lr.milestones=[1]",
     )
+    assert "test: 1 of 9 images could not be read and were left out" in printed
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
     tested = next(line["test_accuracy_list_meter"] for line in metrics if "test_accuracy_list_meter" in line)
     assert list(tested["top_1"]) == LAYERS and all(0 <= value <= 100 for value in tested["top_5"].values())

@@ -395,10 +395,13 @@ def test_a_sweep_is_all_combinations_each_in_its_own_folder():
 def test_a_run_that_names_no_folder_gets_one_of_its_configs_name(tmp_path, monkeypatch, photo_folder):
     monkeypatch.chdir(tmp_path)
     data = f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"
-    assert compose([SMALL, data]).CHECKPOINT.DIR == f"{tmp_path}/runs/pretrain/pirl/jigsaw_small_images_cpu"
-    assert compose([SMALL, data, "config.CHECKPOINT.DIR=."]).CHECKPOINT.DIR == str(tmp_path)
+    folder = compose([SMALL, data]).CHECKPOINT.DIR
+    assert folder == f"{tmp_path}/runs/pretrain/pirl/jigsaw_small_images_cpu"
+    folder = compose([SMALL, data, "config.CHECKPOINT.DIR=."]).CHECKPOINT.DIR
+    assert folder == str(tmp_path)
     evaluation = compose(["config=benchmark/linear/imagenet"], check=False)  # VISSL's default, which says nothing
-    assert evaluation.CHECKPOINT.DIR == f"{tmp_path}/runs/benchmark/linear/imagenet"
+    folder = evaluation.CHECKPOINT.DIR
+    assert folder == f"{tmp_path}/runs/benchmark/linear/imagenet"
     (one, _) = expand_sweep([SMALL, "config.OPTIMIZER.num_epochs=1,2"])
     assert one[-1] == "config.CHECKPOINT.DIR='runs/pretrain/pirl/jigsaw_small_images_cpu/num_epochs-1'"
     assert not list(tmp_path.iterdir())

@@ -279,12 +279,21 @@ def run_tool(folder: Path, function: str, run: Path, data: dict[str, str], *over
 
 
 @pytest.mark.slow
-def test_extraction_and_nearest_neighbours_run_on_a_cpu_from_a_checkpoint(two_ranks, tmp_path, photo_folder):
+def test_extraction_and_nearest_neighbours_run_on_a_cpu_and_leave_out_what_is_broken(two_ranks, tmp_path, photo_folder):
     _, run = two_ranks
-    data = {"DATA_PATHS": str(photo_folder)}
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    broken = list_images(tmp_path / "photos")[::9]  # of several classes: as grey images, nearest to each other
+    for file in broken:
+        Path(file).write_bytes(b"no image")
+    data = {"DATA_PATHS": f"{tmp_path}/photos"}
     printed = run_tool(tmp_path, "nearest_neighbors", run, data, "config.NEAREST_NEIGHBOR.TOPK=1")
     found = re.search(r"weighted kNN top-1 ([\d.]+)%", printed)
     assert float(found.group(1)) == 100  # the nearest neighbour of an image is itself
+    for split in ("train", "test"):
+        assert f"{len(broken)} images of {split} could not be read and were left out" in printed
+        assert list_images(tmp_path / "features" / f"unreadable_{split}_rank0.txt") == broken
+        (indices,) = (tmp_path / "features").glob(f"rank0_chunk0_{split}_res5avg_inds.npy")
+        assert len(np.load(indices)) == 48 - len(broken)
 
 
 @pytest.mark.slow

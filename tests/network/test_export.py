@@ -14,8 +14,9 @@ import torchvision
 from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.network.embed_folder import embed_folder
-from pirl_plugin.network.export import SUFFIXES, detectron2_name, export
+from pirl_plugin.network.export import SUFFIXES, detectron2_name, export, preprocessing_notes
 from pirl_plugin.network.features import center_view
+from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.trunks import LAYOUTS
 from pirl_plugin.network.weights import Architecture, Trunk, infer_architecture, load_trunk, read_trunk_weights
 from pirl_plugin.safe_loading import read_safely
@@ -217,9 +218,8 @@ def test_depths_are_told_apart():
 
 
 def test_the_export_says_what_the_images_must_be():
-    from pirl_plugin.network.export import preprocessing
-
-    plain, detection = (preprocessing(Architecture(50), form) for form in ("torchvision", "detectron2"))
+    wanted = Preprocessing(224)
+    plain, detection = (preprocessing_notes(Architecture(50), form, wanted) for form in ("torchvision", "detectron2"))
     assert (plain["channels"], plain["mean"], plain["std"]) == ("RGB", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert detection["INPUT.FORMAT"] == "RGB" and detection["MODEL.RESNETS.STRIDE_IN_1X1"] is False
     assert detection["MODEL.PIXEL_MEAN"] == [123.675, 116.28, 103.53]

@@ -1,0 +1,197 @@
+"""A VOC tree for Detectron2 from a folder of images and one of XML annotations, as annotation tools write them."""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pirl_plugin.data.file_lists import printable
+from pirl_plugin.data.image_files import EXTENSIONS, is_hidden
+from pirl_plugin.detection.voc_trees import OBJECT_TAGS, SIDES, check_split, read_annotation, shown_size
+from pirl_plugin.validation import ConfigError, check_number
+
+CLASSES = "classes.txt"  # in a tree: the names of its objects, one a line
+
+
+def make_tree(
+    images: str | Path, annotations: str | Path, output: str | Path, test_share: float, seed: int = 0
+) -> dict:
+    """A VOC tree with the splits train and test from images and annotations of the same names.
+
+    What Detectron2 needs and annotations lack is filled in (pose, truncated, difficult, the photo's size), boxes are
+    rounded to whole pixels, names with blanks or # get _ in their place; images are linked. Each class is in both
+    splits.
+
+    Args:
+        images: files of any of EXTENSIONS.
+        annotations: .xml files with the same names.
+        output: a folder that is not there yet.
+        test_share: share of the images that go to the test split, in (0, 1).
+        seed: of the split.
+
+    Returns:
+        {"train": images, "test": images, "classes": names}.
+
+    Raises:
+        ConfigError: where the output is there already, an image has no annotation, an annotation cannot be used, or a
+            class is in one image only.
+    """
+    images, annotations, output = Path(images), Path(annotations), Path(output)
+    if output.exists():
+        raise ConfigError(f"{output} is there already; give a folder that is not.")
+    check_number(test_share, "--test-share", 0, 1, above=True)
+    files = _images_in(images)
+    trees = {}
+    for name, file in files.items():
+        path = annotations / f"{file.stem}.xml"
+        if not path.is_file():
+            raise ConfigError(f"The image {printable(file)} has no annotation {printable(path)}.")
+        trees[name] = read_annotation(path)
+        _complete(trees[name], path, file)
+    counted = {name: _counted_classes(root) for name, root in trees.items()}
+    classes = sorted({name for root in trees.values() for name in _names(root)})
+    splits = stratified_split(counted, classes, test_share, seed)
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (output / part).mkdir(parents=True)
+    for name, file in files.items():
+        os.symlink(file.resolve(), output / "JPEGImages" / f"{name}.jpg")  # whatever it is: PIL looks into the file
+        ElementTree.ElementTree(trees[name]).write(output / "Annotations" / f"{name}.xml", encoding="utf-8")
+    for split, names in splits.items():
+        (output / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
+    (output / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    for split in splits:
+        check_split(output, split, str(output), classes, tested=split == "test")
+    return {**{split: len(names) for split, names in splits.items()}, "classes": classes}
+
+
+def classes_of(folder: str | Path) -> list[str]:
+    """The names of a tree's objects, which `make_tree` wrote.
+
+    Raises:
+        ConfigError: where it wrote none.
+    """
+    path = Path(folder, CLASSES)
+    if not path.is_file():
+        raise ConfigError(f"--data {folder} has no {CLASSES}: give --classes, the names of the objects, or that file.")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """Images by the name that they get in the tree."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not is_hidden(path.name))
+    if len(found) < 4:
+        raise ConfigError(
+            f"{folder} has {len(found)} images ({', '.join(EXTENSIONS)}), which are too few for two splits of two."
+        )
+    stems = Counter(path.stem for path in found)
+    for path in found:
+        if stems[path.stem] > 1:
+            raise ConfigError(f"{folder} has several images named {printable(path.stem)}, with different endings.")
+    named: dict[str, Path] = {}
+    for path in found:
+        name = re.sub(r"[\s#]+|[^ -~\u00a0-\U0010ffff]|[\udc80-\udcff]", "_", path.stem)
+        while name in named or (name != path.stem and name in stems):
+            name += "_"
+        named[name] = path
+    return named
+
+
+def _complete(root: ElementTree.Element, path: Path, image: Path) -> None:
+    """Bring an annotation into the form that Detectron2 reads."""
+    width, height, _ = shown_size(image)
+    size = root.find("size")
+    if size is None:
+        size = ElementTree.SubElement(root, "size")
+    for tag, value in (("width", width), ("height", height)):
+        if (size.findtext(tag) or "0").strip() in ("", "0"):
+            _set(size, tag, str(value))
+    for item in root.findall("object"):
+        name = (item.findtext("name") or "").strip()
+        if not name or "/" in name:
+            raise ConfigError(
+                f"An object of the annotation {printable(path)} has the name {name!r}: give one without /."
+            )
+        _set(item, "name", name)
+        _set(item, "pose", item.findtext("pose") or OBJECT_TAGS["pose"] or "")
+        for tag in ("truncated", "difficult"):
+            _set(item, tag, str(int(_is_set(item.findtext(tag) or "0"))))
+        for side in SIDES:
+            text = item.findtext(f"bndbox/{side}")
+            try:
+                rounded = round(float(text or ""))
+            except (ValueError, OverflowError) as error:
+                raise ConfigError(
+                    f"An object of the annotation {printable(path)} has <bndbox/{side}> {text!r}; it must be a number."
+                ) from error
+            box = item.find("bndbox")
+            assert box is not None
+            _set(box, side, str(rounded))
+
+
+def _set(parent: ElementTree.Element, tag: str, text: str) -> None:
+    child = parent.find(tag)
+    if child is None:
+        child = ElementTree.SubElement(parent, tag)
+    child.text = text
+
+
+def _is_set(text: str) -> bool:
+    """A flag as tools write it: 0, 1, a share such as 0.06, true, or a word that says that nobody said."""
+    try:
+        return float(text) > 0
+    except ValueError:
+        return text.strip().lower() in ("true", "yes")
+
+
+def _names(root: ElementTree.Element) -> list[str]:
+    return [item.findtext("name") or "" for item in root.findall("object")]
+
+
+def _counted_classes(root: ElementTree.Element) -> set[str]:
+    """The classes of which an image has an object that counts in an evaluation."""
+    return {item.findtext("name") or "" for item in root.findall("object") if item.findtext("difficult") == "0"}
+
+
+def stratified_split(
+    counted: Mapping[str, set[str]], classes: Sequence[str], test_share: float, seed: int
+) -> dict[str, list[str]]:
+    """{"train": images, "test": images}: of each class about the same share, and at least one image, in either.
+
+    Args:
+        counted: by image, the classes of its objects.
+
+    Raises:
+        ConfigError: where a class is in fewer than two images.
+    """
+    order = [sorted(counted)[place] for place in np.random.default_rng(seed).permutation(len(counted))]
+    having = {one: [image for image in order if one in counted[image]] for one in classes}
+    test: set[str] = set()
+    for one in sorted(classes, key=lambda one: len(having[one])):
+        if len(having[one]) < 2:
+            raise ConfigError(
+                f"The class {one!r} has objects that are not difficult in {len(having[one])} image(s); it needs two, "
+                f"one to train on and one to test on."
+            )
+        wanted = min(len(having[one]) - 1, max(1, round(test_share * len(having[one]))))
+        for image in having[one]:
+            if sum(other in test for other in having[one]) >= wanted:
+                break
+            if all(len(set(having[other]) - test - {image}) for other in counted[image]):
+                test.add(image)
+    count = min(len(order) - 2, max(2, round(len(order) * test_share)))
+    for image in order:
+        if len(test) < count and all(len(set(having[other]) - test - {image}) for other in counted[image]):
+            test.add(image)
+    lacking = [one for one in classes if not test & set(having[one]) or not set(having[one]) - test]
+    if lacking or len(order) - len(test) < 2:
+        raise ConfigError(
+            f"The images cannot be split so that each class is in both splits ({', '.join(lacking) or 'too few'}): the "
+            f"same images hold several rare classes; add images."
+        )
+    return {"train": sorted(set(order) - test), "test": sorted(test)}

@@ -1,0 +1,104 @@
+"""VISSL's loaders without the images that could not be read, which VISSL trains and measures on as grey squares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from vissl.trainer.train_task import SelfSupervisionTask
+
+from pirl_plugin.data.file_lists import printable, write_list
+
+
+class ReadableBatches:
+    """A loader's batches of `default_collate`, from which unreadable images are left out.
+
+    A batch without any that can be read keeps one grey image where it is trained or tested on: ranks must do as many
+    steps as each other.
+
+    Args:
+        loader: of VISSL; everything else of it is at hand here, too.
+        skip_empty: leave such a batch out altogether, as features can be extracted of any number of batches.
+
+    Attributes:
+        unreadable: indices, in the data set, of the images that were left out since `unreadable` was emptied.
+        kept: of those, the ones that were kept as grey images.
+    """
+
+    def __init__(self, loader: Any, skip_empty: bool = False) -> None:
+        self.loader, self.skip_empty = loader, skip_empty
+        self.unreadable: set[int] = set()
+        self.kept: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self.loader:
+            valid = torch.stack([one > 0 for one in batch["data_valid"]]).all(0)  # VISSL's are 1 and -1
+            if valid.all():
+                yield batch
+                continue
+            (indices, *_) = batch["data_idx"]
+            self.unreadable.update(indices[~valid].tolist())
+            if not valid.any():
+                if self.skip_empty:
+                    continue
+                valid[0] = True
+                self.kept.add(int(indices[0]))
+            yield {key: [_rows(one, valid) for one in values] for key, values in batch.items()}
+
+
+def _rows(values: Any, valid: Tensor) -> Any:
+    if isinstance(values, Tensor) and len(values) == len(valid):
+        return values[valid]
+    if isinstance(values, (list, tuple)) and len(values) == len(valid):
+        return [value for value, good in zip(values, valid.tolist(), strict=True) if good]
+    return values
+
+
+def leave_out_unreadable(task: SelfSupervisionTask, skip_empty: bool) -> None:
+    """Put `ReadableBatches` around those of a task's loaders that collate as the evaluations do."""
+    for split, loader in task.dataloaders.items():
+        if task.config.DATA[split.upper()].COLLATE_FUNCTION == "default_collate":
+            task.dataloaders[split] = ReadableBatches(loader, skip_empty)
+    task.left_out = dict(task.dataloaders)  # VISSL's extraction deletes its loaders at the end
+
+
+def unreadable_in(loader: Any) -> set[int]:
+    """What a loader has left out so far; nothing where it is VISSL's own."""
+    return loader.unreadable if isinstance(loader, ReadableBatches) else set()
+
+
+def list_unreadable(dataset: Any, indices: set[int], path: Path, num_named: int = 20) -> None:
+    """Name in the log, and write into a file, the images at places of a data set that could not be read."""
+    try:
+        names = names_of(dataset, sorted(indices))
+    except ValueError:  # of a source that has no files
+        names = [f"image {index}" for index in sorted(indices)]
+    write_list(path, names)
+    for name in names[:num_named]:
+        logging.warning(f"Not read: {printable(name)}")
+    if len(names) > num_named:
+        logging.warning(f"... and {len(names) - num_named} more; all are in {path}")
+
+
+def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:
+    """Paths of the images at places of VISSL's data set, which DATA_LIMIT makes places of a part of the files.
+
+    Raises:
+        ValueError: VISSL's, where the source has no files.
+    """
+    paths = dataset.get_image_paths()[0]
+    if dataset.data_limit < 0:
+        return [paths[index] for index in indices]
+    if dataset.image_and_label_subset is None:  # with loader workers, only their copies have drawn it
+        dataset._init_image_and_label_subset()
+    return [paths[dataset.image_and_label_subset[index]] for index in indices]

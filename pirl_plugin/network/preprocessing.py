@@ -1,0 +1,145 @@
+"""What images a network wants: the size, the normalisation and the resizing that it was trained with.
+
+A mismatch changes no shape, so nothing would complain. A run writes what it used into its checkpoints, an export into
+its file or the .json beside it; whatever embeds images reads it from there and says it with its result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from pirl_plugin.network.features import center_view, resized_side
+from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
+from pirl_plugin.validation import ConfigError, check_integer, check_number
+
+Levels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The plain view of an image that a network was trained on.
+
+    Attributes:
+        size: side of the view, in pixels.
+        mean, std: of RGB levels in [0, 1].
+        known: whether the network's file says so; else ImageNet's are assumed.
+    """
+
+    size: int
+    mean: Levels = IMAGENET_MEAN
+    std: Levels = IMAGENET_STD
+    known: bool = False
+
+    @property
+    def resize(self) -> int:
+        """The shorter side before the centre crop, in pixels."""
+        return resized_side(self.size)
+
+    def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> float32 [3, size, size]; `size` in place of the network's own."""
+        return center_view(self.size if size is None else size, self.mean, self.std)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint or an export keeps of it; `from_record` reads it."""
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_record(cls, record: Any, source: str) -> Preprocessing:
+        """The inverse of `record`.
+
+        Raises:
+            ConfigError: where it is no such record, naming `source`.
+        """
+        try:
+            mean, std = ([float(value) for value in record[key]] for key in ("mean", "std"))
+            size = check_integer(record["size"], "size", 1)
+            for low, values in ((0.0, mean), (1e-6, std)):
+                if len(values) != 3:
+                    raise ValueError("three numbers are needed, one a channel")
+                for value in values:
+                    check_number(value, "a level", low, 1.0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{source} says that its network wants the images {record!r}: {error}.") from error
+        return cls(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), known=True)
+
+    @classmethod
+    def of_transforms(cls, transforms: Sequence[Mapping[str, Any]], usual_size: int) -> Preprocessing:
+        """Of DATA.TRAIN.TRANSFORMS of a config: a pretext transform, or transforms of VISSL with a Normalize.
+
+        Args:
+            usual_size: where the transforms cut patches or do not say.
+        """
+        for entry in transforms:
+            if "image_crop_size" in entry:
+                levels = {"mean": entry.get("mean", IMAGENET_MEAN), "std": entry.get("std", IMAGENET_STD)}
+                return cls.from_record({"size": entry["image_crop_size"], **levels}, str(entry.get("name")))
+        by_name = {entry.get("name"): entry for entry in transforms}
+        if "Normalize" not in by_name:
+            return cls(usual_size)
+        crop = by_name.get("RandomResizedCrop") or by_name.get("CenterCrop") or {}
+        patches = any("Patches" in str(name) for name in by_name)
+        size = crop["size"] if not patches and isinstance(crop.get("size"), int) else usual_size
+        normalise = by_name["Normalize"]
+        return cls.from_record({"size": size, "mean": normalise["mean"], "std": normalise["std"]}, "Normalize")
+
+    def __str__(self) -> str:
+        levels = ", ".join(f"{value:.3g}" for value in (*self.mean, *self.std))
+        origin = "as in its training" if self.known else "unknown: ImageNet's are assumed"
+        return f"images of {self.size} pixels (shorter side to {self.resize}), mean and std {levels} ({origin})"
+
+
+def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preprocessing:
+    """What the network of a file wants.
+
+    Args:
+        path: the file; a .json that an export wrote or a run's train_config.yaml beside it are read, too.
+        content: what the file holds.
+        usual_size: pixels, for a file that does not say.
+
+    Raises:
+        ConfigError: for a record that cannot be right.
+    """
+    path = Path(path)
+    run = content.get("classy_state_dict") if isinstance(content, Mapping) else None
+    state = run.get("pirl_plugin") if isinstance(run, Mapping) else None
+    if isinstance(state, Mapping) and "images" in state:
+        return Preprocessing.from_record(state["images"], str(path))
+    for text, source in ((_header(path), path), (_beside(path), path.with_name(path.name + ".json"))):
+        notes = _json(text)
+        if isinstance(notes, dict) and "images" in notes:
+            known = notes["images"] is not None
+            return Preprocessing.from_record(notes["images"], str(source)) if known else Preprocessing(usual_size)
+    config = path.resolve().parent / "train_config.yaml"
+    if isinstance(run, Mapping) and config.is_file():
+        data = (yaml.safe_load(config.read_text()) or {}).get("DATA", {}).get("TRAIN", {})
+        return Preprocessing.of_transforms(data.get("TRANSFORMS") or [], usual_size)
+    return Preprocessing(usual_size)
+
+
+def _header(path: Path) -> str | None:
+    """What an export writes into a .safetensors file beside the weights."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        return (file.metadata() or {}).get("pirl_plugin")
+
+
+def _beside(path: Path) -> str | None:
+    notes = path.with_name(path.name + ".json")
+    return notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else None
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None  # another program's
