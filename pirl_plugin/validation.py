@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import inspect
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+# Of the operating system: full or read-only disks, files where folders should be, what is not permitted.
+USERS_TO_MEND = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 class ConfigError(ValueError):
@@ -129,11 +144,19 @@ def keyword_arguments(cls: type) -> set[str]:
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End the program with "Error: <sentence>" for a ConfigError, raised here or in a rank that was started here."""
+    """End the program with "Error: <sentence>" for what the user can put right.
+
+    That is a ConfigError, raised here or in a rank that was started here, and a file that the operating system refuses.
+    """
     try:
         yield
     except ConfigError as error:
         sys.exit(f"Error: {error}")
+    except OSError as error:
+        if error.errno not in USERS_TO_MEND:
+            raise
+        file = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
+        sys.exit(f"Error: {file}: {error.strerror}.")
     except Exception as error:
         # A rank's own ConfigError arrives as the text of its traceback.
         found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)

@@ -95,8 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Error: pirl has no command {name!r}{nearest(name, names())}; it has {', '.join(names())}.")
     with one_sentence_errors():
         module = module_of(name)
-        own = getattr(module, "OWN_PARSER", False)
-        code = module.run(argparse.Namespace(arguments=rest) if own else command_parser(name).parse_args(rest))
+        if getattr(module, "OWN_PARSER", False):
+            code = module.run(argparse.Namespace(arguments=rest))
+        else:
+            options = command_parser(name).parse_args(rest)
+            if getattr(options, "output", None):
+                Path(options.output).absolute().parent.mkdir(parents=True, exist_ok=True)
+            code = module.run(options)
     sys.exit(code)
 
 

@@ -20,13 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import torch
-
     from pirl_plugin.network.embed_folder import embed_folder
 
-    arguments = vars(options)
-    arguments["device"] = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    count, unreadable = embed_folder(**arguments)
+    count, unreadable = embed_folder(**vars(options))
     for line in unreadable:
         print(f"Not read: {line}")
     print(f"{options.output}: features of {count} images; {len(unreadable)} could not be read")

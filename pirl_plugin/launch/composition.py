@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -57,6 +58,8 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
         if composed.engine_name == "train":
             warn_of_learning_rate(composed.config)
+    if write_config and "://" not in composed.config.CHECKPOINT.DIR:
+        os.makedirs(composed.config.CHECKPOINT.DIR, exist_ok=True)  # else VISSL says only that the folder is invalid
     whole, _ = convert_to_attrdict(composed, dump_config=write_config)
     if composed.engine_name == "train":
         _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)

@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-from vissl.utils.checkpoint import get_checkpoint_folder
-
 from pirl_plugin.data.image_files import EXTENSIONS, check_list, list_images, walk_images
 from pirl_plugin.host.loss_settings import pirl_loss_class
-from pirl_plugin.launch.initial_weights import check_initial_weights
 from pirl_plugin.launch.pirl_check import check_pirl
-from pirl_plugin.training import checkpoint_folder
 from pirl_plugin.validation import ConfigError, check_integer
 
 
@@ -45,6 +40,25 @@ def _check_data(config: Any) -> None:
         for source, path in zip(sources, paths, strict=False):
             if source in ("image_files", "disk_folder"):
                 _check_folder(f"DATA.{split}.DATA_PATHS", str(path), source)
+                _check_limit(config, split, str(path))
+
+
+def _check_limit(config: Any, split: str, path: str) -> None:
+    data, distributed = config.DATA[split], config.DISTRIBUTED
+    limit, key = data.DATA_LIMIT, f"DATA.{split}.DATA_LIMIT"
+    if limit == -1:
+        return
+    skipped = data.DATA_LIMIT_SAMPLING.SKIP_NUM_SAMPLES
+    number = len(list_images(path)) - skipped
+    less = f" less the {skipped} of DATA_LIMIT_SAMPLING.SKIP_NUM_SAMPLES" if skipped else ""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= number:
+        raise ConfigError(f"{key} is {limit!r}; {path} holds {number} images{less}: give at most that, or -1 for all.")
+    batch = data.BATCHSIZE_PER_REPLICA * distributed.NUM_NODES * distributed.NUM_PROC_PER_NODE
+    if data.DROP_LAST and limit < batch:
+        raise ConfigError(
+            f"{key} is {limit}, fewer than one global batch of {batch} (BATCHSIZE_PER_REPLICA times ranks): raise it, "
+            f"or lower the batch."
+        )
 
 
 def _check_folder(key: str, path: str, source: str) -> None:
@@ -55,25 +69,3 @@ def _check_folder(key: str, path: str, source: str) -> None:
         raise ConfigError(f"{key} is {path!r}; there is no such folder (or .txt or .npy list) of images.")
     if next(walk_images(path), None) is None:
         raise ConfigError(f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}.")
-
-
-def check_machine(config: Any) -> None:
-    """Refuse a run that this machine or the files it names cannot serve.
-
-    Raises:
-        ConfigError: one sentence with key, value and what would be right.
-    """
-    distributed, weights = config.DISTRIBUTED, config.MODEL.WEIGHTS_INIT.PARAMS_FILE
-    if distributed.NUM_NODES > 1 and distributed.INIT_METHOD == "tcp" and distributed.RUN_ID == "auto":
-        raise ConfigError(
-            f"DISTRIBUTED.RUN_ID is 'auto', but {distributed.NUM_NODES} nodes must be told where to meet: give the "
-            f"first node's address, config.DISTRIBUTED.RUN_ID=<host>:<port>."
-        )
-    if config.MACHINE.DEVICE == "gpu" and torch.cuda.device_count() < distributed.NUM_PROC_PER_NODE:
-        raise ConfigError(
-            f"DISTRIBUTED.NUM_PROC_PER_NODE is {distributed.NUM_PROC_PER_NODE}, but this machine has "
-            f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
-            f"config.DISTRIBUTED.BACKEND=gloo."
-        )
-    if weights and checkpoint_folder.newest(config, get_checkpoint_folder(config)) is None:  # else a run goes on
-        check_initial_weights(config)

@@ -32,7 +32,7 @@ from pirl_plugin.launch import (
     registration,
     run_summary,
 )
-from pirl_plugin.launch.config_check import check_machine
+from pirl_plugin.launch.machine_check import check_machine
 from pirl_plugin.training import checkpoint_folder, preemption
 from pirl_plugin.training.hooks import hook_generator
 from pirl_plugin.validation import ConfigError, one_sentence_errors

@@ -12,6 +12,7 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.host.loss_settings import pirl_loss_class, pirl_loss_settings
 from pirl_plugin.launch.model_config import model_inputs, pirl_heads_of, trunk_channels
 from pirl_plugin.launch.step_check import check_step
+from pirl_plugin.launch.trunk_trial import check_other_trunk
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.trunks import LAYOUTS, STEMS
 from pirl_plugin.objective.loss import PIRLLoss
@@ -35,6 +36,7 @@ def check_pirl(config: Any) -> None:
     _check_trunk(config)
     task = _pretext_task(config)
     _check_inputs(config, loss, task)
+    check_other_trunk(config, task)
     heads = list(pirl_heads_of(config))
     inputs = model_inputs(config)
     if len(heads) != len(inputs) or len(config.MODEL.HEAD.PARAMS) != len(inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -37,10 +38,12 @@ def check_values(config: Any) -> None:
     check_number(optimizer.weight_decay, "OPTIMIZER.weight_decay", 0, 1)
     if "momentum" in optimizer:
         check_number(optimizer.momentum, "OPTIMIZER.momentum", 0, 1)
-    _check_schedule(optimizer.param_schedulers.lr)
+    if optimizer.use_larc and optimizer.name != "sgd_fsdp" and importlib.util.find_spec("apex") is None:
+        raise ConfigError("OPTIMIZER.use_larc is true, which needs NVIDIA's apex; install that, or set it to false.")
+    _check_schedule(optimizer.param_schedulers.lr, optimizer.num_epochs)
 
 
-def _check_schedule(schedule: Any) -> None:
+def _check_schedule(schedule: Any, num_epochs: int) -> None:
     where = "OPTIMIZER.param_schedulers.lr"
     check_choice(schedule.name, sorted(PARAM_SCHEDULER_REGISTRY), f"{where}.name")
     check_choice(schedule.update_interval, ["epoch", "step"], f"{where}.update_interval")
@@ -52,6 +55,16 @@ def _check_schedule(schedule: Any) -> None:
             f"{where}.start_value is {schedule.start_value:g}, below end_value {schedule.end_value:g}: a cosine "
             f"schedule falls."
         )
+    if schedule.name == "multistep":
+        milestones, values = list(schedule.milestones), list(schedule["values"])
+        if milestones != sorted(set(milestones)) or not all(0 < place < num_epochs for place in milestones):
+            raise ConfigError(
+                f"{where}.milestones is {milestones}; they must rise and lie below OPTIMIZER.num_epochs {num_epochs}."
+            )
+        if len(values) != len(milestones) + 1:
+            raise ConfigError(
+                f"{where}.values has {len(values)} entries; {len(milestones)} milestones need {len(milestones) + 1}."
+            )
     scaling = schedule.auto_lr_scaling
     check_number(scaling.base_value, f"{where}.auto_lr_scaling.base_value", 0, LARGEST_LEARNING_RATE, above=True)
     check_number(scaling.base_lr_batch_size, f"{where}.auto_lr_scaling.base_lr_batch_size", 1)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pirl_plugin.data.file_lists import printable, write_list
 from pirl_plugin.data.image_files import list_images, load_rgb
+from pirl_plugin.network.devices import choose_device
 from pirl_plugin.network.trunks import LAYERS
 from pirl_plugin.network.weights import load_trunk
 from pirl_plugin.validation import ConfigError, check_choice, check_integer
@@ -44,7 +45,7 @@ def embed_folder(
     size: int | None = None,
     batch_size: int = 64,
     workers: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> tuple[int, list[str]]:
     """Write the features of all readable images and the list of their files.
 
@@ -57,6 +58,7 @@ def embed_folder(
         size: side of the centre crop, in pixels; default: what the network was trained on, and where its file does not
             say, 224, or 32 for a trunk with a 3x3 stem.
         workers: processes that decode images.
+        device: as PyTorch names it; default: the GPU where there is one.
 
     Returns:
         how many were written, and "file: why" for each that could not be read.
@@ -68,7 +70,8 @@ def embed_folder(
     if output.suffix != ".npy":
         raise ConfigError(f"--output is {output}; it must end in .npy.")
     check_choice(layer, LAYERS, "--layer")
-    trunk = load_trunk(checkpoint).to(device)
+    where = choose_device(device)
+    trunk = load_trunk(checkpoint).to(where)
     if size is not None:
         check_integer(size, "--size", 8)
     print(f"{checkpoint}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" * bool(size)))
@@ -86,7 +89,7 @@ def embed_folder(
             progress.update(len(reasons))
             if not readable.any():
                 continue
-            features = trunk(views[readable].to(device), layer).flatten(1).float().cpu().numpy()
+            features = trunk(views[readable].to(where), layer).flatten(1).float().cpu().numpy()
             if matrix is None:
                 matrix = open_memmap(output, mode="w+", dtype=np.float32, shape=(len(files), features.shape[1]))
             matrix[len(kept) : len(kept) + len(features)] = features

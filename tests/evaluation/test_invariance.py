@@ -137,6 +137,26 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def test_noise_is_not_made_to_look_like_a_peak():
+    axes = new_figure(4, 3).subplots()
+    draw_lines(axes, {"three": {"1": [0.50, 0.52, 0.54], "2": [0.51, 0.53, 0.55]}, "one": {"1": [0.6]}}, "t", "x")
+    assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["three", "one, one seed"]
+    bars = [bar for container in axes.containers for bar in container[2]]
+    assert len(bars) == 2  # of the points with several seeds
+    (segment,) = bars[0].get_segments()
+    np.testing.assert_allclose(segment[:, 1], [50, 54])  # mean 52, deviation 2
+    line = next(line for line in axes.get_lines() if line.get_label() == "three")
+    np.testing.assert_allclose(line.get_ydata(), [52, 53])
+
+
+@pytest.mark.parametrize(("level", "title"), [("heads", "f(v_I) to g(v_It)"), ("trunk", "the trunk's features of I")])
+def test_figure_4_says_what_it_compares(level, title):
+    axes = new_figure(4, 3).subplots()
+    draw_invariance(axes, {"a": [1] * 10}, np.linspace(0, 2, 11), level=level)
+    assert title in axes.get_title("left")
+
+
 def test_figures_are_drawn(tmp_path):
     edges = np.linspace(0, 2, 11)
     painters = {

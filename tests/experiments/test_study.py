@@ -23,6 +23,7 @@ from pirl_plugin.experiments.study_findings import (
     nearer,
     noise,
     rising,
+    verdict,
 )
 from pirl_plugin.experiments.study_report import draw, report, table
 from pirl_plugin.experiments.study_runs import lay_out_images, make_plan, run_all, runs_of
@@ -169,6 +170,10 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(runs, "a > c", "a", "c")} == {"within the noise"}
     assert {finding.verdict for finding in compare(runs, "c >= a", "c", "a", equal=True)} == {"held"}
     assert {finding.verdict for finding in compare(runs, "d >= a", "d", "a", equal=True)} == {"not held"}
+    noisy = runs_with(a=[0.25, 0.45], b=[0.40, 0.60], c=[0.50, 0.52])
+    (linear, _) = compare(noisy, "a >= b", "a", "b", equal=True)  # 15 points worse, with an error of 11.6
+    assert "-15.0 (standard error 11.6)" in linear.figures and linear.verdict == "within the noise"
+    assert verdict(0.0, 0.0) == "within the noise" and verdict(1e-9, 0.0) == "held" and verdict(-1.0, 0.1) == "not held"
     assert compare(runs, "a > e", "a", "e") == []
     (linear, _) = compare(runs, "a > b", "a", "b")
     assert linear.figures == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
@@ -176,6 +181,16 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
         "not known: no seeds to tell the noise from"
     }
+
+
+def test_each_measure_is_compared_by_its_own_figures():
+    runs = by_name({"runs": [{**result(name, seed, value), "knn": 1 - value + seed / 100, "linear": value + seed / 100}
+                             for name, value in (("a", 0.7), ("b", 0.4)) for seed in (0, 1)]})  # fmt: skip
+    linear, knn = compare(runs, "a > b", "a", "b")
+    assert (linear.verdict, knn.verdict) == ("held", "not held")
+    assert linear.figures.startswith("linear 70.5 and 40.5, +30.0") and knn.figures.startswith(
+        "kNN 30.5 and 60.5, -30.0"
+    )
 
 
 def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
@@ -203,8 +218,9 @@ def test_distances_are_compared_by_mean_and_variance():
     pairs = [result("pirl_jigsaw", seed, 0.5, 0.3 + 0.01 * seed) for seed in (0, 1)]
     pairs += [result("jigsaw", seed, 0.4, 0.6 + 0.01 * seed) for seed in (0, 1)]
     found = nearer(by_name({"runs": pairs}), "c", "pirl_jigsaw", "jigsaw")
+    within = "within the noise"  # they are equal
     verdicts = {finding.claim.split(": ")[1]: finding.verdict for finding in found}
-    assert verdicts == {"mean, relative to other images'": "held", "mean": "not held", "variance": "not held"}
+    assert verdicts == {"mean, relative to other images'": "held", "mean": within, "variance": within}
 
 
 def test_the_best_layer_is_told_from_noise():
@@ -235,6 +251,8 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     pictures = draw(content, tmp_path)
     assert {path.name for path in pictures} == {"figure4.png", "figure5.png", "figure6.png", "study.png"}
     assert all(path.stat().st_size > 5000 for path in pictures)
+    both = {"lambda": content["sweeps"]["lambda"], "other": content["sweeps"]["lambda"]}
+    assert {"figure6.png", "figure6_other.png"} <= {path.name for path in draw({**content, "sweeps": both}, tmp_path)}
     text = report(content, pictures)
     assert "failed" not in text
     assert "- failed: a, seed 0: why" in report({**content, "failed": ["a, seed 0: why"]}, pictures)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pirl_plugin.launch.composition import config_names, expand_sweep
-from pirl_plugin.launch.config_check import check_machine
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.launch.machine_check import check_machine
 from pirl_plugin.validation import ConfigError
 
 SMALL = "config=pretrain/pirl/jigsaw_small_images_cpu"
@@ -303,11 +303,34 @@ def test_what_this_machine_cannot_run_is_refused_before_it_starts(overrides, mes
 
 
 TRANSFORM = "config.DATA.TRAIN.TRANSFORMS.0"
+STEPS = [
+    "config.OPTIMIZER.param_schedulers.lr.name=multistep",
+    "config.OPTIMIZER.param_schedulers.lr.values=[0.1,0.01]",
+]
+VIT = ["config.MODEL.TRUNK.NAME=vision_transformer", f"{TRANSFORM}.patch_size=16", f"{TRANSFORM}.patch_crop_size=60"]
+UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["config.DATA.TRAIN.DATA_LIMIT=49"], "DATA_LIMIT is 49; .* holds 48 images: give at most that"),
+        (["config.DATA.TRAIN.DATA_LIMIT=0"], "DATA_LIMIT is 0"),
+        (["config.DATA.TRAIN.DATA_LIMIT=40", "config.DATA.TRAIN.DATA_LIMIT_SAMPLING.SKIP_NUM_SAMPLES=9"], "less the 9"),
+        (["config.DATA.TRAIN.DATA_LIMIT=31"], "DATA_LIMIT is 31, fewer than one global batch of 32"),
+        (["config.OPTIMIZER.use_larc=True"], "needs NVIDIA's apex"),
+        ([*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[30]"], "lie below OPTIMIZER.num_epochs 12"),
+        ([*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[7,5]"], "they must rise"),
+        (
+            [*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[5,7]"],
+            "values has 2 entries; 2 milestones need 3",
+        ),
+        (["config.MODEL.TRUNK.NAME=regnet"], "'regnet', which VISSL cannot build .* 'depth' is missing"),
+        (["config.MODEL.TRUNK.NAME=efficientnet"], "Please specify EfficientNet version"),
+        (["config.MODEL.TRUNK.NAME=xcit"], "whose SyncBatchNorm PyTorch has on GPUs only"),
+        (["config.MODEL.TRUNK.NAME=convit"], "cannot see the views of 12 pixels that jigsaw_patch_transform makes"),
+        ([*VIT], r"has no layers \['flatten'\]; where it has one output, name none"),
+        ([*VIT, UNNAMED], "but the trunk vision_transformer gives 768 features a view; give in_channels: 768"),
         (["config.OPTIMIZER.num_epoch=3"], r"There is no key 'config.OPTIMIZER.num_epoch': .*did you mean num_epochs"),
         (["config.LOSS.pirl_loss.lamda_=0"], r"did you mean lambda_\?"),
         ([f"{TRANSFORM}.patch_crop_size=43"], "a grid of 3 x 3 does not divide"),

@@ -1,0 +1,90 @@
+"""Can this machine do what a config says? Asked on every node, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import torch
+from vissl.utils.checkpoint import get_checkpoint_folder
+
+from pirl_plugin.launch.initial_weights import check_initial_weights
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
+from pirl_plugin.training import checkpoint_folder
+from pirl_plugin.validation import ConfigError
+
+LONGEST_SOCKET = 107  # letters in the path of a Unix socket
+SOCKET = "/pymp-12345678/listener-12345678"  # what multiprocessing adds to the temporary folder
+PREFETCHED = 2  # batches a worker has ready, PyTorch's default
+SHARED_MEMORY = "/dev/shm"
+
+
+def check_machine(config: Any) -> None:
+    """Refuse a run that this machine or the files it names cannot serve.
+
+    Raises:
+        ConfigError: one sentence with key, value and what would be right.
+    """
+    distributed, weights = config.DISTRIBUTED, config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    if distributed.NUM_NODES > 1 and distributed.INIT_METHOD == "tcp" and distributed.RUN_ID == "auto":
+        raise ConfigError(
+            f"DISTRIBUTED.RUN_ID is 'auto', but {distributed.NUM_NODES} nodes must be told where to meet: give the "
+            f"first node's address, config.DISTRIBUTED.RUN_ID=<host>:<port>."
+        )
+    if config.MACHINE.DEVICE == "gpu" and torch.cuda.device_count() < distributed.NUM_PROC_PER_NODE:
+        raise ConfigError(
+            f"DISTRIBUTED.NUM_PROC_PER_NODE is {distributed.NUM_PROC_PER_NODE}, but this machine has "
+            f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
+            f"config.DISTRIBUTED.BACKEND=gloo."
+        )
+    if config.DATA.NUM_DATALOADER_WORKERS:
+        check_temporary_folder()
+        check_shared_memory(config)
+    if weights and checkpoint_folder.newest(config, get_checkpoint_folder(config)) is None:  # else a run goes on
+        check_initial_weights(config)
+
+
+def check_temporary_folder() -> None:
+    """Refuse a TMPDIR in which Python's processes cannot reach each other.
+
+    Raises:
+        ConfigError: naming it and how long it may be.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) + len(SOCKET) > LONGEST_SOCKET:
+        raise ConfigError(
+            f"The temporary folder {folder} has {len(os.fsencode(folder))} letters, with which loader workers cannot "
+            f"be reached: set TMPDIR to one of at most {LONGEST_SOCKET - len(SOCKET)}, such as /tmp."
+        )
+
+
+def batch_bytes(config: Any) -> int:
+    """Bytes that one batch of the plugin's views takes in shared memory; 0 for transforms of VISSL."""
+    entry = config.DATA.TRAIN.TRANSFORMS[0] if config.DATA.TRAIN.TRANSFORMS else {}
+    if entry.get("name") not in PRETEXT_TRANSFORMS:
+        return 0
+    task = PRETEXT_TRANSFORMS[entry["name"]].from_config(entry)
+    views = task.pretext_views(torch.zeros(3, 64, 64, dtype=torch.uint8), None).numel() if task.num_views else 0
+    size = 1 if task.normalize_on == "device" else 4
+    return config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * size * (3 * task.image_crop_size**2 + views)
+
+
+def check_shared_memory(config: Any, folder: str = SHARED_MEMORY) -> None:
+    """Refuse to start workers whose batches do not fit into shared memory: they would die of a bus error.
+
+    Raises:
+        ConfigError: naming what is needed and what there is.
+    """
+    try:
+        state = os.statvfs(folder)
+    except OSError:
+        return  # not Linux
+    workers = config.DATA.NUM_DATALOADER_WORKERS * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    needed, free = workers * PREFETCHED * batch_bytes(config), state.f_bavail * state.f_frsize
+    if needed > free:
+        raise ConfigError(
+            f"DATA.NUM_DATALOADER_WORKERS is {config.DATA.NUM_DATALOADER_WORKERS}, whose batches need "
+            f"{needed / 2**20:.0f} MB of shared memory on this node, but {folder} has {free / 2**20:.0f} MB free: "
+            f"lower it, or make {folder} larger (docker run --shm-size, or --ipc=host)."
+        )

@@ -1,0 +1,73 @@
+"""VISSL's trunks other than its ResNets, tried before a run: they fail in many ways, each with a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
+
+from pirl_plugin.launch.model_config import pirl_heads_of
+from pirl_plugin.pretext.base import PretextTransform
+from pirl_plugin.validation import ConfigError
+
+RESNETS = ("resnet", "pirl_resnet")  # which cannot fail so, and have checks of their own
+
+
+def check_other_trunk(config: Any, task: PretextTransform) -> None:
+    """Refuse a trunk that cannot be built of its keys, or cannot see views of the sizes of the pretext task.
+
+    Raises:
+        ConfigError: with the trunk's own reason.
+    """
+    trunk = config.MODEL.TRUNK
+    if trunk.NAME in RESNETS:
+        return
+    channels = list[int]()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            network = MODEL_TRUNKS_REGISTRY[trunk.NAME](config.MODEL, trunk.NAME)
+        except Exception as error:  # assertions, missing keys, missing packages: whatever VISSL raises
+            raise ConfigError(
+                f"MODEL.TRUNK.NAME is {trunk.NAME!r}, which VISSL cannot build of the keys of MODEL.TRUNK: "
+                f"{_reason(error)}; give what it needs, or take pirl_resnet."
+            ) from error
+        if config.MACHINE.DEVICE == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in network.modules()):
+            raise ConfigError(
+                f"MODEL.TRUNK.NAME is {trunk.NAME!r}, whose SyncBatchNorm PyTorch has on GPUs only; take pirl_resnet."
+            )
+        layers = [pair[1] for pair in config.MODEL.MULTI_INPUT_HEAD_MAPPING] or [[]]
+        for size, names in zip(_sizes(config, task), (layers[0], layers[-1]), strict=False):
+            try:
+                features = network.eval()(torch.zeros(2, 3, size, size), names)
+            except Exception as error:  # as above
+                raise ConfigError(
+                    f"MODEL.TRUNK.NAME is {trunk.NAME!r}, which cannot see the views of {size} pixels that {task.name} "
+                    f"makes: {_reason(error)}; take pirl_resnet, or views of another size."
+                ) from error
+            if features is None or len(features) != 1 or features[0].shape[0] != 2:
+                raise ConfigError(
+                    f"MODEL.TRUNK.NAME is {trunk.NAME!r}, which has no layers {list(names)}; where it has one output, "
+                    f"name none: MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]."
+                )
+            channels.append(features[0].flatten(1).shape[1])
+    for (key, head), number in zip(pirl_heads_of(config), channels, strict=False):
+        if head.get("in_channels") != number:
+            raise ConfigError(
+                f"pirl_heads.in_channels ({key}) is {head.get('in_channels')}, but the trunk {trunk.NAME} gives {number} "
+                f"features a view; give in_channels: {number}."
+            )
+
+
+def _sizes(config: Any, task: PretextTransform) -> list[int]:
+    """Sides of the image view and of the pretext views, in pixels."""
+    views = task.pretext_views(torch.zeros(3, 256, 256, dtype=torch.uint8), None) if task.num_views else None
+    return [task.image_crop_size, *([views.shape[-1]] if views is not None else [])]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, (KeyError, AttributeError)):
+        return f"{text} is missing"
+    return text or type(error).__name__
