@@ -113,13 +113,15 @@ def register_own_data(folder: str, classes: list[str]) -> None:
         folder: with JPEGImages, Annotations and ImageSets/Main/train.txt and test.txt.
         classes: names of the objects in the annotations.
     """
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets.pascal_voc import register_pascal_voc
 
     for split in ("train", "test"):
         name = f"voc_own_{split}"
-        if name not in DatasetCatalog:
-            register_pascal_voc(name, folder, split, 2007, class_names=classes)
+        if name in DatasetCatalog:  # of a run before in this process
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name)
+        register_pascal_voc(name, folder, split, 2007, class_names=classes)
 
 
 def _trainer() -> Any:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +17,7 @@ from pirl_plugin.evaluation.measures import instance_retrieval
 from pirl_plugin.evaluation.quick import compare_with_untrained, table
 from pirl_plugin.experiments.demo_data import DemoData, make_bundled_data, make_own_data
 from pirl_plugin.experiments.demo_picture import draw
+from pirl_plugin.experiments.demo_training import pretrain, progress_line
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
@@ -38,7 +32,6 @@ CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, of the views that are evaluated
 BATCH = 32  # images a step, over all processes
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
-LINE = re.compile(r"epoch (\d+) of \d+, iteration (\d+) of \d+: loss ([\d.einfa+-]+),.* (\S+(?: days?, \S+)?) left")
 
 
 def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
@@ -64,7 +57,7 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     if source is None:
         data = make_bundled_data(work / "data", num_train, num_train // 4, seed)
     else:
-        data = make_own_data(source, work / "data", num_train, num_train // 4, seed, _progress("copied"))
+        data = make_own_data(source, work / "data", num_train, num_train // 4, seed, progress_line("copied"))
         for name in data.unreadable[:10]:
             print(f"      not readable, left out: {name}")
         if data.unreadable:
@@ -76,25 +69,24 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     overrides = [
         f"config={CONFIG}",
         f"config.DATA.TRAIN.DATA_PATHS=[{quote(data.train_folder)}]",
-        f"config.OPTIMIZER.num_epochs={epochs}",
         f"config.SEED_VALUE={seed}",
         f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={BATCH // processes}",
         f"config.CHECKPOINT.DIR={quote(work / 'run')}",
     ]
-    losses = pretrain(overrides, output, processes, budget_minutes * 72)
+    trained = pretrain(overrides, output, work / "run", processes, epochs, 60 * budget_minutes)
 
     _say(4, "evaluating against the same network untrained")
     config = compose(overrides)
     checkpoint_path = newest_checkpoint(work / "run")
     checkpoint = load_checkpoint(checkpoint_path)
     results, features = evaluate(config, checkpoint, data)
-    results |= {"epochs": epochs, "train_images": len(data.train_files), "seed": seed}
+    results |= {"epochs": checkpoint["train_phase_idx"] + 1, "train_images": len(data.train_files), "seed": seed}
     results["minutes"] = round((time.monotonic() - started) / 60, 1)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
     _say(5, "drawing")
-    picture = draw(output / "demo.png", config, data, losses, results, features)
+    picture = draw(output / "demo.png", config, data, trained.losses, results, features)
     print(f"\n{table(results)}\n\nPicture: {picture}\nNumbers: {output / 'results.json'}")
     print(f"Network: {checkpoint_path}")
     print(f"Took {results['minutes']} minutes.")
@@ -123,19 +115,6 @@ def _say(step: int, text: str) -> None:
     print(f"[{step}/5] {text}", flush=True)
 
 
-def _progress(verb: str):
-    """A callback (done, total) that prints one live line with the time left."""
-    started = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        left = (time.monotonic() - started) / done * (total - done)
-        end = "\n" if done == total else ""
-        if done == total or sys.stdout.isatty():
-            print(f"\r      {verb} {done} of {total}, {left:.0f} s left   ", end=end, flush=True)
-
-    return show
-
-
 def seconds_per_image(processes: int) -> float:
     """Seconds that one training image costs here with that many single-threaded processes, measured on a batch."""
     config = compose([f"config={CONFIG}", "config.DATA.TRAIN.DATA_PATHS=[.]"], check=False)
@@ -156,73 +135,6 @@ def seconds_per_image(processes: int) -> float:
         torch.set_num_threads(threads)
     # Half as much again for the loss, the optimiser, start-up and what the processes wait for each other.
     return 1.5 * min(times) / 32 / processes
-
-
-def pretrain(overrides: list[str], output: Path, processes: int, deadline: float) -> list[tuple[int, float]]:
-    """Run VISSL's trainer in a process of its own, showing its progress; stop it after `deadline` seconds.
-
-    Returns:
-        (iteration, loss) as logged.
-
-    Raises:
-        ConfigError: where the run failed, or reached no checkpoint before the deadline.
-    """
-    environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
-    command = [sys.executable, "-u", "-m", "pirl_plugin.launch.launcher", *overrides]
-    losses: list[tuple[int, float]] = []
-    log_path, late = output / "pretrain.log", threading.Event()
-    with (
-        open(log_path, "w") as log,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        ) as process,
-    ):
-
-        def out_of_time() -> None:
-            late.set()
-            _kill(process)
-
-        clock = threading.Timer(deadline, out_of_time)
-        clock.start()
-        for line in _until_killed(process, clock):
-            log.write(line)
-            found = LINE.search(line)
-            if found:
-                epoch, iteration, loss, left = found.groups()
-                if float(loss) != 0:  # 0 while the bank is being filled
-                    losses.append((int(iteration), float(loss)))
-                if sys.stdout.isatty() or len(losses) % 10 == 1:
-                    end = "" if sys.stdout.isatty() else "\n"
-                    text = f"epoch {epoch}, iteration {iteration}, loss {float(loss):.3f}, {left} left"
-                    print(f"\r      {text}    ", end=end, flush=True)
-    print()
-    if late.is_set():
-        print("      out of time: going on with the last whole epoch")
-    elif process.returncode:
-        tail = "\n".join(log_path.read_text().splitlines()[-5:])
-        raise ConfigError(f"Pre-training failed; the end of {log_path}:\n{tail}")
-    return losses
-
-
-def _kill(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _until_killed(process: subprocess.Popen, clock: threading.Timer) -> Iterator[str]:
-    """The lines of a process, of which nothing is left running when the reader stops for whatever reason."""
-    try:
-        assert process.stdout is not None
-        yield from process.stdout
-        process.wait()
-    finally:
-        clock.cancel()
-        _kill(process)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -248,7 +160,7 @@ def _random_crops(files: list[Path], seed: int) -> list[Image.Image]:
 
 def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Accuracies of the trained and the untrained network; the trained one's train and test features."""
-    progress = lambda name: _progress(f"{name}: embedded")  # noqa: E731
+    progress = lambda name: progress_line(f"{name}: embedded")  # noqa: E731
     view = Preprocessing.of_transforms(config.DATA.TRAIN.TRANSFORMS, SIZE).view()
     if data.train_labels is not None and data.test_labels is not None:
         train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)

@@ -130,7 +130,7 @@ class Run:
             return
         started = time.time()
         try:
-            with (self.folder / "log.txt").open("ab") as log:
+            with (self.folder / "output.txt").open("ab") as log:
                 code = subprocess.run(
                     [sys.executable, "-m", "pirl_plugin.launch.launcher", *self.launcher_overrides()],
                     stdout=log, stderr=subprocess.STDOUT, check=False,
@@ -139,7 +139,8 @@ class Run:
             with (self.folder / "minutes.txt").open("a") as file:
                 file.write(f"{(time.time() - started) / 60:.2f}\n")
         if code or self.checkpoint is None:
-            raise RuntimeError(f"pre-training failed: {last_line(self.folder / 'log.txt')} (see {self.folder}/log.txt)")
+            output = self.folder / "output.txt"
+            raise RuntimeError(f"pre-training failed: {last_line(output)} (see {output})")
 
     def begin(self) -> None:
         """Make the folder, or see that what is in it is of the same run.

@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -231,6 +232,28 @@ def _environment_without_secrets() -> bool:
     return True
 
 
+def _long_records_to_a_file() -> bool:
+    # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines of a start.
+    from vissl.engines import extract_cluster, extract_features, train
+    from vissl.utils import logger
+
+    from pirl_plugin.host.long_records import shorten
+
+    original = logger.setup_logging
+    if getattr(original, "mended", False):
+        return False
+
+    @functools.wraps(original)
+    def setup_logging(name, output_dir=None, rank=0):
+        original(name, output_dir, rank)
+        if output_dir:
+            shorten(logging.getLogger(name), output_dir, rank)
+
+    for module in (logger, train, extract_features, extract_cluster):
+        module.setup_logging = _marked(setup_logging)
+    return True
+
+
 def register_data_paths(config: Any) -> None:
     """Let DATA_PATHS do without an entry in VISSL's catalogue, which dataset_catalog.py:293 looks up all the same.
 
@@ -266,6 +289,7 @@ _BEFORE_IMPORT: dict[str, Callable[[], bool]] = {
 
 _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
     "no secrets of the environment in a log": _environment_without_secrets,
+    "long records to a file": _long_records_to_a_file,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
     "unreadable images left out of evaluations": _unreadable_images_left_out,

@@ -174,7 +174,9 @@ def verdict(name: str) -> Verdict:
     if config.MACHINE.DEVICE == "gpu":
         wanted, found = distributed.NUM_PROC_PER_NODE, torch.cuda.device_count()
         if found < wanted:
-            lacks.append(f"{wanted} GPUs{' a node' if distributed.NUM_NODES > 1 else ''}, found {found}")
+            lacks.append(
+                f"{wanted} GPU{'s' * (wanted > 1)}{' a node' if distributed.NUM_NODES > 1 else ''}, found {found}"
+            )
         if distributed.BACKEND == "nccl" and not torch.distributed.is_nccl_available():
             lacks.append("NCCL")
     benchmark = name.startswith("benchmark/")

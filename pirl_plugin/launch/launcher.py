@@ -30,6 +30,7 @@ from pirl_plugin.host.loss_settings import sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
     registration,
+    run_result,
     run_summary,
 )
 from pirl_plugin.launch.machine_check import check_machine
@@ -196,10 +197,15 @@ def run(overrides: list[str]) -> None:
     if whole.config.SLURM.USE_SLURM:
         launch_on_slurm(whole.config, whole.engine_name)
     else:
-        if whole.engine_name == "train" and os.environ.get("RANK", "0") == "0":  # RANK: torchrun's
+        primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
+        if whole.engine_name == "train" and primary:
             newest = checkpoint_folder.newest(whole.config, get_checkpoint_folder(whole.config))
             print("\n".join(run_summary.summarise(whole.config, newest)), flush=True)
+        started = time.monotonic()
         launch(whole.config, whole.node_id, whole.engine_name)
+        if primary:
+            minutes = (time.monotonic() - started) / 60
+            print("\n" + "\n".join(run_result.closing(whole.config, whole.engine_name, minutes)), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

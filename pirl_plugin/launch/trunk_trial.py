@@ -55,8 +55,8 @@ def check_other_trunk(config: Any, task: PretextTransform) -> None:
     for (key, head), number in zip(pirl_heads_of(config), channels, strict=False):
         if head.get("in_channels") != number:
             raise ConfigError(
-                f"pirl_heads.in_channels ({key}) is {head.get('in_channels')}, but the trunk {trunk.NAME} gives {number} "
-                f"features a view; give in_channels: {number}."
+                f"pirl_heads.in_channels ({key}) is {head.get('in_channels')}, but the trunk {trunk.NAME} gives "
+                f"{number} features a view; give in_channels: {number}."
             )
 
 

@@ -42,6 +42,9 @@ PRETEXT_TRANSFORMS: Registry[type[PretextTransform]] = Registry("pretext transfo
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+_WORDS = slice(24, 24 + 624 * 8)  # of a generator's state as PyTorch keeps it: 624 words, after seed and places
+
+
 def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[PretextTransform]]:
     """Register a pretext task under `name`, which DATA.TRAIN.TRANSFORMS of a YAML config then uses."""
 
@@ -278,9 +281,17 @@ def _warn_once_of_opencv() -> None:
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The generator of image `index` in an epoch: unrelated to that of any other image or epoch."""
+    """The generator of image `index` in an epoch: unrelated to that of any other image or epoch.
+
+    `manual_seed` reads 32 bits, of which some of a million images would share theirs. So the states of two generators
+    are added bit by bit; as a Mersenne Twister is linear, so are the numbers that they would have drawn.
+    """
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    generator, other = (torch.Generator().manual_seed(half) for half in struct.unpack("<2I", digest))
+    state = generator.get_state()
+    state.numpy()[_WORDS] ^= other.get_state().numpy()[_WORDS]
+    generator.set_state(state)
+    return generator
 
 
 def draw_number(count: int, generator: torch.Generator | None) -> int:

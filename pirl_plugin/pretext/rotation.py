@@ -1,4 +1,4 @@
-"""The rotation pretext task (Section 4.4): the image turned by 0, 90, 180 or 270 degrees."""
+"""The rotation pretext task (Section 4.3): the image turned by 0, 90, 180 or 270 degrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotation and jigsaw together (Section 4.4): the image is turned, then cut into patches that are shuffled."""
+"""Rotation and jigsaw together (Section 4.3): the image is turned, then cut into patches that are shuffled."""
 
 from __future__ import annotations
 

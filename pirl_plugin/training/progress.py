@@ -172,11 +172,11 @@ class ProgressHook(Hook):
         if not is_primary():
             return
         left = datetime.timedelta(seconds=round(row["seconds_left"]))
+        where = f"epoch {row['epoch']} of {task.num_train_phases}, iteration {row['iteration']} of {task.max_iteration}"
+        speed = f"{row['images_per_second']:.0f} images/s, {row['step_ms']:.0f} ms a step"
         logging.info(
-            f"epoch {row['epoch']} of {task.num_train_phases}, iteration {row['iteration']} of {task.max_iteration}: "
-            f"loss {row['loss']:.4f}, learning rate {row['learning_rate']:.6g}, {row['images_per_second']:.0f} "
-            f"images/s, {row['step_ms']:.0f} ms a step, {100 * row['input_wait_share']:.0f}% of it waiting for images, "
-            f"{row['memory_mb']:.0f} MB, {left} left"
+            f"{where}: {self._loss_in_words(task, row['loss'])}, learning rate {row['learning_rate']:.6g}, {speed}, "
+            f"{100 * row['input_wait_share']:.0f}% of it waiting for images, {row['memory_mb']:.0f} MB, {left} left"
         )
         names = list(report)
         if fresh:
@@ -197,6 +197,12 @@ class ProgressHook(Hook):
         scalars = {f"Progress/{key}": value for key, value in row.items() if key not in ("iteration", "epoch", *report)}
         scalars |= {f"Loss/{key}": value for key, value in report.items()}
         self.publish({**scalars, "epoch": row["epoch"]}, int(row["iteration"]))
+
+    @staticmethod
+    def _loss_in_words(task: Any, loss: float) -> str:
+        bank = getattr(task.base_loss, "memory_bank", None)
+        filling = loss == 0 and getattr(bank, "fill_first", False) and task.train_phase_idx == 0
+        return "no loss yet (fill_first: the first epoch fills the memory bank)" if filling else f"loss {loss:.4f}"
 
     def publish(self, scalars: dict[str, float], iteration: int) -> None:
         """Scalars to TensorBoard and Weights & Biases, where they are; on the primary rank."""

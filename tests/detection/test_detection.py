@@ -458,3 +458,19 @@ def test_a_detector_trains_on_a_tree_of_ones_own(narrow, voc_root, tmp_path):
     assert list(BENCHMARKS["detection_voc07"].read(tmp_path / "run")) == ["AP", "AP50", "AP75"]
     model = read_safely(tmp_path / "run" / "model_final.pth")["model"]
     assert model["roi_heads.box_predictor.cls_score.weight"].shape[0] == 2  # dog and background
+
+
+def test_a_run_is_prepared_only_with_weights_and_data_that_fit(narrow, own, tmp_path):
+    def prepared(*opts: str, classes: str = "dog"):
+        arguments = ["--config-file", "voc07_pirl", "--weights", str(narrow), "--data", str(own), "--classes", classes]
+        options = training.parser().parse_args([*arguments, *NARROW, "OUTPUT_DIR", str(tmp_path / "out"), *opts])
+        return training.prepare(options)
+
+    with pytest.raises(ConfigError, match=r"INPUT.FORMAT is BGR"):
+        prepared("INPUT.FORMAT", "BGR")
+    with pytest.raises(ConfigError, match="none of the classes"):
+        prepared(classes="cat")
+    assert not (tmp_path / "out").exists()
+    config = prepared()
+    assert config.MODEL.ROI_HEADS.NUM_CLASSES == 1 and tuple(config.DATASETS.TEST) == ("voc_own_test",)
+    assert Path(config.MODEL.WEIGHTS).is_file() and config.is_frozen()

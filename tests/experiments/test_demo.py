@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -6,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pirl_plugin.experiments import demo_data
 from pirl_plugin.experiments.demo_data import (
     HELD_OUT_SHARE,
     TRAIN_SHARE,
@@ -15,6 +18,7 @@ from pirl_plugin.experiments.demo_data import (
     make_bundled_data,
     make_own_data,
 )
+from pirl_plugin.experiments.demo_training import affordable_epochs, pretrain
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,11 +93,33 @@ def test_the_demo_keeps_its_budget_and_shows_its_results(tmp_path, make_photo, o
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     results = json.loads((tmp_path / "demo_output" / "results.json").read_text())
     assert results["minutes"] < 3
+    with (tmp_path / "demo_output/pirl_demo/run/progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert results["epochs"] == int(rows[-1]["epoch"]) and float(rows[-1]["learning_rate"]) < 0.06 * 0.1  # to its end
     measures = set(results["PIRL"])
     assert measures == ({"instance retrieval"} if own else {"kNN (k = 5)", "linear"})
     assert all(f"{100 * value:.1f}" in result.stdout for value in results["PIRL"].values())
     assert (tmp_path / "demo_output" / "demo.png").stat().st_size > 20_000
     assert ("could not be read" in result.stdout) == own
+
+
+def test_as_many_epochs_are_trained_as_the_first_one_allows():
+    assert affordable_epochs(first_epoch=30, budget=120) == 4
+    assert affordable_epochs(30, 119) == 3
+    with pytest.raises(ConfigError, match=r"An epoch takes 0.5 minutes here, .* is 0.99; give at least 1.0"):
+        affordable_epochs(30, 59.4)
+
+
+@pytest.mark.slow
+def test_two_epochs_that_do_not_fit_are_refused_and_imports_are_not_counted(tmp_path, photo_folder):
+    overrides = [
+        "config=pretrain/pirl/jigsaw_small_images_cpu", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        f"config.CHECKPOINT.DIR={tmp_path}/run",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"give at least|did not end within"):
+        pretrain(overrides, tmp_path, tmp_path / "run", 1, 20, budget_seconds=0.2)
+    trained = pretrain(overrides, tmp_path, tmp_path / "run2", 1, 2, budget_seconds=60)  # starting takes longer
+    assert trained.epochs == 2 and len(trained.losses) >= 1
 
 
 def test_a_budget_too_small_for_anything_is_refused(tmp_path):
@@ -116,3 +142,14 @@ def test_the_demo_deletes_only_what_a_demo_wrote(tmp_path):
     with pytest.raises(ConfigError, match="was not made by a demo"):
         fresh_work_folder(tmp_path, None)
     assert (work / "precious").exists()
+
+
+def test_the_demos_training_and_held_out_tiles_are_of_other_parts_of_the_photos(tmp_path, monkeypatch):
+    columns = np.broadcast_to(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (300, 400, 3))
+    photo = Image.fromarray(np.ascontiguousarray(columns))  # red says from which column a pixel comes
+    monkeypatch.setattr(demo_data, "bundled_photos", lambda: {"a": photo, "b": photo})
+    data = make_bundled_data(tmp_path, 60, 40)
+    train, test = ([np.asarray(Image.open(file)) for file in files] for files in (data.train_files, data.test_files))
+    assert max(tile.max() for tile in train) < min(tile.min() for tile in test) - 5
+    assert [file.parent.name for file in data.test_files] == [data.class_names[label] for label in data.test_labels]
+    assert {file.parent.parent.name for file in data.train_files} == {"train"}

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
+from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments import study_runs
-from pirl_plugin.experiments.study import read_study
-from pirl_plugin.experiments.study_evaluation import few_label_accuracy, some_labels
+from pirl_plugin.experiments.study import Method, read_study
+from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
 from pirl_plugin.experiments.study_findings import (
     best_at,
     best_layer,
@@ -26,8 +29,10 @@ from pirl_plugin.experiments.study_findings import (
     verdict,
 )
 from pirl_plugin.experiments.study_report import draw, report, table
-from pirl_plugin.experiments.study_runs import lay_out_images, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import Run, lay_out_images, make_plan, run_all, runs_of
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,3 +327,51 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     other = study("--epochs", "2")
     assert other.returncode == 1 and "was made with other settings" in other.stdout + other.stderr
     assert "give either --budget-minutes, or --images and --epochs" in study("--budget-minutes", "3").stderr
+
+
+@pytest.fixture(scope="module")
+def noisy_classes(tmp_path_factory) -> dict[str, Path]:
+    """Different photos of three classes to learn from and to measure on; colours overlap."""
+    folders = {}
+    for split, seed, count in (("train", 0, 30), ("test", 1, 20)):
+        folders[split], rng = tmp_path_factory.mktemp(split), np.random.default_rng(seed)
+        for label in range(3):
+            (folders[split] / f"class{label}").mkdir()
+            for number in range(count):
+                pixels = rng.integers(0, 200, (36, 36, 3))
+                pixels[..., label] += rng.integers(0, 50)
+                path = folders[split] / f"class{label}" / f"{number:02d}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folders
+
+
+def test_a_run_is_evaluated_by_the_measures_that_its_result_names(noisy_classes, tmp_path):
+    """On the random network, against each measure computed plainly, and with test labels that are all wrong."""
+    config = "pretrain/pirl/jigsaw_small_images_cpu"
+    data = (f"config.DATA.TRAIN.DATA_PATHS=[{noisy_classes['train']}]",)
+    run = Run("random", 2, Method("random"), tmp_path, data, config)
+    train, test = (noisy_classes[split] for split in ("train", "test"))
+    result = evaluate(run, Evaluation(train, test, config, ("random",)))
+    trunk = build_trunk(compose([f"config={config}", "config.SEED_VALUE=2"], check=False), None, seed=2)
+    (train_files, train_labels), (test_files, test_labels) = labelled_images(train), labelled_images(test)
+    features = [embed(trunk, files, center_view(32)) for files in (train_files, test_files)]
+    assert result["knn"] == pytest.approx(weighted_knn(features[0], train_labels, features[1], test_labels), abs=0.02)
+    assert result["linear"] == pytest.approx(
+        linear_probe(features[0], train_labels, features[1], test_labels), abs=0.02
+    )
+    assert result["knn"] != result["linear"] and result["labels_1percent"] < result["linear"]
+    wrong = tmp_path / "wrong"
+    for label in range(3):
+        shutil.copytree(test / f"class{label}", wrong / f"class{(label + 1) % 3}")
+    turned = evaluate(run, Evaluation(train, wrong, config, ("random",)))
+    for right, other in ((result, turned), (result["layers"], turned["layers"])):
+        for measure in set(right) & {"knn", "linear", "labels_10percent", "conv1", "res5"}:
+            assert right[measure] > 0.45 > 0.4 > other[measure], measure
+
+
+def test_few_labels_are_those_of_the_training_images():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 50)
+    train, test = (labels[:, None] + 0.1 * rng.normal(size=(100, 4)) for _ in range(2))
+    assert few_label_accuracy(train, labels, test, labels, 0.1) > 0.95
+    assert few_label_accuracy(train, 1 - labels, test, labels, 0.1) < 0.05

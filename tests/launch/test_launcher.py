@@ -311,3 +311,17 @@ def test_svms_are_trained_on_a_cpu_and_their_mean_ap_is_printed(two_ranks, tmp_p
     printed = run_tool(tmp_path, "train_svm", run, data, "config.SVM.costs.costs_list=[0.1,1.0]")
     found = re.search(r"res5avg: mean AP ([\d.]+)%", printed)
     assert float(found.group(1)) > 30  # four classes of twelve images each, tested on what they were trained on
+
+
+def test_the_log_is_short_what_is_long_is_in_a_file_and_the_end_says_how_to_go_on(two_ranks):
+    result, run = two_ranks
+    lines = result.stdout.splitlines()
+    assert len(lines) < 150
+    details = (run / "details.txt").read_text()
+    assert "'KEEP_LAST': 3" in details and "_feature_blocks" in details and "PyTorch built with" in details
+    assert sum("lines in" in line and "details.txt" in line for line in lines) == 3
+    closing = {line.split("  ")[0].strip(): line for line in lines[-9:]}
+    final = str(run / "model_final_checkpoint_phase1.torch")
+    assert closing["checkpoint"].endswith(final) and "2 epochs, 6 iterations, loss " in closing["trained"]
+    assert f"pirl embed {final} PHOTOS --output features.npy" in closing["features"]
+    assert "effective rank" in closing["memory bank"]

@@ -303,3 +303,14 @@ def test_an_image_that_was_not_read_has_no_gradient_even_where_its_embedding_is_
     for first, second in zip(*gradients, strict=True):
         assert torch.equal(first[2], torch.zeros_like(first[2]))
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("negatives", ["per_image", "shared"])
+def test_the_negatives_that_are_drawn_depend_on_the_seed(negatives):
+    def value(seed: int) -> float:
+        loss = make_loss(seed=seed, negatives=negatives, num_negatives=3)
+        loss.memory_bank.rows.copy_(make_loss(seed=0).memory_bank.rows)  # the bank's first rows do, too
+        image, pretext, target = batch()
+        return float(loss([image, pretext], target))
+
+    assert value(0) == value(0) and len({value(seed) for seed in range(4)}) == 4

@@ -1,6 +1,9 @@
 """The pretext tasks, each against a slow reference, and what holds for all of them."""
 
+import hashlib
+import itertools
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from vissl.data.ssl_transforms.ssl_transforms_wrapper import DEFAULT_TRANSFORM_T
 
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.pretext.affine import affine_matrix, warp
-from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, draw_number
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, draw_number, sample_generator
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
 from pirl_plugin.pretext.cutout import cover
 from pirl_plugin.pretext.figure import draw
@@ -234,3 +237,30 @@ def test_a_picture_of_all_tasks_is_drawn(tmp_path, make_photo):
         draw(make_photo(1), tmp_path / "y.png", ["image_view_transform"])
     with pytest.raises(ConfigError, match="did you mean rotation_transform"):
         draw(make_photo(1), tmp_path / "y.png", ["rotation_transfrm"])
+
+
+def test_what_an_image_gets_depends_on_64_bits_of_its_seed_epoch_and_index():
+    """Each half of the digest makes a stream of its own, and the numbers drawn are the two added bit by bit."""
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return torch.empty(2000, dtype=torch.int64).random_(0, 2**24, generator=generator)
+
+    digest = hashlib.blake2b(struct.pack("<3q", 3, 1, 7), digest_size=8).digest()
+    first, second = (draw(torch.Generator().manual_seed(half)) for half in struct.unpack("<2I", digest))
+    assert torch.equal(draw(sample_generator(3, 1, 7)), first ^ second)
+    streams = [draw(sample_generator(*key)) for key in ((3, 1, 7), (4, 1, 7), (3, 2, 7), (3, 1, 8))]
+    assert all((a != b).float().mean() > 0.99 for a, b in itertools.combinations(streams, 2))
+    assert torch.equal(streams[0], draw(sample_generator(3, 1, 7)))
+
+
+def test_crops_are_anywhere_in_the_image_with_the_same_chance():
+    generator = torch.Generator().manual_seed(0)
+    boxes = [draw_crop_box(200, 160, (0.2, 0.3), generator=generator) for _ in range(2000)]
+    for low, high, side in ((0, 2, 200), (1, 3, 160)):
+        free = [box[low] / (side - (box[high] - box[low])) for box in boxes if side > box[high] - box[low]]
+        counts = np.histogram(free, bins=8, range=(0, 1))[0]
+        assert chisquare(counts).pvalue > 1e-3
+    shares = [(right - left) * (bottom - top) / (200 * 160) for left, top, right, bottom in boxes]
+    assert (
+        min(shares) > 0.195 and max(shares) < 0.305 and chisquare(np.histogram(shares, 5, (0.2, 0.3))[0]).pvalue > 1e-3
+    )

@@ -19,8 +19,9 @@ from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum, spr
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
 from pirl_plugin.network.features import center_view, embed
-from pirl_plugin.network.weights import load_trunk
+from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
 from pirl_plugin.objective.memory_bank import MemoryBank
+from pirl_plugin.pretext.jigsaw import JigsawPatchTransform
 from pirl_plugin.training.monitor import MonitorHook, MonitorSettings, bank_health, embed_among_ranks
 from pirl_plugin.validation import ConfigError
 
@@ -206,3 +207,24 @@ def test_the_monitor_reaches_tensorboard_and_the_log(monitored):
     assert "monitor: rows_updated 1.0000, spread " in printed and ", knn_accuracy " in printed
     # What the run was going to do, said before it began.
     assert printed.index("pirl_loss, nce, negatives all, tau 0.1, lambda 0.5") < printed.index("monitor: ")
+
+
+def test_the_training_images_vote_on_the_test_images(tmp_path, make_photo):
+    """Every test image is a training image of another class: its own vote counts, not that of the test images."""
+    for number in range(8):
+        for split, label in (("train", number % 2), ("test", (number + 1) % 2)):
+            (tmp_path / split / f"class{label}").mkdir(parents=True, exist_ok=True)
+            make_photo(number).save(tmp_path / split / f"class{label}" / f"{number}.png")
+    settings = MonitorSettings(
+        knn_every_epochs=1, knn_train=str(tmp_path / "train"), knn_test=str(tmp_path / "test"), knn_k=1
+    )
+    hook = MonitorHook(tmp_path, settings, lambda *_: None)
+    hook.images = settings.images()
+    trunk = Trunk(Architecture(18, 0.125, "small")).resnet.train()
+    task = SimpleNamespace(
+        transform=JigsawPatchTransform(image_crop_size=32, patch_crop_size=42, patch_size=12),
+        base_model=SimpleNamespace(trunk=trunk),
+    )
+    assert hook._knn(task) == 0.0 and trunk.training
+    hook.images = [hook.images[0], hook.images[0]]
+    assert hook._knn(task) == 1.0

@@ -416,3 +416,34 @@ def test_going_on_needs_no_more_memory_than_one_copy_of_the_checkpoint(photo_fol
     resumed = peak_memory(tmp_path / "run", listed, *wide)
     assert "Resume from file" in (tmp_path / "run.log").read_text()
     assert resumed < fresh + 1.1 * size
+
+
+class NotToBeSaved:
+    def __reduce__(self):
+        raise RuntimeError("this cannot be pickled")
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path):
+    save(tmp_path, "model_phase0.torch", 4)
+    before = (tmp_path / "model_phase0.torch").read_bytes()
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        write_atomically({"weights": torch.ones(5000), "other": NotToBeSaved()}, tmp_path / "model_phase0.torch")
+    assert (tmp_path / "model_phase0.torch").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model_phase0.torch"]
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    """What another process sees while the file is written is the old one."""
+    save(tmp_path, "model_phase0.torch", 4)
+    seen = []
+
+    def save_slowly(content, file):
+        file.write(b"half")
+        file.flush()
+        seen.append(torch.load(tmp_path / "model_phase0.torch", weights_only=True)["iteration"])
+        raise OSError("killed")
+
+    monkeypatch.setattr(torch, "save", save_slowly)
+    with pytest.raises(OSError, match="killed"):
+        write_atomically({"iteration": 9}, tmp_path / "model_phase0.torch")
+    assert seen == [4]

@@ -21,7 +21,7 @@ from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.pretext import photometric
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.photometric import PhotometricSettings
-from pirl_plugin.training.progress import keep_rows, start_wandb
+from pirl_plugin.training.progress import ProgressHook, keep_rows, start_wandb
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.training.train_step import split_batch
 from pirl_plugin.validation import ConfigError
@@ -368,3 +368,13 @@ def test_configs_that_the_step_cannot_do_are_refused(override, message, photo_fo
 def test_settings_that_cannot_be_right_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         StepSettings.from_config(settings)
+
+
+@pytest.mark.parametrize(("fills", "epoch", "loss", "said"), [
+    (True, 0, 0.0, "no loss yet (fill_first: the first epoch fills the memory bank)"),
+    (True, 0, 0.5, "loss 0.5000"), (True, 1, 0.0, "loss 0.0000"), (False, 0, 0.0, "loss 0.0000"),
+])  # fmt: skip
+def test_a_bank_that_is_being_filled_is_not_a_loss_of_0(fills, epoch, loss, said):
+    bank = types.SimpleNamespace(fill_first=fills)
+    task = types.SimpleNamespace(base_loss=types.SimpleNamespace(memory_bank=bank), train_phase_idx=epoch)
+    assert ProgressHook._loss_in_words(task, loss) == said

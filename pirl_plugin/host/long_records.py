@@ -1,0 +1,49 @@
+"""What VISSL logs over many lines (config, system, network) goes to a file; the log says where."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+LONGEST = 12  # lines of a record that stays in the log
+
+
+class LongRecordsToFile(logging.Filter):
+    """Shortens records of more than LONGEST lines, below a warning, to their first one.
+
+    The whole text goes to details.txt in the run's folder; the file is that of the last start.
+
+    Args:
+        folder: of the run.
+        rank: only rank 0 writes.
+    """
+
+    def __init__(self, folder: str | Path, rank: int) -> None:
+        super().__init__()
+        self.path, self.rank = Path(folder) / "details.txt", rank
+        if rank == 0:
+            self.path.unlink(missing_ok=True)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true: nothing is dropped."""
+        text = record.getMessage()
+        count = text.count("\n") + 1
+        if count <= LONGEST or record.levelno >= logging.WARNING:
+            return True
+        first = text.split("\n", 1)[0].strip()
+        if self.rank == 0:
+            try:
+                with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{text}\n\n")
+            except OSError:  # a full disk: then the log keeps it
+                return True
+        # The other handlers of this record get what is short, too.
+        record.msg, record.args = f"{first[:100]} ... ({count} lines in {self.path})", ()
+        return True
+
+
+def shorten(logger: logging.Logger, folder: str | Path, rank: int) -> None:
+    """Put one `LongRecordsToFile` before all handlers of a logger."""
+    long_records = LongRecordsToFile(folder, rank)
+    for handler in logger.handlers:
+        handler.addFilter(long_records)

@@ -1,0 +1,107 @@
+"""What a run came to, in a few lines at its end: the result, the file that holds it, what to do with it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
+
+from pirl_plugin.data.file_lists import read_list
+from pirl_plugin.host.loss_settings import pirl_loss_class
+
+
+def closing(config: Any, engine_name: str, minutes: float) -> list[str]:
+    """The result of a run that ended, a line a subject, as `run_summary.summarise` is of its beginning.
+
+    Args:
+        config: of the run.
+        engine_name: `train` or `extract_features`.
+        minutes: that it took.
+    """
+    folder = Path(get_checkpoint_folder(config))
+    lines = {"took": f"{minutes:.1f} minutes"}
+    if engine_name != "train":
+        lines["features"] = str(config.EXTRACT_FEATURES.OUTPUT_DIR or folder)
+    elif pirl_loss_class(config) is not None:
+        lines |= _pretraining(config, folder)
+    else:
+        lines |= _evaluation(folder)
+    unreadable = _unreadable(folder)
+    if unreadable:
+        lines["not read"] = unreadable
+    width = max(map(len, lines))
+    return [f"{key:{width}}  {value}" for key, value in lines.items()]
+
+
+def final_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the end of a training; None where it has not ended."""
+    if not has_final_checkpoint(str(folder)):
+        return None
+    return max(folder.glob("model_final_checkpoint_phase*.torch"), key=lambda path: path.stat().st_mtime)
+
+
+def _pretraining(config: Any, folder: Path) -> dict[str, str]:
+    progress, monitor = _last_row(folder / "progress.csv"), _last_row(folder / "monitor.csv")
+    lines = {}
+    if progress:
+        steps = f"{progress['epoch']} epochs, {progress['iteration']} iterations"
+        lines["trained"] = f"{steps}, loss {float(progress['loss']):.4f}"
+    if monitor.get("effective_rank"):
+        lines["memory bank"] = (
+            f"spread {float(monitor['spread']):.3f}, effective rank {float(monitor['effective_rank']):.1f}"
+        )
+    if monitor.get("knn_accuracy"):
+        lines["kNN"] = f"{100 * float(monitor['knn_accuracy']):.1f}% of {config.HOOKS.PIRL_MONITOR.knn_test}"
+    final = final_checkpoint(folder)
+    if final is not None:
+        name = shlex.quote(str(final))
+        lines["checkpoint"] = str(final)
+        lines["features"] = f"pirl embed {name} PHOTOS --output features.npy"
+        lines["evaluate"] = f"pirl evaluate {name} --train DIR --test DIR"
+        lines["weights"] = f"pirl export {name} --format safetensors --output weights.safetensors"
+    return lines
+
+
+def _evaluation(folder: Path) -> dict[str, str]:
+    """The best accuracies of a training with VISSL's meters, and the last."""
+    found: dict[str, list[float]] = {}
+    path = folder / "metrics.json"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        for meter, values in json.loads(line).items():
+            if not meter.startswith("test_") or not isinstance(values, Mapping):
+                continue
+            for measure, by_layer in values.items():
+                by_name = by_layer if isinstance(by_layer, Mapping) else {"": by_layer}
+                for name, value in by_name.items():
+                    if isinstance(value, (int, float)):
+                        found.setdefault(f"{name} {measure}".strip(), []).append(float(value))
+    results = {name: f"{values[-1]:.2f} at the end, {max(values):.2f} at best" for name, values in found.items()}
+    final = final_checkpoint(folder)
+    return results | ({} if final is None else {"checkpoint": str(final)})
+
+
+def _last_row(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows else {}
+
+
+def _unreadable(folder: Path) -> str:
+    """How many images of each split the ranks could not read."""
+    counts = dict[str, int]()
+    for path in sorted(folder.glob("unreadable_*rank*.txt")):
+        match = re.fullmatch(r"unreadable_(?:(train|test)_)?rank\d+\.txt", path.name)
+        if match:
+            split = match.group(1) or "train"
+            counts[split] = counts.get(split, 0) + sum(1 for _ in read_list(path))
+    listed = ", ".join(f"{count} images of {split}" for split, count in counts.items())
+    return f"{listed}; named in {folder}/unreadable_*rank*.txt" if listed else ""
