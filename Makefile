@@ -14,12 +14,16 @@ help: ## show this list
 install: ## make .venv with the pinned environment and this project (5 GB; nothing to do when it is up to date)
 	@bash "$(ROOT)extra_scripts/install.sh"
 
-test: install ## run the fast tests
-	cd "$(ROOT)" && .venv/bin/python -m pytest -m "not slow"
+# JOBS processes, each with whole test files: what a file's tests share is made once.
+JOBS ?= 2
+PYTEST = .venv/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+test: install ## run the fast tests, in JOBS processes (default 2)
+	cd "$(ROOT)" && $(PYTEST) -m "not slow"
 
 # pytest exits with 5 when it finds no test: a failure above, and nothing to complain about here.
 test-slow: install ## run the slow tests
-	cd "$(ROOT)" && .venv/bin/python -m pytest -m slow || [ $$? -eq 5 ]
+	cd "$(ROOT)" && $(PYTEST) -m slow || [ $$? -eq 5 ]
 
 lint: install ## check style and formatting with ruff, types with mypy
 	cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -76,6 +76,7 @@ EXTRAS_REQUIRE = {
         "mypy",
         "pytest>=7",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "scikit-image",
         "timm",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vissl.models import build_model
@@ -19,6 +20,7 @@ from vissl.utils.checkpoint import (
     replace_module_prefix,
 )
 
+from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
@@ -33,9 +35,11 @@ def check_initial_weights(config: Any) -> None:
     """
     path = config.MODEL.WEIGHTS_INIT.PARAMS_FILE
     try:
-        state = _named_as_the_model(config, read_safely(path))
+        content = read_safely(path)
+        state = _named_as_the_model(config, content)
     except ConfigError as error:
         raise ConfigError(f"{KEY}: {error}") from error
+    _check_levels(config, content)
     if config.MODEL.TRUNK.NAME not in ("resnet", "pirl_resnet"):
         return  # some of VISSL's other trunks cannot be built without memory
     with torch.device("meta"):
@@ -54,11 +58,29 @@ def check_initial_weights(config: Any) -> None:
                 f"{KEY} is {path!r}, in which {name} is {tuple(state[name].shape)}; the {_described(config)} of this "
                 f"config needs {tuple(own.shape)}."
             )
+        elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            raise ConfigError(f"{KEY} is {path!r}, in which {name} has numbers that are not finite.")
     if missing:
         raise ConfigError(
             f"{KEY} is {path!r}, which has no {missing[0]} ({len(missing)} missing in all) for the "
             f"{_described(config)} of this config: it is of another network, or not whole."
         )
+
+
+def _check_levels(config: Any, content: Any) -> None:
+    """Refuse to normalise images otherwise than the weights want: nothing later would complain."""
+    path = config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    wanted = preprocessing_of(path, content, 224)
+    if not wanted.known:
+        return
+    for split in ("TRAIN", "TEST"):
+        for number, entry in enumerate(config.DATA[split].TRANSFORMS):
+            for key in ("mean", "std") if entry.get("name") == "Normalize" else ():
+                if not np.allclose(entry[key], getattr(wanted, key), atol=1e-3):
+                    raise ConfigError(
+                        f"DATA.{split}.TRANSFORMS.{number}.{key} is {list(entry[key])}, but the weights of {path} were "
+                        f"trained with {list(getattr(wanted, key))}."
+                    )
 
 
 def _described(config: Any) -> str:

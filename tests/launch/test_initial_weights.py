@@ -72,6 +72,14 @@ def test_a_trunk_that_is_not_whole_is_refused(checkpoints, tmp_path):
         check_initial_weights(config_of("benchmark/linear/imagenet", tmp_path / "part.torch"))
 
 
+def test_weights_of_a_run_that_diverged_are_refused(checkpoints, tmp_path):
+    content = torch.load(checkpoints["resnet50"], weights_only=True)
+    content["classy_state_dict"]["base_model"]["model"]["trunk"]["_feature_blocks.conv1.weight"][0] = torch.nan
+    torch.save(content, tmp_path / "nan.torch")
+    with pytest.raises(ConfigError, match=r"conv1.weight has numbers that are not finite"):
+        check_initial_weights(config_of("benchmark/linear/imagenet", tmp_path / "nan.torch"))
+
+
 def test_files_without_a_trunk_are_refused(checkpoints, tmp_path):
     whole = checkpoints["resnet50"].read_bytes()
 

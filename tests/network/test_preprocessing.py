@@ -16,6 +16,8 @@ from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.detection.training import check_weights_fit, detection_config
 from pirl_plugin.evaluation.quick import evaluate_checkpoint
+from pirl_plugin.launch.initial_weights import check_initial_weights
+from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.export import SUFFIXES, export
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
@@ -109,6 +111,19 @@ def test_a_detector_is_held_to_the_levels_of_the_training_and_all_that_differs_i
     fix = text.split("Add to the command: ")[1].split(" ")
     assert "MODEL.RESNETS.DEPTH" in fix and "MODEL.RESNETS.RES2_OUT_CHANNELS" in fix
     check_weights_fit(detection_config("voc07_pirl", fix), run)
+
+
+def test_an_evaluation_that_would_normalise_otherwise_is_refused(run, photo_folder):
+    data = [f"config.DATA.{split}.DATA_PATHS=[{photo_folder}]" for split in ("TRAIN", "TEST")]
+    overrides = ["config=benchmark/linear/small_images_cpu", *data, f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={run}"]
+    overrides += ["config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=1", "config.MODEL.TRUNK.RESNETS.STEM=imagenet"]
+    with pytest.raises(
+        ConfigError, match=r"DATA.TRAIN.TRANSFORMS.3.mean is \[0.485.*, but the weights of .* \[0.5, 0.4"
+    ):
+        check_initial_weights(compose(overrides))
+    right = [f"config.DATA.{split}.TRANSFORMS.3.{key}={value}" for split in ("TRAIN", "TEST")
+             for key, value in (("mean", MEAN), ("std", STD))]  # fmt: skip
+    check_initial_weights(compose([*overrides, *right]))
 
 
 def test_a_run_of_before_is_known_by_its_config_and_a_foreign_file_is_said_to_be_unknown(run, tmp_path):

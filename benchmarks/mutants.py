@@ -1,0 +1,220 @@
+"""Small faults planted in the plugin's code, one at a time: does a test notice each?
+
+    python benchmarks/mutants.py --count 200 --jobs 2 --output mutants.json
+
+Faults are drawn over all modules: another comparison, sign, constant, order of arguments, a statement that is gone. For
+each, the fast tests of the module's room run up to the first failure, those that name the module first. The table at
+the end has the kill rate by room; the JSON has every fault, and a run that is started again goes on. What survives is
+a fault that no test notices, or no fault at all: look at it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import concurrent.futures
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Where a room's behaviour is tested beside its own folder of tests.
+MORE_TESTS = {
+    "ground": ["tests/test_registry.py", "tests/test_rooms.py", "tests/launch/test_config_check.py", "tests/evaluation",
+               "tests/objective/test_distributed.py"],
+    "commands": ["tests/network/test_export.py", "tests/evaluation/test_quick.py", "tests/data"],
+    "data": ["tests/training/test_faults.py", "tests/training/test_resume.py", "tests/evaluation"],
+    "evaluation": ["tests/experiments/test_study.py", "tests/training/test_monitor.py", "tests/network"],
+    "network": ["tests/evaluation", "tests/host"],
+    "host": ["tests/launch/test_launcher.py", "tests/launch/test_config_check.py"],
+    "training": ["tests/launch/test_launcher.py"],
+    "launch": ["tests/network/test_preprocessing.py"],
+}  # fmt: skip
+SYMMETRIC = ("max", "min", "np.maximum", "torch.equal", "np.array_equal", "math.hypot")  # or nearly
+TIME_LIMIT = 900  # seconds for the tests of a fault: one that hangs is noticed
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "pirl_plugin").parts
+    return parts[0] if len(parts) > 1 else "ground"
+
+
+def modules() -> list[Path]:
+    """All modules in which faults are planted."""
+    found = sorted((ROOT / "pirl_plugin").rglob("*.py"))
+    return [path for path in found if path.name != "__init__.py" and not path.parent.is_symlink()]
+
+
+def _replaced(node: ast.AST) -> ast.AST | None:
+    """A node with a fault in place of another; None where there is none for it."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        return ast.Compare(node.left, [SWAPS[type(node.ops[0])](), *node.ops[1:]], node.comparators)
+    if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+        return ast.BinOp(node.left, SWAPS[type(node.op)](), node.right)
+    if isinstance(node, ast.BoolOp):
+        return ast.BoolOp(SWAPS[type(node.op)](), node.values)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return node.operand
+    if isinstance(node, ast.Constant) and type(node.value) is bool:
+        return ast.Constant(not node.value)
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return ast.Constant(node.value + 1)
+    if isinstance(node, ast.Constant) and type(node.value) is float:
+        return ast.Constant(node.value * 2 + 0.5)
+    if isinstance(node, ast.Call) and len(node.args) == 2 and ast.unparse(node.func) not in SYMMETRIC:
+        return ast.Call(node.func, node.args[::-1], node.keywords)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.Pass()
+    return None
+
+
+def _sites(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes for faults: not in messages, types and what only prints."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, (ast.Raise, ast.JoinedStr, ast.ImportFrom, ast.Import)):
+            continue
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+            continue
+        called = ast.unparse(child.func) if isinstance(child, ast.Call) else ""
+        if called in ("print", "TypeVar") or called.startswith(("logging.", "warnings.", "parser.add_argument")):
+            continue
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            child.decorator_list = []
+        if isinstance(child, ast.FunctionDef):
+            child.returns = None
+            for argument in (*child.args.args, *child.args.kwonlyargs):
+                argument.annotation = None
+        if isinstance(child, ast.AnnAssign):
+            child.annotation = ast.Constant(None)
+        if hasattr(child, "lineno") and _replaced(child) is not None:
+            yield child
+        yield from _sites(child)
+
+
+def faults(path: Path) -> list[tuple[str, str, str]]:
+    """(name, the module's text with the fault, what was changed) of every fault in a module."""
+    text = path.read_text(encoding="utf-8")
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line.encode()))
+    data, found = text.encode(), []
+    for node in _sites(ast.parse(text)):
+        begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+        fault = ast.unparse(ast.fix_missing_locations(_replaced(node)))
+        if isinstance(node, (ast.Compare, ast.BinOp, ast.BoolOp, ast.UnaryOp)):
+            fault = f"({fault})"
+        before = data[begin:end].decode()
+        changed = (data[:begin] + fault.encode() + data[end:]).decode()
+        try:
+            ast.parse(changed)
+        except SyntaxError:  # inside a format string, where quotes and braces have another meaning
+            continue
+        name = f"{path.relative_to(ROOT)}:{node.lineno}:{node.col_offset}"
+        found.append((name, changed, f"{' '.join(before.split())[:90]}  ->  {' '.join(fault.split())[:90]}"))
+    return found
+
+
+def tests_of(path: Path) -> list[str]:
+    """Test files of a module's room, those that name the module first."""
+    room = room_of(path)
+    places = ([f"tests/{room}"] if room != "ground" else []) + MORE_TESTS.get(room, [])
+    files = list(dict.fromkeys(
+        file for place in places
+        for file in (sorted((ROOT / place).rglob("test_*.py")) if (ROOT / place).is_dir() else [ROOT / place])
+    ))  # fmt: skip
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    files.sort(key=lambda file: name not in file.read_text(encoding="utf-8"))
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def is_noticed(path: Path, changed: str) -> tuple[bool, str]:
+    """Whether a test fails with the fault, and which."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        ignored = shutil.ignore_patterns(".git", ".venv", "*.pyc", "__pycache__", "demo_output", "runs", "docs")
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+        (copy / path.relative_to(ROOT)).write_text(changed, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                [*command, f"--basetemp={folder}/tmp", *tests_of(path)],
+                cwd=copy, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return True, "it hangs"
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return done.returncode != 0, (failed or [f"exit code {done.returncode}"])[0][:160]
+
+
+def drawn(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Faults over all modules: `count` in all, in proportion to how many each room has, at least 8 of each room."""
+    by_room: dict[str, list[tuple[str, str, str]]] = {}
+    for path in modules():
+        by_room.setdefault(room_of(path), []).extend(faults(path))
+    total = sum(map(len, by_room.values()))
+    rng, chosen = random.Random(seed), []
+    for room in sorted(by_room):
+        chosen += rng.sample(by_room[room], min(len(by_room[room]), max(8, round(count * len(by_room[room]) / total))))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def table(results: dict[str, dict]) -> str:
+    rows = ["| room | faults | noticed | |", "| --- | --- | --- | --- |"]
+    rooms = sorted({one["room"] for one in results.values()})
+    for room in [*rooms, "all"]:
+        some = [one for one in results.values() if room in (one["room"], "all")]
+        noticed = sum(one["noticed"] for one in some)
+        rows.append(f"| {room} | {len(some)} | {noticed} | {100 * noticed / max(1, len(some)):.0f}% |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rooms", nargs="+", help="only these")
+    parser.add_argument("--output", type=Path, default=Path("mutants.json"))
+    options = parser.parse_args()
+    results = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    chosen = [one for one in drawn(options.count, options.seed)
+              if not options.rooms or room_of(ROOT / one[0].split(":")[0]) in options.rooms]  # fmt: skip
+    started, done = time.monotonic(), 0
+
+    def key(name: str, changed: str) -> str:
+        return f"{name}#{hashlib.blake2b(changed.encode(), digest_size=6).hexdigest()}"
+
+    todo = [one for one in chosen if key(*one[:2]) not in results]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {}
+        for name, changed, what in todo:
+            path = ROOT / name.split(":")[0]
+            running[pool.submit(is_noticed, path, changed)] = (key(name, changed), name, what, path)
+        for future in concurrent.futures.as_completed(running):
+            (noticed, by), (identity, name, what, path) = future.result(), running[future]
+            results[identity] = {"room": room_of(path), "where": name, "what": what, "noticed": noticed, "by": by}
+            options.output.write_text(json.dumps(results, indent=1) + "\n")
+            done += 1
+            left = (time.monotonic() - started) / done * (len(todo) - done) / 60
+            state = "noticed " if noticed else "SURVIVES"
+            print(f"{done}/{len(todo)}, {left:.0f} min left: {state} {name} {what}", flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
