@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pirl_plugin.host.vissl_tools import find_scripts
 from pirl_plugin.validation import ConfigError, MissingPackageError
 
 INSTALL_VISSL = "pip install --no-deps vissl==0.1.6 && pip install --no-deps --force-reinstall classy-vision==0.7.0"
@@ -289,6 +290,7 @@ _BEFORE_IMPORT: dict[str, Callable[[], bool]] = {
 
 _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
     "no secrets of the environment in a log": _environment_without_secrets,
+    "VISSL's own tools before others": find_scripts,
     "long records to a file": _long_records_to_a_file,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
