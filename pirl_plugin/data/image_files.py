@@ -7,6 +7,7 @@ as a grey square; this source wants nothing of the folder, and says which files 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -126,6 +127,23 @@ def _names_in_array(path: Path) -> list[str]:
             f"The file list {path} is an array of {names.dtype} of shape {names.shape}; it needs a row of paths."
         )
     return [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names]
+
+
+def files_identity(files: Sequence[str] | np.ndarray) -> str:
+    """A hash of the names of files in their order, relative to the folder that all are in: the same on every machine.
+
+    Args:
+        files: paths, as str or bytes.
+    """
+    if not len(files):
+        return hashlib.blake2b(digest_size=12).hexdigest()
+    names = files if isinstance(files, np.ndarray) and files.dtype.kind == "S" else [os.fsencode(f) for f in files]
+    array = np.asarray(names, dtype=np.bytes_)
+    letters = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
+    differ = np.flatnonzero((letters != letters[0]).any(axis=0))
+    common = bytes(letters[0, : differ[0] if len(differ) else letters.shape[1]])
+    start = common.rfind(b"/") + 1
+    return hashlib.blake2b(letters[:, start:].tobytes(), digest_size=12).hexdigest()
 
 
 def check_list(path: str | os.PathLike[str], files: Sequence[str], count: int = 16) -> None:

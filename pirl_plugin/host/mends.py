@@ -219,6 +219,31 @@ def _unreadable_images_left_out() -> bool:
     return True
 
 
+def _ranks_agree() -> bool:
+    # train_task.py:206 and :288: each node takes the config, the images and the newest checkpoint that it finds.
+    from vissl.trainer.train_task import SelfSupervisionTask
+
+    from pirl_plugin.host import agreement
+
+    if getattr(SelfSupervisionTask.set_checkpoint_path, "mended", False):
+        return False
+    build_datasets = SelfSupervisionTask.build_datasets
+
+    def set_checkpoint_path(self, checkpoint_path: str | None) -> None:
+        agreement.agree_on_settings(self.config)
+        self.checkpoint_path = agreement.choose_checkpoint(checkpoint_path)
+
+    @functools.wraps(build_datasets)
+    def build_agreed_datasets(self, current_train_phase_idx: int = 0):
+        datasets, keys = build_datasets(self, current_train_phase_idx)
+        self.images_identity = agreement.agree_on_images(datasets)
+        return datasets, keys
+
+    SelfSupervisionTask.set_checkpoint_path = _marked(set_checkpoint_path)
+    SelfSupervisionTask.build_datasets = build_agreed_datasets
+    return True
+
+
 def _environment_without_secrets() -> bool:
     # utils/env.py:43 logs every variable with its value, called by each engine.
     from vissl.engines import extract_cluster, extract_features, train
@@ -294,5 +319,6 @@ _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
     "long records to a file": _long_records_to_a_file,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
+    "ranks agree before they start": _ranks_agree,
     "unreadable images left out of evaluations": _unreadable_images_left_out,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from classy_vision.generic.distributed_util import is_primary
 from classy_vision.hooks import ClassyHook
+from torch import Tensor
 from vissl.config import AttrDict
 from vissl.hooks import SSLTensorboardHook, default_hook_generator, log_hooks
 from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
@@ -98,10 +99,27 @@ class LeftOutImagesHook(Hook):
             )
 
 
+def weights_checksum(model: torch.nn.Module) -> Tensor:
+    """A number that differs between networks whose weights differ in any bit, almost surely: int64 scalar."""
+    parameters = [value.detach() for value in model.parameters()]
+    total = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
+    for number, value in enumerate(parameters, start=1):
+        bits = value.float().contiguous().view(torch.int32).flatten()
+        places = torch.arange(1, len(bits) + 1, device=bits.device)
+        total += (bits * places).sum() * number
+    return total
+
+
 class BankAgreementHook(Hook):
-    """Checks after every epoch that all ranks hold the same memory bank, bit by bit."""
+    """Checks after every epoch that all ranks hold the same weights and the same memory bank, bit by bit."""
 
     def on_phase_end(self, task) -> None:
+        lowest, highest = smallest_and_largest_over_ranks(weights_checksum(task.base_model))
+        if lowest != highest:
+            raise RuntimeError(
+                f"The ranks' weights differ after epoch {task.train_phase_idx} (checksums from {lowest} to {highest}): "
+                f"the run is not to be trusted; please report this."
+            )
         bank = task.base_loss.memory_bank
         if bank.held_places() is not None:
             return  # each rank holds other rows

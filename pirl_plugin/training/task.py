@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 from typing import Any
 
@@ -13,6 +14,8 @@ from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 
 from pirl_plugin.data.sampler import ShuffledSampler
+from pirl_plugin.distributed import rank
+from pirl_plugin.host.agreement import changes, check_same_images, settings_of_the_run
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.training.settings import StepSettings
@@ -34,7 +37,10 @@ class PIRLTask(SelfSupervisionTask):
     Attributes:
         step_settings: of `pirl_train_step`.
         transform: the pretext transform, for what its workers leave to the device.
+        images_identity: number and hash of names of the training images.
     """
+
+    images_identity: dict[str, str]
 
     checkpoint: dict[str, Any] | None
 
@@ -55,6 +61,34 @@ class PIRLTask(SelfSupervisionTask):
         if self.step_settings.compile:
             model.trunk.compile()  # in place: names of weights stay
         return model
+
+    def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """VISSL's data sets, those of the checkpoint where the run goes on from one."""
+        datasets, keys = super().build_datasets(current_train_phase_idx)
+        if self.checkpoint is not None:
+            self._check_same_run()
+        return datasets, keys
+
+    def _check_same_run(self) -> None:
+        """What a resumed run must share with its checkpoint's, and what it is only told of.
+
+        Raises:
+            ConfigError: for other images, or where there is nothing left to train.
+        """
+        assert self.checkpoint is not None
+        saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
+        accepted = self.config.CHECKPOINT.get("RESUME_WITH_OTHER_IMAGES", False)
+        check_same_images(saved.get("files", {}), self.images_identity, accepted)
+        done = self.checkpoint["train_phase_idx"] + 1
+        if done >= self.config.OPTIMIZER.num_epochs:
+            raise ConfigError(
+                f"OPTIMIZER.num_epochs is {self.config.OPTIMIZER.num_epochs}, but {done} epochs of the checkpoint "
+                f"{self.checkpoint_path} are done; give more, another CHECKPOINT.DIR, or an earlier checkpoint by "
+                f"CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM."
+            )
+        if rank() == 0:
+            for change in changes(saved.get("settings", {}), settings_of_the_run(self.config)):
+                logging.warning(f"Resumed with another setting: {change}")
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict[str, Any]:
         """VISSL's loaders, with a sampler that can go on in the middle of an epoch."""
@@ -123,7 +157,8 @@ class PIRLTask(SelfSupervisionTask):
         place = {"epoch": self.train_phase_idx, "steps of the epoch": self.iteration - self.epoch_began}
         size = self.transform.image_crop_size
         images = Preprocessing.of_transforms([{"image_crop_size": size, **self.config.DATA.TRAIN.TRANSFORMS[0]}], size)
-        state["pirl_plugin"] = {**self._step_identity(), **place, "images": images.record()}
+        own = {"images": images.record(), "files": self.images_identity, "settings": settings_of_the_run(self.config)}
+        state["pirl_plugin"] = {**self._step_identity(), **place, **own}
         return state
 
     def _set_classy_state(self, state: dict[str, Any]) -> None:

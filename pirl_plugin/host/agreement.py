@@ -1,0 +1,164 @@
+"""What all ranks must have in common before the first step, and a resumed run with the run that it goes on from.
+
+Ranks whose settings, versions or images differ would train to the end without a word: their gradients are averaged
+whatever they are of. Each check costs a collective of a few bytes; only where it fails are the values exchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pirl_plugin.data.image_files import files_identity
+from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks, world_size
+from pirl_plugin.validation import ConfigError
+
+# Of the config, what a node may have otherwise: where things are, and what does not enter into results.
+OF_THE_NODE = re.compile(
+    r"CHECKPOINT\.DIR|DATA\.\w+\.(DATA|LABEL)_PATHS.*|DATA\.(NUM_DATALOADER_WORKERS|PIN_MEMORY)|DISTRIBUTED\.RUN_ID|"
+    r"EXTRACT_FEATURES\.OUTPUT_DIR|MODEL\.WEIGHTS_INIT\.PARAMS_FILE|LOSS\.\w+\.memory_bank\.(folder|initial_rows)|"
+    r"SLURM\..*|HOOKS\.PIRL_MONITOR\.knn_(train|test)"
+)
+# What makes a run another one, of which a resumed run says so.
+OF_THE_RUN = re.compile(r"(LOSS|OPTIMIZER|MODEL\.(TRUNK|HEAD)|DATA\.TRAIN|DISTRIBUTED\.NUM|TRAINER)\..*|SEED_VALUE")
+
+
+def flattened(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a config."""
+    if isinstance(node, Mapping):
+        for key in node:
+            yield from flattened(node[key], f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, (list, tuple)) and any(isinstance(one, (Mapping, list, tuple)) for one in node):
+        for number, one in enumerate(node):
+            yield from flattened(one, f"{prefix}.{number}")
+    else:
+        yield prefix, list(node) if isinstance(node, tuple) else node
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    names = ("pirl_plugin", "vissl", "torch", "torchvision")
+    found = {f"version of {name}": _version(name) for name in names}
+    return {**found, "version of Python": ".".join(platform.python_version_tuple()[:2])}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def settings(config: Any) -> dict[str, str]:
+    """The resolved config of a run and the versions, without what is a node's own: by key, as text."""
+    keys = {key: repr(value) for key, value in flattened(config) if not OF_THE_NODE.fullmatch(key)}
+    return {**keys, **versions()}
+
+
+def _digest(value: Any) -> int:
+    """An int64 that differs between values that differ, almost surely."""
+    text = json.dumps(value, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True) >> 1
+
+
+def agree(what: str, own: Mapping[str, str]) -> None:
+    """Refuse to go on where ranks differ in `own`; every rank must come here.
+
+    Raises:
+        ConfigError: on every rank, naming the first key that differs, and two ranks with their values.
+    """
+    lowest, highest = smallest_and_largest_over_ranks(torch.tensor(_digest(dict(own)), device=collective_device()))
+    if lowest == highest:
+        return
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, dict(own))
+    for key in sorted({key for one in everyone for key in one}):
+        values = [one.get(key, "not set") for one in everyone]
+        other = next((number for number, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise ConfigError(
+                f"The ranks differ in {what}: {key} is {values[0]} on rank 0 and {values[other]} on rank {other}; "
+                f"start all nodes with the same."
+            )
+
+
+def agree_on_settings(config: Any) -> None:
+    """All ranks have the same config and versions.
+
+    Raises:
+        ConfigError: as `agree`.
+    """
+    agree("their settings", settings(config))
+
+
+def choose_checkpoint(path: str | None) -> str | None:
+    """The first rank's checkpoint, for all: nodes that share no folder may have found another, or none."""
+    if world_size() == 1:
+        return path
+    chosen = [path]
+    dist.broadcast_object_list(chosen, device=collective_device())
+    return chosen[0]
+
+
+def images_identity(dataset: Any) -> dict[str, str]:
+    """How many images a data set has and a hash of their names in their order; {} where its source has no files."""
+    try:
+        (source, *_) = dataset.data_objs
+        files = source.files if hasattr(source, "files") else dataset.get_image_paths()[0]
+    except (ValueError, AttributeError):
+        return {}
+    return {"number of images": str(len(files)), "names of the images": files_identity(files)}
+
+
+def agree_on_images(datasets: Mapping[str, Any]) -> dict[str, str]:
+    """All ranks have the same images in the same order; returns `images_identity` of the training images.
+
+    Raises:
+        ConfigError: as `agree`.
+    """
+    identities = {split: images_identity(dataset) for split, dataset in datasets.items()}
+    agree("their images", {f"{split}: {key}": one for split, keys in identities.items() for key, one in keys.items()})
+    return identities.get("train", {})
+
+
+def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted: bool) -> None:
+    """Refuse to go on with other images than a checkpoint's: row i of its memory bank is image i.
+
+    Args:
+        saved: the identity in the checkpoint; {} where it has none.
+        accepted: CHECKPOINT.RESUME_WITH_OTHER_IMAGES.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    differ = [key for key in now if key in saved and saved[key] != now[key]]
+    if differ and not accepted:
+        raise ConfigError(
+            f"The checkpoint is of other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a "
+            f"file renamed, added or moved to another folder, or a list in another order), so that the rows of the "
+            f"memory bank would be of other images; bring them back, or say that it is meant by "
+            f"config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True."
+        )
+
+
+def settings_of_the_run(config: Any) -> dict[str, str]:
+    """What a checkpoint keeps of the config, to say later what was changed."""
+    return {
+        key: repr(value)
+        for key, value in flattened(config)
+        if OF_THE_RUN.fullmatch(key) and not OF_THE_NODE.fullmatch(key)
+    }
+
+
+def changes(saved: Mapping[str, str], now: Mapping[str, str]) -> Sequence[str]:
+    """A line for each setting that differs from a checkpoint's."""
+    keys = [key for key in {**saved, **now} if saved.get(key) != now.get(key)] if saved else []
+    return [f"{key} is {now.get(key, 'not set')}; the checkpoint's run had {saved.get(key, 'none')}" for key in keys]
