@@ -88,7 +88,7 @@ EXTRAS_REQUIRE = {
 
 CONSOLE_SCRIPTS = {
     # Named as VISSL's own tool, so that a VISSL command line works unchanged.
-    "run_distributed_engines.py": "pirl_plugin.launch.start:main",
+    "run_distributed_engines.py": "pirl_plugin.commands.__launcher__:main",
     "pirl": "pirl_plugin.commands.__main__:main",
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pirl_plugin"
-GROUND = {"validation", "distributed", "figures", "registry", "safe_loading", "paths", "__init__"}
+GROUND = {"validation", "distributed", "figures", "registry", "early_stop", "safe_loading", "paths", "__init__"}
 ABOVE = {  # room -> rooms that it may import
     "pretext": set(),
     "data": {"pretext"},

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin import early_stop
+
+    early_stop.end_when_asked()
     from pirl_plugin.launch import registration
     from pirl_plugin.launch.launcher import run as launch
 

@@ -6,6 +6,7 @@ SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plu
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import multiprocessing
@@ -25,11 +26,13 @@ from vissl.utils import checkpoint, distributed_launcher
 from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
 from vissl.utils.slurm import is_submitit_available
 
+from pirl_plugin import early_stop
 from pirl_plugin.host import mends
 from pirl_plugin.host.loss_settings import sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
     registration,
+    run_lock,
     run_result,
     run_summary,
 )
@@ -51,6 +54,7 @@ def compose(overrides: list[str], check: bool = True) -> AttrDict:
 
 def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any) -> None:
     """One rank. That a spawned process must import this function is what registers the plugin in it."""
+    early_stop.end_when_asked()
     # Workers of the data loader then start from a process that has the plugin imported: registered whatever
     # __main__ is, and in a fraction of the time.
     preloaded = ["__main__", "pirl_plugin.launch.registration", "pirl_plugin.training.loader_server"]
@@ -83,7 +87,8 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
             cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
         )
     except ProcessExitedException as error:
-        if error.exit_code == preemption.EXIT_CODE:
+        # A rank that was asked to stop while Python still imported has no handler yet, and dies of the signal.
+        if error.exit_code == preemption.EXIT_CODE or (preemption.forwarded.is_set() and error.signal_name is not None):
             raise SystemExit(preemption.EXIT_CODE) from error
         raise ConfigError(
             f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. A training goes on "
@@ -151,7 +156,8 @@ class SlurmJob:
         if callable(requeue):
             signal.signal(REQUEUE, functools.partial(_checkpoint_before, requeue))
         try:
-            launch(config, environment.global_rank, self.engine_name)
+            with _held(config, self.engine_name, environment.global_rank == 0):
+                launch(config, environment.global_rank, self.engine_name)
         except SystemExit as end:
             if end.code != preemption.EXIT_CODE or not callable(requeue):
                 raise
@@ -178,6 +184,13 @@ def launch_on_slurm(config: AttrDict, engine_name: str):
     return distributed_launcher.launch_distributed_on_slurm(cfg=config, engine_name=engine_name)
 
 
+def _held(config: AttrDict, engine_name: str, primary: bool) -> contextlib.AbstractContextManager[None]:
+    """The run's checkpoint folder, held by the first rank's process of a training."""
+    folder = str(config.CHECKPOINT.DIR)
+    alone = primary and engine_name == "train" and "://" not in folder
+    return run_lock.only_run_in(folder) if alone else contextlib.nullcontext()
+
+
 def run(overrides: list[str]) -> None:
     """Run what the overrides say: one run, a job on SLURM, or the runs of a sweep one after the other.
 
@@ -202,7 +215,8 @@ def run(overrides: list[str]) -> None:
             newest = checkpoint_folder.newest(whole.config, get_checkpoint_folder(whole.config))
             print("\n".join(run_summary.summarise(whole.config, newest)), flush=True)
         started = time.monotonic()
-        launch(whole.config, whole.node_id, whole.engine_name)
+        with _held(whole.config, whole.engine_name, primary):
+            launch(whole.config, whole.node_id, whole.engine_name)
         if primary:
             minutes = (time.monotonic() - started) / 60
             print("\n" + "\n".join(run_result.closing(whole.config, whole.engine_name, minutes)), flush=True)
@@ -210,6 +224,7 @@ def run(overrides: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `run_distributed_engines.py`."""
+    early_stop.end_when_asked()
     with one_sentence_errors():
         run(sys.argv[1:] if arguments is None else arguments)
 

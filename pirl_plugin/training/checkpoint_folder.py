@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def write_atomically(content: Any, path: Path) -> None:
     Raises:
         OSError, RuntimeError: where it cannot be written; what was there before is as it was.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = _unfinished(path)
     try:
         with open(unfinished, "wb") as file:
             torch.save(content, file)
@@ -36,6 +37,11 @@ def write_atomically(content: Any, path: Path) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside a file that no other process writes to."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
 class AtomicCheckpointWriter(CheckpointWriter):
@@ -65,7 +71,7 @@ class AtomicCheckpointWriter(CheckpointWriter):
             )
             return
         logging.info(f"Saved checkpoint: {folder / name}")
-        link = folder / "checkpoint.torch.unfinished"
+        link = _unfinished(folder / "checkpoint.torch")
         link.unlink(missing_ok=True)
         link.symlink_to(name)
         os.replace(link, folder / "checkpoint.torch")

@@ -224,4 +224,4 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
         progress.publish,
     )
     # The monitor last: measuring kNN takes time, in which a checkpoint of the epoch should be there.
-    return [progress, *own, *kept, writer, monitor, PreemptionHook(checkpoint)]
+    return [progress, *own, *kept, writer, monitor, PreemptionHook(checkpoint, settings.grace_seconds)]

@@ -15,26 +15,34 @@ from typing import Any
 import torch
 from torch import distributed
 
+from pirl_plugin import early_stop
 from pirl_plugin.distributed import world_size
+from pirl_plugin.early_stop import EXIT_CODE, SIGNALS
 from pirl_plugin.training.base_hook import Hook
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_CODE = 75  # of sysexits.h: try again
-GRACE_SECONDS = 25.0  # for the step that is under way; torchrun waits for 30
+# For the step that is under way: torchrun kills after 30 seconds; a SLURM job says itself how early it is told.
+GRACE_SECONDS = {"torchrun": 25.0, "otherwise": 100.0}
+
+
+def grace_seconds(given: float | None) -> float:
+    """Seconds that a step may still take after a signal: as given, or what whoever started the run waits for."""
+    started_by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "otherwise"
+    return GRACE_SECONDS[started_by] if given is None else given
 
 
 class PreemptionHook(Hook):
     """Asks after every step whether any rank got a signal; all of them stop at the same step.
 
-    A rank that comes to no end of its step (another is dead, and it waits for it) ends itself after GRACE_SECONDS.
+    A rank that comes to no end of its step (another is dead, and it waits for it) ends itself after `grace` seconds.
 
     Args:
         checkpoint: what writes a checkpoint: called with the task on every rank.
+        grace: seconds; None for `grace_seconds`.
     """
 
-    def __init__(self, checkpoint: Any) -> None:
+    def __init__(self, checkpoint: Any, grace: float | None = None) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
+        self.checkpoint, self.grace = checkpoint, grace_seconds(grace)
         self.requested = threading.Event()
         self.writing: int | None = None  # the end of a pipe that signals are written to, while they are watched
 
@@ -54,14 +62,14 @@ class PreemptionHook(Hook):
         while byte := os.read(reading, 1):  # none when the other end is closed
             if byte[0] in SIGNALS and not self.requested.is_set():
                 logging.warning("Asked to stop: a checkpoint is written after this step.")
-                self.timer = threading.Timer(GRACE_SECONDS, self._give_up)
+                self.timer = threading.Timer(self.grace, self._give_up)
                 self.timer.daemon = True
                 self.timer.start()
                 self.requested.set()
         os.close(reading)
 
     def _give_up(self) -> None:
-        logging.error(f"Asked to stop, but the step did not end within {GRACE_SECONDS:.0f} s; ending without it.")
+        logging.error(f"Asked to stop, but the step did not end within {self.grace:.0f} s; ending without it.")
         os._exit(EXIT_CODE)
 
     def on_step(self, task: Any) -> None:
@@ -100,14 +108,20 @@ class PreemptionHook(Hook):
             signal.signal(name, handler)
 
 
+forwarded = threading.Event()  # whether this process, which started the ranks, was asked to stop
+
+
 def forward_signals() -> None:
     """For the process that started the ranks: hand the signals on to them, and let them end by themselves."""
 
     def forward(number: int, frame: Any) -> None:
+        forwarded.set()
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
 
     for name in SIGNALS:
-        if signal.getsignal(name) is signal.SIG_DFL:  # else whoever runs this, submitit for one, has plans of its own
+        before = signal.getsignal(name)
+        # Else whoever runs this, submitit for one, has plans of its own.
+        if before is signal.SIG_DFL or early_stop.is_early(before):
             signal.signal(name, forward)

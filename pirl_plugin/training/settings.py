@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer, check_keys, check_mapping
+from pirl_plugin.validation import (
+    ConfigError,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_keys,
+    check_mapping,
+    check_number,
+)
 
 WHERE = "TRAINER.PIRL_TRAIN_STEP"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,6 +33,8 @@ class StepSettings:
         compile: torch.compile for the trunk; needs a compiler on the machine.
         accumulation_steps: parts of a batch that go through the network one after the other before the optimiser's
             step, for a GPU that cannot hold the batch. BatchNorm sees the parts; with `npid`, Z follows each part.
+        grace_seconds: how long a step may still take after a signal to stop, before the rank ends without a checkpoint
+            of it; default: 25 under torchrun, which waits for 30, else 100 (for SLURM's --signal=USR1@120).
         wandb_project: Weights & Biases project for the progress, where one is named.
     """
 
@@ -32,6 +42,7 @@ class StepSettings:
     channels_last: bool = True
     compile: bool = False
     accumulation_steps: int = 1
+    grace_seconds: float | None = None
     wandb_project: str = ""
 
     @classmethod
@@ -47,6 +58,8 @@ class StepSettings:
         check_boolean(settings.channels_last, f"{WHERE}.channels_last")
         check_boolean(settings.compile, f"{WHERE}.compile")
         check_integer(settings.accumulation_steps, f"{WHERE}.accumulation_steps", 1)
+        if settings.grace_seconds is not None:
+            check_number(settings.grace_seconds, f"{WHERE}.grace_seconds", 1)
         if not isinstance(settings.wandb_project, str):
             raise ConfigError(f"{WHERE}.wandb_project is {settings.wandb_project!r}; it must be a name, or ''.")
         return settings

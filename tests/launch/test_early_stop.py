@@ -1,0 +1,83 @@
+"""A signal before training has begun is no failure: the job goes back into the queue."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pirl_plugin import early_stop
+from pirl_plugin.training.preemption import grace_seconds
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+CODE = "import time; from pirl_plugin import early_stop as e; e.end_when_asked(); print('ready', flush=True); time.sleep(60)"
+SAID = "Asked to stop before training began; the same command starts it again.\n"
+
+
+@pytest.mark.parametrize("number", early_stop.SIGNALS)
+def test_a_process_that_only_starts_ends_with_the_code_for_trying_again(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (
+        process.returncode == 75
+        and errors == "Asked to stop before training began; the same command starts it again.\n"
+    )
+
+
+def test_handlers_of_others_are_left_and_other_threads_set_none():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        early_stop.end_when_asked()
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        thread = threading.Thread(target=early_stop.end_when_asked)
+        thread.start()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for name in early_stop.SIGNALS:
+            if early_stop.is_early(signal.getsignal(name)):
+                signal.signal(name, signal.SIG_DFL)
+
+
+def test_the_grace_is_that_of_whoever_started_the_run_unless_it_is_given(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert (grace_seconds(None), grace_seconds(7)) == (100, 7)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert (grace_seconds(None), grace_seconds(7)) == (25, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_at_any_time_of_the_start_ends_with_75_and_the_same_command_trains(processes, photo_folder, tmp_path):
+    command = [
+        sys.executable, "-m", "pirl_plugin.commands", "train", "config=pretrain/pirl/jigsaw_small_images_cpu",
+        "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+        f"config.CHECKPOINT.DIR={tmp_path}/run", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8",
+        f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}", "config.OPTIMIZER.num_epochs=2",
+    ]  # fmt: skip
+    for delay in (1.0, 3.0, 5.5, 8.0):
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGUSR1)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, 75), (delay, errors[-2000:])
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    assert (tmp_path / "run" / "model_final_checkpoint_phase1.torch").is_file()
