@@ -15,7 +15,13 @@ from pirl_plugin.training.preemption import grace_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-CODE = "import time; from pirl_plugin import early_stop as e; e.end_when_asked(); print('ready', flush=True); time.sleep(60)"
+CODE = """
+import time
+from pirl_plugin import early_stop
+early_stop.end_when_asked()
+print('ready', flush=True)
+time.sleep(60)
+"""
 SAID = "Asked to stop before training began; the same command starts it again.\n"
 
 
