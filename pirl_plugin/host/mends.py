@@ -15,7 +15,6 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import sys
 import types
@@ -24,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pirl_plugin.host.vissl_tools import find_scripts
+from pirl_plugin.host.overrides import OVERRIDES, marked
 from pirl_plugin.validation import ConfigError, MissingPackageError
 
 INSTALL_VISSL = "pip install --no-deps vissl==0.1.6 && pip install --no-deps --force-reinstall classy-vision==0.7.0"
@@ -133,12 +132,6 @@ def _safe_checkpoints() -> bool:
     return True
 
 
-def _marked(function: Any) -> Any:
-    """An override, by which it is known that it was applied."""
-    function.mended = True
-    return function
-
-
 def _svm_average_precision() -> bool:
     # svm_trainer.py:256 and svm_low_shot_trainer.py:176 put an array of one number into a cell, which
     # NumPy >= 2.4 refuses.
@@ -164,7 +157,7 @@ def _svm_average_precision() -> bool:
             precision, recall, score, average_precision = _original(targets, predictions)
             return precision, recall, score, numpy.asarray(average_precision).item()
 
-        module.get_precision_recall = _marked(precision_recall)
+        module.get_precision_recall = marked(precision_recall)
         applied = True
     return applied
 
@@ -187,96 +180,7 @@ def _extraction_on_a_cpu() -> bool:
             extract_on_cpu(self, output_folder)
         report_left_out(self.task, output_folder)
 
-    SelfSupervisionTrainer.extract = _marked(extract)
-    return True
-
-
-def _unreadable_images_left_out() -> bool:
-    # data/disk_dataset.py:158 makes a grey square of an image that cannot be read, which train_task.py's loaders train
-    # and measure on as if it were one of its class.
-    from vissl.trainer.train_task import SelfSupervisionTask
-
-    from pirl_plugin.host.readable_batches import leave_out_unreadable
-
-    if getattr(SelfSupervisionTask.prepare, "mended", False):
-        return False
-    prepare, prepare_extraction = SelfSupervisionTask.prepare, SelfSupervisionTask.prepare_extraction
-
-    @functools.wraps(prepare)
-    def prepare_training(self, pin_memory: bool = False):
-        result = prepare(self, pin_memory)
-        leave_out_unreadable(self, skip_empty=False)
-        return result
-
-    @functools.wraps(prepare_extraction)
-    def prepare_extracting(self, pin_memory: bool = False):
-        result = prepare_extraction(self, pin_memory)
-        leave_out_unreadable(self, skip_empty=True)
-        return result
-
-    SelfSupervisionTask.prepare = _marked(prepare_training)
-    SelfSupervisionTask.prepare_extraction = _marked(prepare_extracting)
-    return True
-
-
-def _ranks_agree() -> bool:
-    # train_task.py:206 and :288: each node takes the config, the images and the newest checkpoint that it finds.
-    from vissl.trainer.train_task import SelfSupervisionTask
-
-    from pirl_plugin.host import agreement
-
-    if getattr(SelfSupervisionTask.set_checkpoint_path, "mended", False):
-        return False
-    build_datasets = SelfSupervisionTask.build_datasets
-
-    def set_checkpoint_path(self, checkpoint_path: str | None) -> None:
-        agreement.agree_on_settings(self.config)
-        self.checkpoint_path = agreement.choose_checkpoint(checkpoint_path)
-
-    @functools.wraps(build_datasets)
-    def build_agreed_datasets(self, current_train_phase_idx: int = 0):
-        datasets, keys = build_datasets(self, current_train_phase_idx)
-        self.images_identity = agreement.agree_on_images(datasets)
-        return datasets, keys
-
-    SelfSupervisionTask.set_checkpoint_path = _marked(set_checkpoint_path)
-    SelfSupervisionTask.build_datasets = build_agreed_datasets
-    return True
-
-
-def _environment_without_secrets() -> bool:
-    # utils/env.py:43 logs every variable with its value, called by each engine.
-    from vissl.engines import extract_cluster, extract_features, train
-    from vissl.utils import env
-
-    from pirl_plugin.host.environment_log import log_environment
-
-    if env.print_system_env_info is log_environment:
-        return False
-    for module in (env, train, extract_features, extract_cluster):
-        module.print_system_env_info = log_environment
-    return True
-
-
-def _long_records_to_a_file() -> bool:
-    # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines of a start.
-    from vissl.engines import extract_cluster, extract_features, train
-    from vissl.utils import logger
-
-    from pirl_plugin.host.long_records import shorten
-
-    original = logger.setup_logging
-    if getattr(original, "mended", False):
-        return False
-
-    @functools.wraps(original)
-    def setup_logging(name, output_dir=None, rank=0):
-        original(name, output_dir, rank)
-        if output_dir:
-            shorten(logging.getLogger(name), output_dir, rank)
-
-    for module in (logger, train, extract_features, extract_cluster):
-        module.setup_logging = _marked(setup_logging)
+    SelfSupervisionTrainer.extract = marked(extract)
     return True
 
 
@@ -314,11 +218,7 @@ _BEFORE_IMPORT: dict[str, Callable[[], bool]] = {
 }
 
 _AFTER_IMPORT: dict[str, Callable[[], bool]] = {
-    "no secrets of the environment in a log": _environment_without_secrets,
-    "VISSL's own tools before others": find_scripts,
-    "long records to a file": _long_records_to_a_file,
     "SVM average precision": _svm_average_precision,
     "feature extraction on a CPU": _extraction_on_a_cpu,
-    "ranks agree before they start": _ranks_agree,
-    "unreadable images left out of evaluations": _unreadable_images_left_out,
+    **OVERRIDES,
 }

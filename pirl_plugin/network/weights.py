@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pirl_plugin.network.networks_in_files import choose_network, networks_in
 from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
 from pirl_plugin.network.trunks import LAYOUTS, ResNetTrunk
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
 _OURS = re.compile(r"^(conv1\.|bn1\.|layer[1-4]\.)")
-# Of several networks in a file, the one that its method's authors evaluate: DINO's teacher, MoCo's and BYOL's encoder
-# that is trained, the average of timm.
-_CHOSEN = (r"\bteacher\b", r"\bencoder_q\b", r"\bonline_(network|encoder|net)\b", r"(model|state_dict)_ema\b")
-_DEPTH = 5  # of mappings in mappings, in a file
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,8 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
     Args:
         source: the file's name, for the message.
     """
-    networks = dict(_networks(content))
-    chosen = _choose(networks, source)
+    networks = dict(networks_in(content))
+    chosen = choose_network(networks, source)
     if chosen:
         logging.info(f"{source}: of {len(networks)} networks, the one at {chosen} is taken")
     if "conv2.weight" in networks[chosen]:
@@ -110,55 +107,6 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ConfigError(f"{source} has numbers in {key} that are not finite: the run that wrote it diverged.")
     return weights
-
-
-def _networks(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(where, weights by torchvision's names) of every ResNet trunk in what a file holds."""
-    if not isinstance(content, Mapping) or depth > _DEPTH:
-        return
-    tensors = {str(key).replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in sorted({key.removesuffix("conv1.weight") for key in tensors if key.endswith("conv1.weight")}):
-        if f"{prefix}layer1.0.conv1.weight" in tensors:
-            yield f"{place}{prefix}", _below(tensors, prefix)
-    for prefix in sorted({key.removesuffix("0.weight") for key in tensors if re.search(r"(^|\.)0\.weight$", key)}):
-        below = _named_children(_below(tensors, prefix))
-        if below:
-            yield f"{place}{prefix}", below
-    for key, value in content.items():
-        yield from _networks(value, f"{place}{key}.", depth + 1)
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _named_children(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of nn.Sequential(*resnet.children()) by their names in the ResNet; empty where it is none."""
-    stages = sorted(int(match.group(1)) for key in tensors if (match := re.fullmatch(r"(\d+)\.0\.conv1\.weight", key)))
-    if len(stages) != 4 or stages != list(range(stages[0], stages[0] + 4)) or stages[0] < 3:
-        return {}
-    names = {"0": "conv1", "1": "bn1"} | {str(stage): f"layer{i + 1}" for i, stage in enumerate(stages)}
-    parts = ((key.partition("."), value) for key, value in tensors.items())
-    return {f"{names[first]}.{rest}": value for (first, _, rest), value in parts if first in names}
-
-
-def _choose(networks: Mapping[str, Any], source: str) -> str:
-    """The place of the network that is meant, of all in a file."""
-    if not networks:
-        raise ConfigError(
-            f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or "
-            f"of another architecture."
-        )
-    for pattern in _CHOSEN if len(networks) > 1 else ():
-        matching = [place for place in networks if re.search(pattern, place)]
-        if len(matching) == 1:
-            return matching[0]
-    if len(networks) > 1:
-        names = ", ".join(repr(place) for place in networks)
-        raise ConfigError(
-            f"{source} holds {len(networks)} ResNets, at {names}: save the one that is meant in a file of its own."
-        )
-    return next(iter(networks))
 
 
 def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:

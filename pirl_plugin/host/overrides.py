@@ -1,0 +1,114 @@
+"""Functions of VISSL that do what no user wants, replaced: each names the line of VISSL that it stands for."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pirl_plugin.host.vissl_tools import find_scripts
+
+
+def marked(function: Any) -> Any:
+    """An override, by which it is known that it was applied."""
+    function.mended = True
+    return function
+
+
+def _unreadable_images_left_out() -> bool:
+    # data/disk_dataset.py:158 makes a grey square of an image that cannot be read, which train_task.py's loaders train
+    # and measure on as if it were one of its class.
+    from vissl.trainer.train_task import SelfSupervisionTask
+
+    from pirl_plugin.host.readable_batches import leave_out_unreadable
+
+    if getattr(SelfSupervisionTask.prepare, "mended", False):
+        return False
+    prepare, prepare_extraction = SelfSupervisionTask.prepare, SelfSupervisionTask.prepare_extraction
+
+    @functools.wraps(prepare)
+    def prepare_training(self, pin_memory: bool = False):
+        result = prepare(self, pin_memory)
+        leave_out_unreadable(self, skip_empty=False)
+        return result
+
+    @functools.wraps(prepare_extraction)
+    def prepare_extracting(self, pin_memory: bool = False):
+        result = prepare_extraction(self, pin_memory)
+        leave_out_unreadable(self, skip_empty=True)
+        return result
+
+    SelfSupervisionTask.prepare = marked(prepare_training)
+    SelfSupervisionTask.prepare_extraction = marked(prepare_extracting)
+    return True
+
+
+def _ranks_agree() -> bool:
+    # train_task.py:206 and :288: each node takes the config, the images and the newest checkpoint that it finds.
+    from vissl.trainer.train_task import SelfSupervisionTask
+
+    from pirl_plugin.host import agreement
+
+    if getattr(SelfSupervisionTask.set_checkpoint_path, "mended", False):
+        return False
+    build_datasets = SelfSupervisionTask.build_datasets
+
+    def set_checkpoint_path(self, checkpoint_path: str | None) -> None:
+        agreement.agree_on_settings(self.config)
+        self.checkpoint_path = agreement.choose_checkpoint(checkpoint_path)
+
+    @functools.wraps(build_datasets)
+    def build_agreed_datasets(self, current_train_phase_idx: int = 0):
+        datasets, keys = build_datasets(self, current_train_phase_idx)
+        self.images_identity = agreement.agree_on_images(datasets)
+        return datasets, keys
+
+    SelfSupervisionTask.set_checkpoint_path = marked(set_checkpoint_path)
+    SelfSupervisionTask.build_datasets = build_agreed_datasets
+    return True
+
+
+def _environment_without_secrets() -> bool:
+    # utils/env.py:43 logs every variable with its value, called by each engine.
+    from vissl.engines import extract_cluster, extract_features, train
+    from vissl.utils import env
+
+    from pirl_plugin.host.environment_log import log_environment
+
+    if env.print_system_env_info is log_environment:
+        return False
+    for module in (env, train, extract_features, extract_cluster):
+        module.print_system_env_info = log_environment
+    return True
+
+
+def _long_records_to_a_file() -> bool:
+    # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines of a start.
+    from vissl.engines import extract_cluster, extract_features, train
+    from vissl.utils import logger
+
+    from pirl_plugin.host.long_records import shorten
+
+    original = logger.setup_logging
+    if getattr(original, "mended", False):
+        return False
+
+    @functools.wraps(original)
+    def setup_logging(name, output_dir=None, rank=0):
+        original(name, output_dir, rank)
+        if output_dir:
+            shorten(logging.getLogger(name), output_dir, rank)
+
+    for module in (logger, train, extract_features, extract_cluster):
+        module.setup_logging = marked(setup_logging)
+    return True
+
+
+OVERRIDES: dict[str, Callable[[], bool]] = {
+    "VISSL's own tools before others": find_scripts,
+    "no secrets of the environment in a log": _environment_without_secrets,
+    "long records to a file": _long_records_to_a_file,
+    "ranks agree before they start": _ranks_agree,
+    "unreadable images left out of evaluations": _unreadable_images_left_out,
+}
