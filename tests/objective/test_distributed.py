@@ -91,7 +91,8 @@ def test_any_number_of_ranks_equals_one_process_with_the_whole_batch_and_bank(re
     assert all(rank["held"] == (-(-30 // world_size) if sharded else 30) for rank in ranks)
 
 
-def test_banks_that_differ_between_ranks_stop_the_run(tmp_path):
+@pytest.mark.parametrize("what", ["memory banks", "weights"])
+def test_banks_or_weights_that_differ_between_ranks_stop_the_run(what, tmp_path):
     code = f"""
 import sys, types, torch, torch.distributed as dist
 from pirl_plugin.launch import registration
@@ -99,11 +100,14 @@ from pirl_plugin.training.hooks import BankAgreementHook
 from pirl_plugin.objective.memory_bank import MemoryBank
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
-bank = MemoryBank(30, dim=8)
-task = types.SimpleNamespace(base_loss=types.SimpleNamespace(memory_bank=bank), train_phase_idx=3)
+bank, network = MemoryBank(30, dim=8), torch.nn.Linear(4, 4)
+torch.nn.init.constant_(network.weight, 0.5)
+torch.nn.init.constant_(network.bias, 0.5)
+loss = types.SimpleNamespace(memory_bank=bank)
+task = types.SimpleNamespace(base_loss=loss, base_model=network, train_phase_idx=3)
 BankAgreementHook().on_phase_end(task)  # the same: silent
 if rank == 1:
-    bank.rows[17, 3] += 1e-6
+    (bank.rows if {what!r} == "memory banks" else network.weight.data)[2, 3] += 1e-6
 BankAgreementHook().on_phase_end(task)
 """
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parents[1]), "OMP_NUM_THREADS": "1"}
@@ -113,4 +117,4 @@ BankAgreementHook().on_phase_end(task)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=500)
-        assert process.returncode != 0 and "memory banks differ after epoch 3" in errors
+        assert process.returncode != 0 and f"{what} differ after epoch 3" in errors
