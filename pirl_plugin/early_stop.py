@@ -1,13 +1,13 @@
-"""SIGTERM and SIGUSR1 before training has begun: end so that the job is put back into the queue.
+"""SIGTERM and SIGUSR1 where no training handles them: end so that the job is put back into the queue.
 
-Nothing is lost then, and nothing heavy is imported here: it is installed by the launcher's first lines.
+Nothing heavy is imported here: it is installed by the launcher's first lines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 
@@ -15,8 +15,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
 
 
+MESSAGE = "Asked to stop; the same command goes on from the last checkpoint, if there is one.\n"
+to_delete: set[str] = set()  # files of this process that must not outlive it, as that of its run lock
+
+
 def _end(number: int, frame: FrameType | None) -> None:
-    os.write(sys.stderr.fileno(), b"Asked to stop before training began; the same command starts it again.\n")
+    with contextlib.suppress(OSError):
+        os.write(2, MESSAGE.encode())
+    for path in to_delete:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     os._exit(EXIT_CODE)
 
 

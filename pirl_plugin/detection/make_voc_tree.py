@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,16 +58,22 @@ def make_tree(
     counted = {name: _counted_classes(root) for name, root in trees.items()}
     classes = sorted({name for root in trees.values() for name in _names(root)})
     splits = stratified_split(counted, classes, test_share, seed)
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (output / part).mkdir(parents=True)
-    for name, file in files.items():
-        os.symlink(file.resolve(), output / "JPEGImages" / f"{name}.jpg")  # whatever it is: PIL looks into the file
-        ElementTree.ElementTree(trees[name]).write(output / "Annotations" / f"{name}.xml", encoding="utf-8")
-    for split, names in splits.items():
-        (output / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
-    (output / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-    for split in splits:
-        check_split(output, split, str(output), classes, tested=split == "test")
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}.unfinished")
+    try:
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (unfinished / part).mkdir(parents=True)
+        for name, file in files.items():
+            os.symlink(file.resolve(), unfinished / "JPEGImages" / f"{name}.jpg")  # whatever it is: PIL looks into it
+            ElementTree.ElementTree(trees[name]).write(unfinished / "Annotations" / f"{name}.xml", encoding="utf-8")
+        for split, names in splits.items():
+            listing = unfinished / "ImageSets" / "Main" / f"{split}.txt"
+            listing.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        (unfinished / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        for split in splits:
+            check_split(unfinished, split, str(output), classes, tested=split == "test")
+        os.replace(unfinished, output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return {**{split: len(names) for split, names in splits.items()}, "classes": classes}
 
 
@@ -132,6 +139,16 @@ def _complete(root: ElementTree.Element, path: Path, image: Path) -> None:
             box = item.find("bndbox")
             assert box is not None
             _set(box, side, str(rounded))
+        if not _has_area(item):
+            raise ConfigError(
+                f"An object of the annotation {printable(path)} has a box that is empty in whole pixels; xmin "
+                f"< xmax and ymin < ymax."
+            )
+
+
+def _has_area(item: ElementTree.Element) -> bool:
+    left, top, right, bottom = (int(item.findtext(f"bndbox/{side}") or 0) for side in SIDES)
+    return left < right and top < bottom
 
 
 def _set(parent: ElementTree.Element, tag: str, text: str) -> None:
@@ -172,6 +189,18 @@ def stratified_split(
     order = [sorted(counted)[place] for place in np.random.default_rng(seed).permutation(len(counted))]
     having = {one: [image for image in order if one in counted[image]] for one in classes}
     test: set[str] = set()
+    left = {one: len(images) for one, images in having.items()}  # images of a class that are still to train on
+    in_test = dict.fromkeys(classes, 0)
+
+    def move(image: str) -> None:
+        """To the test split, unless it is the last of a class to train on."""
+        if image in test or any(left[other] < 2 for other in counted[image]):
+            return
+        test.add(image)
+        for other in counted[image]:
+            left[other] -= 1
+            in_test[other] += 1
+
     for one in sorted(classes, key=lambda one: len(having[one])):
         if len(having[one]) < 2:
             raise ConfigError(
@@ -180,15 +209,14 @@ def stratified_split(
             )
         wanted = min(len(having[one]) - 1, max(1, round(test_share * len(having[one]))))
         for image in having[one]:
-            if sum(other in test for other in having[one]) >= wanted:
+            if in_test[one] >= wanted:
                 break
-            if all(len(set(having[other]) - test - {image}) for other in counted[image]):
-                test.add(image)
+            move(image)
     count = min(len(order) - 2, max(2, round(len(order) * test_share)))
     for image in order:
-        if len(test) < count and all(len(set(having[other]) - test - {image}) for other in counted[image]):
-            test.add(image)
-    lacking = [one for one in classes if not test & set(having[one]) or not set(having[one]) - test]
+        if len(test) < count:
+            move(image)
+    lacking = [one for one in classes if not in_test[one]]
     if lacking or len(order) - len(test) < 2:
         raise ConfigError(
             f"The images cannot be split so that each class is in both splits ({', '.join(lacking) or 'too few'}): the "

@@ -114,8 +114,8 @@ def shown_size(path: Path) -> tuple[int, int, bool]:
         with path.open("rb") as file:
             start = file.read(2)
             file.seek(-min(64, path.stat().st_size), os.SEEK_END)
-            whole = start != b"\xff\xd8" or b"\xff\xd9" in file.read()
-        if not whole:  # torn, or with something after its end: decoding tells
+            whole = start == b"\xff\xd8" and b"\xff\xd9" in file.read()
+        if not whole:  # torn, with something after its end, or no JPEG: decoding tells
             load_rgb(path)
     except Exception as error:  # whatever a broken file makes PIL raise
         raise ConfigError(f"The photo {printable(path)} cannot be read: {type(error).__name__}: {error}.") from error
@@ -143,7 +143,7 @@ def _check_objects(root: ElementTree.Element, path: Path, classes: Sequence[str]
     """Names of the objects that count in an evaluation."""
     counted = []
     for item in root.findall("object"):
-        for tag in (*OBJECT_TAGS, *(f"bndbox/{side}" for side in SIDES)):
+        for tag in (*(OBJECT_TAGS if tested else ("name",)), *(f"bndbox/{side}" for side in SIDES)):
             if item.findtext(tag) is None:
                 raise ConfigError(f"An object of the annotation {path} has no <{tag}>, which Detectron2 needs.")
         name = item.findtext("name") or ""

@@ -17,7 +17,7 @@ from pirl_plugin.network.features import unreadable_goes_to
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.network.run_networks import build_trunk
-from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform, sample_generator
 from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
 
 BINS = np.linspace(0, 2, 81)  # edges, of histograms of distances
@@ -171,17 +171,16 @@ def embed_pairs(
     Raises:
         ConfigError: where no file can be read.
     """
-    generator = torch.Generator().manual_seed(seed)
     image, transformed, done = [], [], 0
     # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
     order = np.random.default_rng(seed).permutation(len(files))
-    for _ in range(draws):
+    for draw in range(draws):
         parts, read = [], list[int]()
         for batch in np.array_split(order, -(-len(files) // batch_size)):
             made = {}
             for place in batch:
                 with unreadable_goes_to(on_unreadable, files[place]):
-                    made[int(place)] = transform.views(load_rgb(files[place]), generator)
+                    made[int(place)] = transform.views(load_rgb(files[place]), sample_generator(seed, draw, int(place)))
             if made:
                 images, views = (torch.stack(parts) for parts in zip(*made.values(), strict=True))
                 parts.append(encoders(images, views))

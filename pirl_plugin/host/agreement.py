@@ -28,7 +28,7 @@ OF_THE_NODE = re.compile(
     r"SLURM\..*|HOOKS\.PIRL_MONITOR\.knn_(train|test)"
 )
 # What makes a run another one, of which a resumed run says so.
-OF_THE_RUN = re.compile(r"(LOSS|OPTIMIZER|MODEL\.(TRUNK|HEAD)|DATA\.TRAIN|DISTRIBUTED\.NUM|TRAINER)\..*|SEED_VALUE")
+OF_THE_RUN = re.compile(r"(LOSS|OPTIMIZER|MODEL\.(TRUNK|HEAD)|DATA\.TRAIN|TRAINER)\..*|DISTRIBUTED\.NUM_\w+|SEED_VALUE")
 
 
 def flattened(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,13 +140,14 @@ def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted
         ConfigError: naming what differs.
     """
     differ = [key for key in now if key in saved and saved[key] != now[key]]
-    if differ and not accepted:
-        raise ConfigError(
-            f"The checkpoint is of other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a "
-            f"file renamed, added or moved to another folder, or a list in another order), so that the rows of the "
-            f"memory bank would be of other images; bring them back, or say that it is meant by "
-            f"config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True."
-        )
+    if not differ or (accepted and "number of images" not in differ):
+        return
+    meant = ", or say that it is meant by config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True"
+    raise ConfigError(
+        f"The checkpoint is of other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a file "
+        f"was renamed, moved to another folder, added or deleted, or a list has another order), so that rows of the "
+        f"memory bank would be of other images; bring them back{meant if 'number of images' not in differ else ''}."
+    )
 
 
 def settings_of_the_run(config: Any) -> dict[str, str]:

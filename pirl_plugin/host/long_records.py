@@ -26,7 +26,10 @@ class LongRecordsToFile(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always true: nothing is dropped."""
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # VISSL's launcher logs an error with a broken format; the handler says so
+            return True
         count = text.count("\n") + 1
         if count <= LONGEST or record.levelno >= logging.WARNING:
             return True

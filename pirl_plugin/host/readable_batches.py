@@ -25,7 +25,7 @@ class ReadableBatches:
         skip_empty: leave such a batch out altogether, as features can be extracted of any number of batches.
 
     Attributes:
-        unreadable: indices, in the data set, of the images that were left out since `unreadable` was emptied.
+        unreadable: indices, in the data set, of the images that were left out since the last `forget`.
         kept: of those, the ones that were kept as grey images.
     """
 
@@ -33,6 +33,11 @@ class ReadableBatches:
         self.loader, self.skip_empty = loader, skip_empty
         self.unreadable: set[int] = set()
         self.kept: set[int] = set()
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.unreadable.clear()
+        self.kept.clear()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)

@@ -1,7 +1,8 @@
-"""VISSL's scripts, which lie in packages named `tools` and `extra_scripts`, found whatever else has such a name."""
+"""VISSL's scripts, which lie in packages named `tools` and `extra_scripts`, whatever else has such a name."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -10,26 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-SCRIPTS = ("tools.train_svm", "extra_scripts.create_low_shot_samples")  # those that the plugin runs
+# Name here -> file beside the package vissl.
+SCRIPTS = {
+    "vissl_tool_train_svm": "tools/train_svm.py",
+    "vissl_tool_create_low_shot_samples": "extra_scripts/create_low_shot_samples.py",
+}
 
 
 class VisslScripts(importlib.abc.MetaPathFinder):
-    """Finds SCRIPTS beside the package vissl, before a package of the same name on the user's path is asked.
-
-    Processes that are started find them by these names, too: a script's own functions are sent to them by name.
-    """
+    """Finds SCRIPTS under names of their own, also in processes to which their functions are sent by name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Of a module in SCRIPTS; None for all others."""
-        if fullname not in SCRIPTS:
-            return None
-        vissl = importlib.util.find_spec("vissl")
+        vissl = importlib.util.find_spec("vissl") if fullname in SCRIPTS else None
         if vissl is None or vissl.origin is None:
             return None
-        file = Path(vissl.origin).parent.parent.joinpath(*fullname.split(".")).with_suffix(".py")
-        return importlib.util.spec_from_file_location(fullname, file) if file.is_file() else None
+        return importlib.util.spec_from_file_location(fullname, Path(vissl.origin).parents[1] / SCRIPTS[fullname])
 
 
 def find_scripts() -> bool:
@@ -38,3 +37,8 @@ def find_scripts() -> bool:
         return False
     sys.meta_path.insert(0, VisslScripts())
     return True
+
+
+def script(name: str) -> ModuleType:
+    """A script of VISSL, e.g. `train_svm`."""
+    return importlib.import_module(f"vissl_tool_{name}")

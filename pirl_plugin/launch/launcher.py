@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.distributed import PrefixStore, rendezvous
 from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
@@ -28,7 +30,7 @@ from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import early_stop
 from pirl_plugin.host import mends
-from pirl_plugin.host.loss_settings import sharded_bank_settings
+from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
     registration,
@@ -126,7 +128,8 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
 
 def _checkpoint_before(requeue: Callable[..., Any], number: int, frame: Any) -> None:
     """submitit wants to requeue: let a training write its checkpoint first, as for SIGUSR1."""
-    if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN):  # nothing is trained
+    handler = signal.getsignal(signal.SIGUSR1)
+    if handler in (signal.SIG_DFL, signal.SIG_IGN) or early_stop.is_early(handler):  # nothing is trained
         requeue(number, frame)
     else:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -186,9 +189,74 @@ def launch_on_slurm(config: AttrDict, engine_name: str):
 
 def _held(config: AttrDict, engine_name: str, primary: bool) -> contextlib.AbstractContextManager[None]:
     """The run's checkpoint folder, held by the first rank's process of a training."""
-    folder = str(config.CHECKPOINT.DIR)
+    folder = get_checkpoint_folder(config)
     alone = primary and engine_name == "train" and "://" not in folder
     return run_lock.only_run_in(folder) if alone else contextlib.nullcontext()
+
+
+def _sweep(runs: list[list[str]]) -> None:
+    """The runs of a sweep, each in a process of its own, to which signals are handed on."""
+    for number, one in enumerate(runs, start=1):
+        print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "pirl_plugin.launch.launcher", *one])
+
+        def forward(number: int, frame: Any, process: subprocess.Popen = process) -> None:
+            process.send_signal(number)
+
+        before = {name: signal.signal(name, forward) for name in early_stop.SIGNALS}
+        try:
+            code = process.wait()
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+        if code:
+            raise SystemExit(code)
+
+
+def _check_same_evaluation(config: AttrDict) -> None:
+    """Refuse to go on with, or to show, an evaluation of other weights in the same folder.
+
+    Raises:
+        ConfigError: naming both weights.
+    """
+    before, weights = Path(get_checkpoint_folder(config), "train_config.yaml"), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    if pirl_loss_class(config) is not None or not before.is_file() or not any(before.parent.glob("model_*.torch")):
+        return
+    found = (yaml.safe_load(before.read_text(encoding="utf-8")) or {}).get("MODEL", {}).get("WEIGHTS_INIT", {})
+    if found.get("PARAMS_FILE", "") != weights:
+        raise ConfigError(
+            f"CHECKPOINT.DIR is {before.parent}, which has one from {found.get('PARAMS_FILE') or 'no weights'}, "
+            f"and this one is from {weights or 'none'}: give it a folder of its own."
+        )
+
+
+def _run_here(given: list[str], whole: AttrDict) -> None:
+    config, engine = whole.config, whole.engine_name
+    primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
+    if "://" not in config.CHECKPOINT.DIR:
+        os.makedirs(config.CHECKPOINT.DIR, exist_ok=True)  # else VISSL says only that the folder is invalid
+    folder = get_checkpoint_folder(config)
+    if engine == "train" and is_training_finished(config, folder):
+        if primary:
+            _check_same_evaluation(config)
+            print(
+                "\n".join(["Finished before; nothing was run.", *run_result.closing(config, engine, None)]), flush=True
+            )
+        return
+    started = time.monotonic()
+    with _held(config, engine, primary):
+        if primary:  # not before the folder is known to be this run's
+            _check_same_evaluation(config)
+            composition.compose(given, write_config=True, check=False)
+            if engine == "train":
+                newest = checkpoint_folder.newest(config, folder)
+                print("\n".join(run_summary.summarise(config, newest)), flush=True)
+        launch(config, whole.node_id, engine)
+    if primary:
+        if engine == "train" and run_result.final_checkpoint(Path(folder)) is None:  # VISSL says nothing of Ctrl-C
+            sys.exit("Error: The run was stopped before its end; the same command goes on from its last checkpoint.")
+        minutes = (time.monotonic() - started) / 60
+        print("\n" + "\n".join(run_result.closing(config, engine, minutes)), flush=True)
 
 
 def run(overrides: list[str]) -> None:
@@ -200,26 +268,15 @@ def run(overrides: list[str]) -> None:
     """
     runs = composition.expand_sweep(overrides)
     if len(runs) > 1:
-        for number, one in enumerate(runs, start=1):
-            print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
-            code = subprocess.run([sys.executable, "-m", "pirl_plugin.launch.launcher", *one]).returncode
-            if code:
-                raise SystemExit(code)
+        _sweep(runs)
         return
-    whole = composition.compose([*runs[0], *torchrun_overrides()], write_config=True)
+    given = [*runs[0], *torchrun_overrides()]
+    whole = composition.compose(given)
     if whole.config.SLURM.USE_SLURM:
+        composition.compose(given, write_config=True, check=False)
         launch_on_slurm(whole.config, whole.engine_name)
     else:
-        primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
-        if whole.engine_name == "train" and primary:
-            newest = checkpoint_folder.newest(whole.config, get_checkpoint_folder(whole.config))
-            print("\n".join(run_summary.summarise(whole.config, newest)), flush=True)
-        started = time.monotonic()
-        with _held(whole.config, whole.engine_name, primary):
-            launch(whole.config, whole.node_id, whole.engine_name)
-        if primary:
-            minutes = (time.monotonic() - started) / 60
-            print("\n" + "\n".join(run_result.closing(whole.config, whole.engine_name, minutes)), flush=True)
+        _run_here(given, whole)
 
 
 def main(arguments: list[str] | None = None) -> None:

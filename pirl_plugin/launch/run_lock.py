@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pirl_plugin import early_stop
 from pirl_plugin.validation import ConfigError
 
 NAME = "running.json"
@@ -21,33 +22,57 @@ JOBS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in ticks since boot; None where there is none (Linux)."""
+    """When a process of this machine was started, in ticks since boot; None where it is gone or dead (Linux)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *values = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if state in "ZX" else values[18]
     except (OSError, IndexError):
         return None
+
+
+def _machine() -> str:
+    """Where a process number means a process: containers on one host have numbers of their own."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def owner() -> dict[str, Any]:
     """This process, as the file names it."""
     # torchrun's run is called none where it was given no name.
     job = next((f"{name} {os.environ[name]}" for name in JOBS if os.environ.get(name, "none") not in ("", "none")), "")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "job": job}
+    place = {"host": socket.gethostname(), "machine": _machine()}
+    return {**place, "pid": os.getpid(), "started": _started(os.getpid()), "job": job}
 
 
-def _is_gone(other: dict[str, Any], path: Path) -> bool:
-    me = owner()
-    if other.get("host") == me["host"]:
+def _own_name(path: Path) -> Path:
+    """A name beside a file that no other process has."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was touched, by the file system's own clock, which may be another machine's."""
+    probe = _own_name(path).with_suffix(".probe")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether the run that a file names has ended without deleting it."""
+    me, other = owner(), _read(path)
+    if other.get("machine") == me["machine"]:
         started = _started(int(other.get("pid", 0)))
         return started is None or started != other.get("started")
     if me["job"] and other.get("job") == me["job"]:
         return True
-    probe = path.with_name(f"{NAME}.{me['host']}.{me['pid']}")
     try:
-        probe.touch()  # the file system's own clock, which may be another machine's
-        return probe.stat().st_mtime - path.stat().st_mtime > STALE_SECONDS
-    finally:
-        probe.unlink(missing_ok=True)
+        return _age(path) > STALE_SECONDS
+    except FileNotFoundError:  # it ends just now
+        return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -59,25 +84,51 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _take(path: Path) -> None:
-    """Make the file, which must not be there: of two that try at once, one fails."""
-    for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
+    """Make the file, whole at once, which must not be there: of two that try, one fails.
+
+    Raises:
+        ConfigError: where another run holds it.
+    """
+    own = _own_name(path)
+    own.write_text(json.dumps(owner()), encoding="utf-8")
+    try:
+        for _ in range(2):
+            with contextlib.suppress(FileExistsError):
+                _link(own, path)
+                return
             other = _read(path)
-            if other and not _is_gone(other, path):
+            if not _is_gone(path):
                 job = f", {other['job']}" if other.get("job") else ""
                 raise ConfigError(
                     f"CHECKPOINT.DIR is {path.parent}, where another run is training (process {other.get('pid')} on "
                     f"{other.get('host')}{job}): give this one a folder of its own, or, if that one has ended, delete "
                     f"{path}."
-                ) from None
-            path.unlink(missing_ok=True)
-            continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(owner(), file)
-        return
+                )
+            _put_aside(path, other)
+    finally:
+        own.unlink(missing_ok=True)
     raise ConfigError(f"CHECKPOINT.DIR is {path.parent}, where another run has just started; give it another folder.")
+
+
+def _link(own: Path, path: Path) -> None:
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with path.open("x", encoding="utf-8") as file:
+            file.write(own.read_text(encoding="utf-8"))
+
+
+def _put_aside(path: Path, judged: dict[str, Any]) -> None:
+    """Delete the file of a run that is gone, and no other that has taken its name meanwhile."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _read(aside) != judged:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
 
 
 @contextlib.contextmanager
@@ -92,6 +143,7 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
     _take(path)
     for torn in path.parent.glob("*.unfinished"):
         torn.unlink(missing_ok=True)
+    early_stop.to_delete.add(str(path))
     ended = threading.Event()
 
     def beat() -> None:
@@ -104,5 +156,6 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        early_stop.to_delete.discard(str(path))
         if _read(path) == owner():
             path.unlink(missing_ok=True)

@@ -16,16 +16,16 @@ from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.host.loss_settings import pirl_loss_class
 
 
-def closing(config: Any, engine_name: str, minutes: float) -> list[str]:
+def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
     """The result of a run that ended, a line a subject, as `run_summary.summarise` is of its beginning.
 
     Args:
         config: of the run.
         engine_name: `train` or `extract_features`.
-        minutes: that it took.
+        minutes: that it took; None where it was done before.
     """
     folder = Path(get_checkpoint_folder(config))
-    lines = {"took": f"{minutes:.1f} minutes"}
+    lines = {} if minutes is None else {"took": f"{minutes:.1f} minutes"}
     if engine_name != "train":
         lines["features"] = str(config.EXTRACT_FEATURES.OUTPUT_DIR or folder)
     elif pirl_loss_class(config) is not None:
@@ -74,7 +74,11 @@ def _evaluation(folder: Path) -> dict[str, str]:
     path = folder / "metrics.json"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
-        for meter, values in json.loads(line).items():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+        for meter, values in row.items():
             if not meter.startswith("test_") or not isinstance(values, Mapping):
                 continue
             for measure, by_layer in values.items():
@@ -97,11 +101,11 @@ def _last_row(path: Path) -> dict[str, str]:
 
 def _unreadable(folder: Path) -> str:
     """How many images of each split the ranks could not read."""
-    counts = dict[str, int]()
+    files: dict[str, set[str]] = {}  # ranks may have met the same file
     for path in sorted(folder.glob("unreadable_*rank*.txt")):
         match = re.fullmatch(r"unreadable_(?:(train|test)_)?rank\d+\.txt", path.name)
         if match:
             split = match.group(1) or "train"
-            counts[split] = counts.get(split, 0) + sum(1 for _ in read_list(path))
-    listed = ", ".join(f"{count} images of {split}" for split, count in counts.items())
+            files.setdefault(split, set()).update(read_list(path))
+    listed = ", ".join(f"{len(names)} images of {split}" for split, names in files.items())
     return f"{listed}; named in {folder}/unreadable_*rank*.txt" if listed else ""

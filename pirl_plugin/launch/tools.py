@@ -6,7 +6,6 @@ the work; only the nearest-neighbour test is the plugin's, because VISSL's needs
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import random
@@ -22,6 +21,7 @@ from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.measures import weighted_knn
+from pirl_plugin.host.vissl_tools import script
 from pirl_plugin.launch import (
     composition,
     launcher,
@@ -54,7 +54,7 @@ def _compose(arguments: list[str] | None) -> AttrDict:
 
 def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
     whole = _compose(arguments)
-    tool: Any = importlib.import_module(f"tools.{name}")
+    tool: Any = script(name)
     tool.launch_distributed = _launch  # with the plugin registered in every rank
     tool.main(whole, whole.config)
     return whole
@@ -62,10 +62,10 @@ def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
 
 def _say_left_out(folder: str | Path) -> dict[str, int]:
     """How many images of each split an extraction could not read, said beside its result."""
-    counts = dict[str, int]()
+    files: dict[str, set[str]] = {}  # a padded sampler gives an image to several ranks
     for path in sorted(Path(folder).glob("unreadable_*_rank*.txt")):
-        split = path.name.split("_")[1]
-        counts[split] = counts.get(split, 0) + sum(1 for _ in read_list(path))
+        files.setdefault(path.name.split("_")[1], set()).update(read_list(path))
+    counts = {split: len(names) for split, names in files.items()}
     for split, count in counts.items():
         print(f"{count} images of {split} could not be read and were left out: {folder}/unreadable_{split}_rank*.txt")
     return counts
@@ -102,10 +102,11 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
     The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns by layer and
     k the mean, min, max and standard deviation over the samples of the mean AP, in per cent, at the best cost.
     """
-    from extra_scripts.create_low_shot_samples import generate_voc07_low_shot_samples
     from vissl.utils.misc import merge_features
 
     from pirl_plugin.host.low_shot import LowShotTrainer
+
+    draw_samples = script("create_low_shot_samples").generate_voc07_low_shot_samples
 
     with one_sentence_errors():
         whole = _compose(arguments)
@@ -126,7 +127,7 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
                 )
             random.seed(config.SEED_VALUE)  # VISSL's function draws from it
             drawing = (low_shot.k_values, low_shot.sample_inds, folder, layer)
-            generate_voc07_low_shot_samples(train["targets"], *drawing)
+            draw_samples(train["targets"], *drawing)
             trainer = LowShotTrainer(config.SVM, layer=layer, output_dir=folder)
             for sample in low_shot.sample_inds:
                 for k in low_shot.k_values:

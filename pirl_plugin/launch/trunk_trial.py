@@ -68,6 +68,6 @@ def _sizes(config: Any, task: PretextTransform) -> list[int]:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:200]
-    if isinstance(error, (KeyError, AttributeError)):
+    if isinstance(error, KeyError):
         return f"{text} is missing"
     return text or type(error).__name__

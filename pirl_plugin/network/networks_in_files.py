@@ -13,6 +13,7 @@ from pirl_plugin.validation import ConfigError
 # Of several networks in a file, the one that its method's authors evaluate: DINO's teacher, MoCo's and BYOL's encoder
 # that is trained, the average of timm.
 _CHOSEN = (r"\bteacher\b", r"\bencoder_q\b", r"\bonline_(network|encoder|net)\b", r"(model|state_dict)_ema\b")
+_VISSL = "classy_state_dict.base_model.model.trunk."
 _DEPTH = 5  # of mappings in mappings, in a file
 
 
@@ -53,6 +54,9 @@ def choose_network(networks: Mapping[str, Any], source: str) -> str:
             f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or "
             f"of another architecture."
         )
+    own = [place for place in networks if place.startswith(_VISSL)]
+    if len(own) == 1:  # beside it there may be the momentum encoder of a loss
+        return own[0]
     for pattern in _CHOSEN if len(networks) > 1 else ():
         matching = [place for place in networks if re.search(pattern, place)]
         if len(matching) == 1:

@@ -287,7 +287,9 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     are added bit by bit; as a Mersenne Twister is linear, so are the numbers that they would have drawn.
     """
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
-    generator, other = (torch.Generator().manual_seed(half) for half in struct.unpack("<2I", digest))
+    first, second = struct.unpack("<2I", digest)
+    second ^= first == second  # two of the same would add up to nothing
+    generator, other = torch.Generator().manual_seed(first), torch.Generator().manual_seed(second)
     state = generator.get_state()
     state.numpy()[_WORDS] ^= other.get_state().numpy()[_WORDS]
     generator.set_state(state)

@@ -17,7 +17,7 @@ from vissl.utils.checkpoint import get_checkpoint_folder, is_checkpoint_phase
 
 from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_over_ranks, world_size
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
-from pirl_plugin.host.readable_batches import list_unreadable, unreadable_in
+from pirl_plugin.host.readable_batches import ReadableBatches, list_unreadable, unreadable_in
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter
 from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
@@ -83,6 +83,16 @@ class LeftOutImagesHook(Hook):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.folder = Path(folder)
+
+    def on_start(self, task) -> None:
+        if is_primary():
+            for path in self.folder.glob("unreadable_*rank*.txt"):  # of a run before
+                path.unlink(missing_ok=True)
+
+    def on_phase_start(self, task) -> None:
+        loader = task.dataloaders["train" if task.train else "test"]
+        if isinstance(loader, ReadableBatches):
+            loader.forget()
 
     def on_phase_end(self, task) -> None:
         phase = "train" if task.train else "test"

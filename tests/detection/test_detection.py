@@ -167,7 +167,7 @@ def test_a_tree_that_detectron2_would_stumble_over_is_refused(voc_root, damage, 
     else:
         xml.write_text("<annotation>")
     with pytest.raises(ConfigError, match=message):
-        check_split(folder, "test", "voc_2007_test")
+        check_split(folder, "test", "voc_2007_test", tested=True)
 
 
 BOX = re.search("<object>.*</object>", annotation((100, 80), [(5, 8, 60, 50)])).group()

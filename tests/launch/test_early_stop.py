@@ -22,7 +22,6 @@ early_stop.end_when_asked()
 print('ready', flush=True)
 time.sleep(60)
 """
-SAID = "Asked to stop before training began; the same command starts it again.\n"
 
 
 @pytest.mark.parametrize("number", early_stop.SIGNALS)

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pirl_plugin.data.image_files import list_images
+from pirl_plugin.launch.launcher import _check_same_evaluation, compose
 from pirl_plugin.objective.memory_bank import initial_rows
+from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "planted-s3cret"  # in the environment of every run here
@@ -325,3 +327,22 @@ def test_the_log_is_short_what_is_long_is_in_a_file_and_the_end_says_how_to_go_o
     assert closing["checkpoint"].endswith(final) and "2 epochs, 6 iterations, loss " in closing["trained"]
     assert f"pirl embed {final} PHOTOS --output features.npy" in closing["features"]
     assert "effective rank" in closing["memory bank"]
+
+
+def test_a_finished_run_says_so_and_an_evaluation_of_other_weights_is_refused(two_ranks, tmp_path, photo_folder):
+    _, run = two_ranks
+    before = (run / "train_config.yaml").read_text()
+    again = launch(tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={run}",
+                   "config.LOSS.pirl_loss.lambda_=0.25")  # fmt: skip
+    assert again.returncode == 0 and "Finished before; nothing was run." in again.stdout
+    assert (run / "train_config.yaml").read_text() == before
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    (evaluation / "model_phase0.torch").touch()
+    (evaluation / "train_config.yaml").write_text("MODEL: {WEIGHTS_INIT: {PARAMS_FILE: /other.torch}}\n")
+    weights = run / "model_final_checkpoint_phase1.torch"
+    with pytest.raises(ConfigError, match=r"has one from /other.torch, and this one is from .*phase1.torch"):
+        _check_same_evaluation(
+            compose(["config=benchmark/linear/small_images_cpu", f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={weights}",
+                     f"config.CHECKPOINT.DIR={evaluation}"], check=False)
+        )  # fmt: skip

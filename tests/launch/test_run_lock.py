@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pirl_plugin.launch.run_lock import NAME, STALE_SECONDS, only_run_in, owner
+from pirl_plugin.launch.run_lock import NAME, STALE_SECONDS, _started, only_run_in, owner
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere pid:[1]"}
 
 
 def test_a_folder_is_held_while_a_run_is_in_it_and_free_after(tmp_path):
@@ -39,10 +42,10 @@ def test_a_folder_is_held_while_a_run_is_in_it_and_free_after(tmp_path):
     [
         ({"pid": 2**22 + 1}, 0, "", True),  # no such process here
         ({"started": "1"}, 0, "", True),  # another process has its number now
-        ({"host": "elsewhere"}, 0, "", False),
-        ({"host": "elsewhere"}, STALE_SECONDS + 60, "", True),  # it would have touched the file
-        ({"host": "elsewhere", "job": "SLURM_JOB_ID 7"}, 0, "7", True),  # put back into the queue
-        ({"host": "elsewhere", "job": "SLURM_JOB_ID 7"}, 0, "8", False),
+        (ELSEWHERE, 0, "", False),
+        (ELSEWHERE, STALE_SECONDS + 60, "", True),  # it would have touched the file
+        ({**ELSEWHERE, "job": "SLURM_JOB_ID 7"}, 0, "7", True),  # put back into the queue
+        ({**ELSEWHERE, "job": "SLURM_JOB_ID 7"}, 0, "8", False),
     ],
 )
 def test_a_run_that_is_gone_holds_nothing(other, age, job, free, tmp_path, monkeypatch):
@@ -61,11 +64,29 @@ def test_a_run_that_is_gone_holds_nothing(other, age, job, free, tmp_path, monke
         assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
-def test_a_torn_file_holds_nothing_and_torn_writes_are_cleared_away(tmp_path):
+def test_a_torn_file_holds_a_while_and_torn_writes_are_cleared_away(tmp_path):
     (tmp_path / NAME).write_text('{"host": "els')
+    with pytest.raises(ConfigError, match="another run is training"), only_run_in(tmp_path):
+        pass
+    os.utime(tmp_path / NAME, (0, 0))
     (tmp_path / "model_phase0.torch.node1.77.unfinished").write_bytes(b"half")
     with only_run_in(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_dead_process_that_nobody_reaped_holds_nothing(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    place = {key: owner()[key] for key in ("host", "machine")}
+    lock = {**place, "pid": child.pid, "started": _started(child.pid), "job": ""}
+    (tmp_path / NAME).write_text(json.dumps(lock))
+    with pytest.raises(ConfigError, match=f"process {child.pid} on"), only_run_in(tmp_path):
+        pass
+    child.kill()
+    while Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        time.sleep(0.01)
+    with only_run_in(tmp_path):
+        pass
+    child.wait()
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def sequential(model: torch.nn.Module, without_pool: bool = False) -> dict:
 
 RIGHT, OTHER = resnet(0), resnet(1)
 STATE, STATE_2 = RIGHT.state_dict(), OTHER.state_dict()
+VISSL = {"classy_state_dict": {"base_model": {"model": {"trunk": prefixed("_feature_blocks.", STATE)}}}}
 FORMS = {
+    "VISSL's MoCo": {**VISSL, "loss": prefixed("moco_encoder.trunk._feature_blocks.", STATE_2)},
     "MoCo": {"state_dict": prefixed("module.encoder_q.", STATE) | prefixed("module.encoder_k.", STATE_2), "arch": "x"},
     "DINO": {"student": prefixed("module.backbone.", STATE_2), "teacher": prefixed("backbone.", STATE), "epoch": 3},
     "BYOL": prefixed("online_network.encoder.", STATE) | prefixed("target_network.encoder.", STATE_2),
