@@ -32,10 +32,7 @@ def test_a_process_that_only_starts_ends_with_the_code_for_trying_again(number):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (
-        process.returncode == 75
-        and errors == "Asked to stop before training began; the same command starts it again.\n"
-    )
+    assert (process.returncode, errors) == (75, early_stop.MESSAGE)
 
 
 def test_handlers_of_others_are_left_and_other_threads_set_none():
