@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,41 @@ class ReadableBatches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self.loader:
-            valid = torch.stack([one > 0 for one in batch["data_valid"]]).all(0)  # VISSL's are 1 and -1
-            if valid.all():
-                yield batch
-                continue
-            (indices, *_) = batch["data_idx"]
-            self.unreadable.update(indices[~valid].tolist())
-            if not valid.any():
-                if self.skip_empty:
-                    continue
-                valid[0] = True
-                self.kept.add(int(indices[0]))
-            yield {key: [_rows(one, valid) for one in values] for key, values in batch.items()}
+    def __iter__(self) -> _Iterator:
+        return _Iterator(self)
+
+    def without_unreadable(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """A batch without the images that could not be read; None where it is to be skipped."""
+        valid = torch.stack([one > 0 for one in batch["data_valid"]]).all(0)  # VISSL's are 1 and -1
+        if valid.all():
+            return batch
+        (indices, *_) = batch["data_idx"]
+        self.unreadable.update(indices[~valid].tolist())
+        if not valid.any():
+            if self.skip_empty:
+                return None
+            valid[0] = True
+            self.kept.add(int(indices[0]))
+        return {key: [_rows(one, valid) for one in values] for key, values in batch.items()}
+
+
+class _Iterator:
+    """Of ReadableBatches; as a loader's own, it has a length, which VISSL's schedules ask for."""
+
+    def __init__(self, batches: ReadableBatches) -> None:
+        self.batches, self.iterator = batches, iter(batches.loader)
+
+    def __len__(self) -> int:
+        return len(self.iterator)
+
+    def __iter__(self) -> _Iterator:
+        return self
+
+    def __next__(self) -> Mapping[str, Any]:
+        while True:
+            batch = self.batches.without_unreadable(next(self.iterator))
+            if batch is not None:
+                return batch
 
 
 def _rows(values: Any, valid: Tensor) -> Any:

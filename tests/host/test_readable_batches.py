@@ -36,7 +36,11 @@ def test_broken_images_are_left_out_with_their_labels_and_indices(skip_empty):
     assert indices == expected and labels == [index % 3 for index in expected]
     assert images == [-1.0 if index in broken else index for index in expected]
     assert loader.unreadable == broken and loader.kept == {*kept} and unreadable_in(loader) == broken
-    assert len(loader) == 3 and isinstance(loader.dataset, Samples) and len(batches) == (2 if skip_empty else 3)
+    assert (
+        len(loader) == len(iter(loader)) == 3
+        and isinstance(loader.dataset, Samples)
+        and len(batches) == (2 if skip_empty else 3)
+    )
 
 
 def test_batches_without_a_broken_image_are_handed_on_as_they_are():
