@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from typing import Any
@@ -38,6 +39,9 @@ def check_machine(config: Any) -> None:
             f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
             f"config.DISTRIBUTED.BACKEND=gloo."
         )
+    optimizer = config.OPTIMIZER
+    if optimizer.use_larc and optimizer.name != "sgd_fsdp" and importlib.util.find_spec("apex") is None:
+        raise ConfigError("OPTIMIZER.use_larc is true, which needs NVIDIA's apex; install that, or set it to false.")
     if config.DATA.NUM_DATALOADER_WORKERS:
         check_temporary_folder()
         check_shared_memory(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from typing import Any
 
@@ -38,8 +37,6 @@ def check_values(config: Any) -> None:
     check_number(optimizer.weight_decay, "OPTIMIZER.weight_decay", 0, 1)
     if "momentum" in optimizer:
         check_number(optimizer.momentum, "OPTIMIZER.momentum", 0, 1)
-    if optimizer.use_larc and optimizer.name != "sgd_fsdp" and importlib.util.find_spec("apex") is None:
-        raise ConfigError("OPTIMIZER.use_larc is true, which needs NVIDIA's apex; install that, or set it to false.")
     _check_schedule(optimizer.param_schedulers.lr, optimizer.num_epochs)
 
 

@@ -294,6 +294,7 @@ def test_any_folder_name_can_be_quoted_in_an_override(tmp_path, make_photo, fold
     [
         (["config=pretrain/pirl/jigsaw_8node"], "8 nodes must be told where to meet"),
         (["config=pretrain/pirl/jigsaw_1gpu", "config.DISTRIBUTED.NUM_PROC_PER_NODE=999"], "NUM_PROC_PER_NODE is 999"),
+        ([SMALL, "config.OPTIMIZER.use_larc=True"], "use_larc is true, which needs NVIDIA's apex"),
         ([SMALL, "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=/no/file"], "There is no checkpoint file at /no/file"),
     ],
 )
@@ -318,7 +319,6 @@ UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
         (["config.DATA.TRAIN.DATA_LIMIT=0"], "DATA_LIMIT is 0"),
         (["config.DATA.TRAIN.DATA_LIMIT=40", "config.DATA.TRAIN.DATA_LIMIT_SAMPLING.SKIP_NUM_SAMPLES=9"], "less the 9"),
         (["config.DATA.TRAIN.DATA_LIMIT=31"], "DATA_LIMIT is 31, fewer than one global batch of 32"),
-        (["config.OPTIMIZER.use_larc=True"], "needs NVIDIA's apex"),
         ([*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[30]"], "lie below OPTIMIZER.num_epochs 12"),
         ([*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[7,5]"], "they must rise"),
         (

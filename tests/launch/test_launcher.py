@@ -231,7 +231,8 @@ from pirl_plugin.launch import composition
 from pirl_plugin.launch import launcher
 whole = composition.compose({[*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]!r} + [
     "config.CHECKPOINT.DIR={tmp_path}/run", "config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
-    "config.OPTIMIZER.num_epochs=20", "config.LOG_FREQUENCY=1", "config.SLURM.PORT_ID={free_port()}"])
+    "config.OPTIMIZER.num_epochs=20", "config.LOG_FREQUENCY=1", "config.CHECKPOINT.KEEP_LAST=null",
+    "config.SLURM.PORT_ID={free_port()}"])
 executor = submitit.LocalExecutor(folder="{tmp_path}/jobs")
 executor.update_parameters(timeout_min=5)
 job = executor.submit(launcher.SlurmJob("train", whole.config))
