@@ -16,6 +16,29 @@ def marked(function: Any) -> Any:
     return function
 
 
+def _broken_files_of_a_folder() -> bool:
+    # data/disk_dataset.py:139 opens the files of a disk_folder outside of its try: one that is broken ends the run.
+    from vissl.data.data_helper import get_mean_image
+    from vissl.data.disk_dataset import DiskImageDataset
+
+    original = DiskImageDataset.__getitem__
+    if getattr(original, "mended", False):
+        return False
+
+    @functools.wraps(original)
+    def item(self, idx: int):
+        try:
+            return original(self, idx)
+        except IndexError:
+            raise
+        except Exception as error:  # whatever a broken file makes PIL raise
+            logging.warning(f"Unreadable image {idx} of {self._path}: {type(error).__name__}: {error}")
+            return get_mean_image(self.cfg["DATA"][self.split].DEFAULT_GRAY_IMG_SIZE), False
+
+    DiskImageDataset.__getitem__ = marked(item)
+    return True
+
+
 def _unreadable_images_left_out() -> bool:
     # data/disk_dataset.py:158 makes a grey square of an image that cannot be read, which train_task.py's loaders train
     # and measure on as if it were one of its class.
@@ -110,5 +133,6 @@ OVERRIDES: dict[str, Callable[[], bool]] = {
     "no secrets of the environment in a log": _environment_without_secrets,
     "long records to a file": _long_records_to_a_file,
     "ranks agree before they start": _ranks_agree,
+    "broken files of a folder": _broken_files_of_a_folder,
     "unreadable images left out of evaluations": _unreadable_images_left_out,
 }
