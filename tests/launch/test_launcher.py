@@ -105,7 +105,7 @@ def test_a_finished_run_says_so_and_does_nothing(two_ranks, photo_folder):
     _, folder = two_ranks
     before = (folder / "model_final_checkpoint_phase1.torch").stat().st_mtime
     result = launch(folder.parent, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={folder}")
-    assert result.returncode == 0 and "already succeeded" in result.stdout
+    assert result.returncode == 0 and "Finished before; nothing was run" in result.stdout
     assert (folder / "model_final_checkpoint_phase1.torch").stat().st_mtime == before
 
 
