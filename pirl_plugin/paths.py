@@ -1,9 +1,16 @@
-"""Where the files that come with the package are."""
+"""Where the files that come with the package are, and what a file is called while it is written."""
 
 from __future__ import annotations
 
+import os
+import socket
 from importlib.util import find_spec
 from pathlib import Path
+
+
+def unfinished(path: Path) -> Path:
+    """A name beside a file that no other process writes to, here or elsewhere; a run deletes what was left over."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
 def config_folder() -> Path:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pirl_plugin.paths import unfinished
 from pirl_plugin.validation import ConfigError
 
 _BOM = b"\xef\xbb\xbf"
@@ -33,13 +34,13 @@ def as_line(name: str) -> str:
 def write_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Write a list whole or not at all."""
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    torn = unfinished(path)
     try:
-        with unfinished.open("wb") as file:
+        with torn.open("wb") as file:
             file.writelines(os.fsencode(as_line(name)) + b"\n" for name in names)
-        os.replace(unfinished, path)
+        os.replace(torn, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        torn.unlink(missing_ok=True)
 
 
 def read_list(path: str | os.PathLike[str]) -> Iterator[str]:

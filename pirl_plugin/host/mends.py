@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pirl_plugin.host.overrides import OVERRIDES, marked
+from pirl_plugin.host.overrides import OVERRIDES, marked, override
 from pirl_plugin.validation import ConfigError, MissingPackageError
 
 INSTALL_VISSL = "pip install --no-deps vissl==0.1.6 && pip install --no-deps --force-reinstall classy-vision==0.7.0"
@@ -168,20 +168,17 @@ def _extraction_on_a_cpu() -> bool:
 
     from pirl_plugin.host.extraction import extract_on_cpu, report_left_out
 
-    original = SelfSupervisionTrainer.extract
-    if getattr(original, "mended", False):
-        return False
+    def anywhere(original: Any) -> Any:
+        def extract(self, output_folder: str) -> None:
+            if self.task.device.type == "cuda":
+                original(self, output_folder)
+            else:
+                extract_on_cpu(self, output_folder)
+            report_left_out(self.task, output_folder)
 
-    @functools.wraps(original)
-    def extract(self, output_folder: str) -> None:
-        if self.task.device.type == "cuda":
-            original(self, output_folder)
-        else:
-            extract_on_cpu(self, output_folder)
-        report_left_out(self.task, output_folder)
+        return extract
 
-    SelfSupervisionTrainer.extract = marked(extract)
-    return True
+    return override(SelfSupervisionTrainer, "extract", anywhere)
 
 
 def register_data_paths(config: Any) -> None:

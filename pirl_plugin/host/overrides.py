@@ -16,27 +16,33 @@ def marked(function: Any) -> Any:
     return function
 
 
+def override(owner: Any, name: str, make: Callable[[Any], Any]) -> bool:
+    """Put `make(original)` in place of a function of a class or module, once; whether that was now."""
+    original = getattr(owner, name)
+    if getattr(original, "mended", False):
+        return False
+    setattr(owner, name, marked(functools.wraps(original)(make(original))))
+    return True
+
+
 def _broken_files_of_a_folder() -> bool:
     # data/disk_dataset.py:139 opens the files of a disk_folder outside of its try: one that is broken ends the run.
     from vissl.data.data_helper import get_mean_image
     from vissl.data.disk_dataset import DiskImageDataset
 
-    original = DiskImageDataset.__getitem__
-    if getattr(original, "mended", False):
-        return False
+    def readable_or_grey(original: Any) -> Any:
+        def item(self, idx: int):
+            try:
+                return original(self, idx)
+            except IndexError:
+                raise
+            except Exception as error:  # whatever a broken file makes PIL raise
+                logging.warning(f"Unreadable image {idx} of {self._path}: {type(error).__name__}: {error}")
+                return get_mean_image(self.cfg["DATA"][self.split].DEFAULT_GRAY_IMG_SIZE), False
 
-    @functools.wraps(original)
-    def item(self, idx: int):
-        try:
-            return original(self, idx)
-        except IndexError:
-            raise
-        except Exception as error:  # whatever a broken file makes PIL raise
-            logging.warning(f"Unreadable image {idx} of {self._path}: {type(error).__name__}: {error}")
-            return get_mean_image(self.cfg["DATA"][self.split].DEFAULT_GRAY_IMG_SIZE), False
+        return item
 
-    DiskImageDataset.__getitem__ = marked(item)
-    return True
+    return override(DiskImageDataset, "__getitem__", readable_or_grey)
 
 
 def _unreadable_images_left_out() -> bool:
@@ -46,25 +52,19 @@ def _unreadable_images_left_out() -> bool:
 
     from pirl_plugin.host.readable_batches import leave_out_unreadable
 
-    if getattr(SelfSupervisionTask.prepare, "mended", False):
-        return False
-    prepare, prepare_extraction = SelfSupervisionTask.prepare, SelfSupervisionTask.prepare_extraction
+    def leaving_out(skip_empty: bool) -> Callable[[Any], Any]:
+        def make(original: Any) -> Any:
+            def prepare(self, pin_memory: bool = False):
+                result = original(self, pin_memory)
+                leave_out_unreadable(self, skip_empty)
+                return result
 
-    @functools.wraps(prepare)
-    def prepare_training(self, pin_memory: bool = False):
-        result = prepare(self, pin_memory)
-        leave_out_unreadable(self, skip_empty=False)
-        return result
+            return prepare
 
-    @functools.wraps(prepare_extraction)
-    def prepare_extracting(self, pin_memory: bool = False):
-        result = prepare_extraction(self, pin_memory)
-        leave_out_unreadable(self, skip_empty=True)
-        return result
+        return make
 
-    SelfSupervisionTask.prepare = marked(prepare_training)
-    SelfSupervisionTask.prepare_extraction = marked(prepare_extracting)
-    return True
+    training = override(SelfSupervisionTask, "prepare", leaving_out(skip_empty=False))
+    return override(SelfSupervisionTask, "prepare_extraction", leaving_out(skip_empty=True)) or training
 
 
 def _ranks_agree() -> bool:
@@ -73,23 +73,23 @@ def _ranks_agree() -> bool:
 
     from pirl_plugin.host import agreement
 
-    if getattr(SelfSupervisionTask.set_checkpoint_path, "mended", False):
-        return False
-    build_datasets = SelfSupervisionTask.build_datasets
+    def first_ranks(original: Any) -> Any:
+        def set_checkpoint_path(self, checkpoint_path: str | None) -> None:
+            agreement.agree_on_settings(self.config)
+            original(self, agreement.choose_checkpoint(checkpoint_path))
 
-    def set_checkpoint_path(self, checkpoint_path: str | None) -> None:
-        agreement.agree_on_settings(self.config)
-        self.checkpoint_path = agreement.choose_checkpoint(checkpoint_path)
+        return set_checkpoint_path
 
-    @functools.wraps(build_datasets)
-    def build_agreed_datasets(self, current_train_phase_idx: int = 0):
-        datasets, keys = build_datasets(self, current_train_phase_idx)
-        self.images_identity = agreement.agree_on_images(datasets)
-        return datasets, keys
+    def agreed(original: Any) -> Any:
+        def build_datasets(self, current_train_phase_idx: int = 0):
+            datasets, keys = original(self, current_train_phase_idx)
+            self.images_identity = agreement.agree_on_images(datasets)
+            return datasets, keys
 
-    SelfSupervisionTask.set_checkpoint_path = marked(set_checkpoint_path)
-    SelfSupervisionTask.build_datasets = build_agreed_datasets
-    return True
+        return build_datasets
+
+    checkpoint = override(SelfSupervisionTask, "set_checkpoint_path", first_ranks)
+    return override(SelfSupervisionTask, "build_datasets", agreed) or checkpoint
 
 
 def _environment_without_secrets() -> bool:

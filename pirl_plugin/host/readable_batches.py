@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from vissl.trainer.train_task import SelfSupervisionTask
 
-from pirl_plugin.data.file_lists import printable, write_list
+from pirl_plugin.data.file_lists import printable, read_list, write_list
 
 
 class ReadableBatches:
@@ -114,6 +115,16 @@ def list_unreadable(dataset: Any, indices: set[int], path: Path, num_named: int 
         logging.warning(f"Not read: {printable(name)}")
     if len(names) > num_named:
         logging.warning(f"... and {len(names) - num_named} more; all are in {path}")
+
+
+def count_listed(folder: Path) -> dict[str, int]:
+    """How many images of each split the lists in a folder name; a sampler may give one to several ranks."""
+    names: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("unreadable_*rank*.txt")):
+        match = re.fullmatch(r"unreadable_(?:(train|test)_)?rank\d+\.txt", path.name)
+        if match:
+            names.setdefault(match.group(1) or "train", set()).update(read_list(path))
+    return {split: len(found) for split, found in names.items()}
 
 
 def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:

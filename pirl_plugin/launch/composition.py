@@ -18,7 +18,7 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from vissl.config import AttrDict
-from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict, save_attrdict_to_disk
 
 from hydra_plugins.pirl_plugin_path import PirlPluginPath
 from pirl_plugin.launch.config_check import check_config
@@ -58,12 +58,31 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
         check_config(AttrDict(OmegaConf.to_container(composed)).config)
         if composed.engine_name == "train":
             warn_of_learning_rate(composed.config)
-    if write_config and "://" not in composed.config.CHECKPOINT.DIR:
-        os.makedirs(composed.config.CHECKPOINT.DIR, exist_ok=True)  # else VISSL says only that the folder is invalid
-    whole, _ = convert_to_attrdict(composed, dump_config=write_config)
+    whole, _ = convert_to_attrdict(composed, dump_config=False)
+    if write_config:
+        write(whole.config)
     if composed.engine_name == "train":
         _warn_of_replaced_values(overrides, whole.config.OPTIMIZER.param_schedulers.lr)
     return whole
+
+
+def make_folder(config: AttrDict) -> None:
+    """Make a run's checkpoint folder, of which VISSL would say only that it is invalid where it cannot be made.
+
+    Raises:
+        OSError: where it cannot.
+    """
+    if "://" not in config.CHECKPOINT.DIR:
+        os.makedirs(config.CHECKPOINT.DIR, exist_ok=True)
+
+
+def write(config: AttrDict) -> None:
+    """Write train_config.yaml of a composed config into its checkpoint folder, as VISSL's launcher does."""
+    make_folder(config)
+    plain = AttrDict(config.to_dict())
+    fsdp = plain.MODEL.FSDP_CONFIG
+    fsdp.compute_dtype = str(fsdp.compute_dtype).removeprefix("torch.")  # VISSL has made a dtype of its name
+    save_attrdict_to_disk(plain)
 
 
 def default_folder(overrides: list[Override]) -> str:

@@ -121,9 +121,8 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     torch.distributed.init_process_group(
         config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
-    newest = [checkpoint_folder.newest(config, folder) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(newest)
-    distributed_worker(local_rank, config, node, "env://", engine_name, newest[0], folder, hook_generator)
+    newest = checkpoint_folder.newest(config, folder) if rank == 0 else None  # the task takes the first rank's
+    distributed_worker(local_rank, config, node, "env://", engine_name, newest, folder, hook_generator)
 
 
 def _checkpoint_before(requeue: Callable[..., Any], number: int, frame: Any) -> None:
@@ -230,11 +229,11 @@ def _check_same_evaluation(config: AttrDict) -> None:
         )
 
 
-def _run_here(given: list[str], whole: AttrDict) -> None:
+def _run_here(whole: AttrDict) -> None:
+    """Run an engine in this process and those that it starts; the first says what it is, and what came of it."""
     config, engine = whole.config, whole.engine_name
     primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
-    if "://" not in config.CHECKPOINT.DIR:
-        os.makedirs(config.CHECKPOINT.DIR, exist_ok=True)  # else VISSL says only that the folder is invalid
+    composition.make_folder(config)
     folder = get_checkpoint_folder(config)
     if engine == "train" and is_training_finished(config, folder):
         if primary:
@@ -247,7 +246,7 @@ def _run_here(given: list[str], whole: AttrDict) -> None:
     with _held(config, engine, primary):
         if primary:  # not before the folder is known to be this run's
             _check_same_evaluation(config)
-            composition.compose(given, write_config=True, check=False)
+            composition.write(config)
             if engine == "train":
                 newest = checkpoint_folder.newest(config, folder)
                 print("\n".join(run_summary.summarise(config, newest)), flush=True)
@@ -270,13 +269,12 @@ def run(overrides: list[str]) -> None:
     if len(runs) > 1:
         _sweep(runs)
         return
-    given = [*runs[0], *torchrun_overrides()]
-    whole = composition.compose(given)
+    whole = composition.compose([*runs[0], *torchrun_overrides()])
     if whole.config.SLURM.USE_SLURM:
-        composition.compose(given, write_config=True, check=False)
+        composition.write(whole.config)
         launch_on_slurm(whole.config, whole.engine_name)
     else:
-        _run_here(given, whole)
+        _run_here(whole)
 
 
 def main(arguments: list[str] | None = None) -> None:

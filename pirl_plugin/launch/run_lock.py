@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pirl_plugin import early_stop
+from pirl_plugin.paths import unfinished
 from pirl_plugin.validation import ConfigError
 
 NAME = "running.json"
@@ -46,14 +47,9 @@ def owner() -> dict[str, Any]:
     return {**place, "pid": os.getpid(), "started": _started(os.getpid()), "job": job}
 
 
-def _own_name(path: Path) -> Path:
-    """A name beside a file that no other process has."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
-
-
 def _age(path: Path) -> float:
     """Seconds since a file was touched, by the file system's own clock, which may be another machine's."""
-    probe = _own_name(path).with_suffix(".probe")
+    probe = unfinished(path).with_suffix(".probe")
     try:
         probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime
@@ -89,7 +85,7 @@ def _take(path: Path) -> None:
     Raises:
         ConfigError: where another run holds it.
     """
-    own = _own_name(path)
+    own = unfinished(path)
     own.write_text(json.dumps(owner()), encoding="utf-8")
     try:
         for _ in range(2):

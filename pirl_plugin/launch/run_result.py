@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
-from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.host.loss_settings import pirl_loss_class
+from pirl_plugin.host.readable_batches import count_listed
 
 
 def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
@@ -101,11 +100,5 @@ def _last_row(path: Path) -> dict[str, str]:
 
 def _unreadable(folder: Path) -> str:
     """How many images of each split the ranks could not read."""
-    files: dict[str, set[str]] = {}  # ranks may have met the same file
-    for path in sorted(folder.glob("unreadable_*rank*.txt")):
-        match = re.fullmatch(r"unreadable_(?:(train|test)_)?rank\d+\.txt", path.name)
-        if match:
-            split = match.group(1) or "train"
-            files.setdefault(split, set()).update(read_list(path))
-    listed = ", ".join(f"{len(names)} images of {split}" for split, names in files.items())
+    listed = ", ".join(f"{count} images of {split}" for split, count in count_listed(folder).items())
     return f"{listed}; named in {folder}/unreadable_*rank*.txt" if listed else ""

@@ -18,9 +18,9 @@ from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
-from pirl_plugin.data.file_lists import read_list
 from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.measures import weighted_knn
+from pirl_plugin.host.readable_batches import count_listed
 from pirl_plugin.host.vissl_tools import script
 from pirl_plugin.launch import (
     composition,
@@ -60,15 +60,10 @@ def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
     return whole
 
 
-def _say_left_out(folder: str | Path) -> dict[str, int]:
+def _say_left_out(folder: str | Path) -> None:
     """How many images of each split an extraction could not read, said beside its result."""
-    files: dict[str, set[str]] = {}  # a padded sampler gives an image to several ranks
-    for path in sorted(Path(folder).glob("unreadable_*_rank*.txt")):
-        files.setdefault(path.name.split("_")[1], set()).update(read_list(path))
-    counts = {split: len(names) for split, names in files.items()}
-    for split, count in counts.items():
+    for split, count in count_listed(Path(folder)).items():
         print(f"{count} images of {split} could not be read and were left out: {folder}/unreadable_{split}_rank*.txt")
-    return counts
 
 
 def _launch(cfg, node_id: int, engine_name: str, hook_generator) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from vissl.utils.checkpoint import CheckpointWriter
 
 from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks
+from pirl_plugin.paths import unfinished
 from pirl_plugin.validation import ConfigError
 
 NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
@@ -27,21 +27,16 @@ def write_atomically(content: Any, path: Path) -> None:
     Raises:
         OSError, RuntimeError: where it cannot be written; what was there before is as it was.
     """
-    unfinished = _unfinished(path)
+    torn = unfinished(path)
     try:
-        with open(unfinished, "wb") as file:
+        with open(torn, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        os.replace(torn, path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        torn.unlink(missing_ok=True)
         raise
-
-
-def _unfinished(path: Path) -> Path:
-    """A name beside a file that no other process writes to."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
 class AtomicCheckpointWriter(CheckpointWriter):
@@ -71,7 +66,7 @@ class AtomicCheckpointWriter(CheckpointWriter):
             )
             return
         logging.info(f"Saved checkpoint: {folder / name}")
-        link = _unfinished(folder / "checkpoint.torch")
+        link = unfinished(folder / "checkpoint.torch")
         link.unlink(missing_ok=True)
         link.symlink_to(name)
         os.replace(link, folder / "checkpoint.torch")

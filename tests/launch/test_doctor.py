@@ -110,9 +110,12 @@ def test_what_is_left_out_of_a_config_is_summed_up_at_its_default(left_out):
     assert summarise(compose([name, left_out], check=False)) == summarise(compose([name], check=False))
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if not doctor.is_part(name)])
-def test_every_config_can_be_summed_up(name):
-    if name.startswith(("benchmark/svm", "benchmark/nearest")):
-        pytest.skip("they train nothing")
+TRAIN_NOTHING = ("benchmark/svm", "benchmark/nearest")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in config_names() if not doctor.is_part(name) and not name.startswith(TRAIN_NOTHING)]
+)
+def test_every_config_that_trains_can_be_summed_up(name):
     lines = summarise(compose([f"config={name}"], check=False))
     assert len(lines) >= 8 and all("{" not in line and "AttrDict" not in line for line in lines)
