@@ -210,8 +210,8 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
         assert pixels(tmp_path / f"{command[0]}.png").std() > 5
     models = json.loads((tmp_path / "invariance.json").read_text())["models"]
     assert set(models) == {"PIRL", "Jigsaw"} and sum(models["PIRL"]["histogram"]) == 48
-    assert set(json.loads((tmp_path / "layers.json").read_text())[pirl]) == set(STAGES)
-    gallery = json.loads((tmp_path / "neighbors.json").read_text())
+    assert set(json.loads((tmp_path / "layers.json").read_text())["models"][pirl]) == set(STAGES)
+    gallery = json.loads((tmp_path / "neighbors.json").read_text())["queries"]
     assert all(len(found) == 4 and query not in found for query, found in gallery.items()) and len(gallery) == 3
     refused = analyse("invariance", jigsaw, *images)
     assert refused.returncode != 0 and refused.stderr.strip().splitlines()[-1].startswith("Error: ")
