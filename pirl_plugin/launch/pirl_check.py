@@ -18,7 +18,14 @@ from pirl_plugin.network.trunks import LAYOUTS, STEMS
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.objective.memory_bank import MEMORY_BANKS
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
-from pirl_plugin.validation import ConfigError, check_choice, check_keys, check_number, keyword_arguments
+from pirl_plugin.validation import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_keys,
+    check_number,
+    keyword_arguments,
+)
 
 
 def check_pirl(config: Any) -> None:
@@ -95,6 +102,7 @@ def _check_data(config: Any) -> None:
         )
     share = train.get("LARGEST_UNREADABLE_SHARE", 1.0)
     check_number(share, "DATA.TRAIN.LARGEST_UNREADABLE_SHARE", 0, 1, above=True)
+    check_integer(train.get("LARGEST_UNREADABLE_BATCHES", 3), "DATA.TRAIN.LARGEST_UNREADABLE_BATCHES", 1)
     for key, value in (
         ("COLLATE_FUNCTION", "pirl_collator"),
         ("INPUT_KEY_NAMES", model_inputs(config)),

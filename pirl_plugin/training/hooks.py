@@ -24,53 +24,7 @@ from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
 from pirl_plugin.training.preemption import PreemptionHook
 from pirl_plugin.training.progress import ProgressHook, WholeCheckpointHook
 from pirl_plugin.training.settings import StepSettings
-from pirl_plugin.validation import ConfigError
-
-
-class UnreadableImagesHook(Hook):
-    """Counts the images of each epoch that could not be read, names them, and stops where they are too many.
-
-    Args:
-        folder: unreadable_rank<r>.txt there names those that rank r met in the last epoch with any.
-        largest_share: of the images of an epoch, in (0, 1]; above it the run stops.
-        num_named: how many files each rank names in the log.
-    """
-
-    def __init__(self, folder: str | Path, largest_share: float = 1.0, num_named: int = 20) -> None:
-        super().__init__()
-        self.folder, self.largest_share, self.num_named = Path(folder), largest_share, num_named
-
-    def on_phase_start(self, task) -> None:
-        self.unreadable: set[int] = set()
-        self.seen = 0
-
-    def on_step(self, task) -> None:
-        sample = task.last_batch.sample
-        if "image_index" not in task.data_and_label_keys["target"]:
-            return
-        (valid,), (indices,) = sample["data_valid"], sample["data_idx"]
-        self.seen += len(valid)
-        self.unreadable.update(indices[~valid].tolist())
-
-    def on_phase_end(self, task) -> None:
-        counts = torch.tensor([len(self.unreadable), self.seen], device=task.device)
-        total, seen = sum_over_ranks(counts).tolist()
-        if not total:
-            return
-        if self.unreadable:
-            listed = self.folder / f"unreadable_rank{rank()}.txt"
-            list_unreadable(task.datasets["train"], self.unreadable, listed, self.num_named)
-        counted = (
-            f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not enter the "
-            f"memory bank."
-        )
-        if total > self.largest_share * seen:
-            raise ConfigError(
-                f"{counted} That is more than DATA.TRAIN.LARGEST_UNREADABLE_SHARE {self.largest_share:g} allows; their "
-                f"names are in unreadable_rank*.txt in {self.folder}."
-            )
-        if is_primary():
-            logging.warning(counted)
+from pirl_plugin.training.unreadable_images import UnreadableImagesHook
 
 
 class LeftOutImagesHook(Hook):
@@ -208,8 +162,13 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
     if pirl_loss_class(config) is None:
         return [*hooks, LeftOutImagesHook(get_checkpoint_folder(config))]
     # Before VISSL's, so that a bank that differs between ranks does not reach a checkpoint.
-    largest_share = config.DATA.TRAIN.get("LARGEST_UNREADABLE_SHARE", 1.0)
-    own = [BankAgreementHook(), UnreadableImagesHook(get_checkpoint_folder(config), largest_share)]
+    train = config.DATA.TRAIN
+    unreadable = UnreadableImagesHook(
+        get_checkpoint_folder(config),
+        train.get("LARGEST_UNREADABLE_SHARE", 1.0),
+        train.get("LARGEST_UNREADABLE_BATCHES", 3),
+    )
+    own = [BankAgreementHook(), unreadable]
     if sharded_bank_settings(config) is not None:
         own.append(ShardsHook())
     if config.TRAINER.TRAIN_STEP_NAME != "pirl_train_step":
@@ -224,6 +183,7 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
 
     def checkpoint(task) -> None:
         progress.finish(task)
+        unreadable.check(task)
         for hook in shards:
             hook.save(task, "iteration", task.iteration)
         writer.checkpoint_now(task)

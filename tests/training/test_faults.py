@@ -1,10 +1,12 @@
 """Files broken in every way: the run goes on without them, names exactly those, and leaves their rows alone."""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -73,24 +75,45 @@ def test_decompression_bombs_are_not_decoded(bomb, tmp_path, make_photo):
         load_pixels(tmp_path / "x.jpg")
 
 
-def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
+def start(folder: Path, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, "-m", "pirl_plugin.launch.launcher", "config=pretrain/pirl/jigsaw_small_images_cpu",
          "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", "config.LOSS.pirl_loss.memory_bank.fill_first=False",
          "config.OPTIMIZER.num_epochs=1", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=20",
          f"config.DATA.TRAIN.DATA_PATHS=[{folder}/photos.txt]", f"config.CHECKPOINT.DIR={folder}/run", *overrides],
-        capture_output=True, text=True, timeout=500, cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_of_500_files_the_60_that_are_broken_are_named_and_never_change_the_bank(tmp_path, photo_folder):
-    originals, photos = sorted(photo_folder.rglob("*.jpg")), tmp_path / "photos"
-    photos.mkdir()
-    files = [photos / f"{number:03d}.jpg" for number in range(500)]
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    with process:
+        stdout, stderr = process.communicate(timeout=500)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return ended(start(folder, *overrides))
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def copies(photo_folder: Path, folder: Path, count: int) -> list[Path]:
+    originals = sorted(photo_folder.rglob("*.jpg"))
+    folder.mkdir()
+    files = [folder / f"{number:03d}.jpg" for number in range(count)]
     for number, path in enumerate(files):
         shutil.copy(originals[number % len(originals)], path)
+    return files
+
+
+@pytest.mark.slow
+def test_of_500_files_the_60_that_are_broken_are_named_and_never_change_the_bank(tmp_path, photo_folder):
+    files = copies(photo_folder, tmp_path / "photos", 500)
     (tmp_path / "photos.txt").write_text("".join(f"{path}\n" for path in files))
     broken = files[3:500:8][:60]
     for number, path in enumerate(broken):
@@ -136,3 +159,51 @@ def test_with_a_data_limit_and_workers_the_broken_files_are_named_whatever_their
     named = {os.path.basename(name) for name in read_list(tmp_path / "run" / "unreadable_rank0.txt")}
     assert named <= set(broken) and len(named) > 8
     assert f"{len(named)} of 80 images could not be read" in done.stdout
+
+
+EVERY_STEP = ("config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=1", "config.CHECKPOINT.KEEP_LAST=100",
+              "config.DATA.NUM_DATALOADER_WORKERS=0")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_photos_that_vanish_in_mid_epoch_end_the_run_after_three_batches_and_leave_the_checkpoints(
+    tmp_path, photo_folder
+):
+    photos = tmp_path / "photos"
+    copies(photo_folder, photos, 300)
+    overrides = (f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", *EVERY_STEP)
+    process = start(tmp_path, *overrides)
+    wait_for(tmp_path / "run" / "model_iteration2.torch", process)
+    photos.rename(tmp_path / "unmounted")
+    done = ended(process)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: The last 3 batches of rank 0 had no readable image") and str(photos) in last
+    written = len(list((tmp_path / "run").glob("model_iteration*.torch")))
+    assert 2 <= written < 15  # of 15 steps; none of the third batch without an image
+    (tmp_path / "unmounted").rename(photos)
+    again = run(tmp_path, *overrides)
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_count_of_unreadable_files_survives_a_resume_and_is_looked_at_before_a_checkpoint(tmp_path, photo_folder):
+    photos = tmp_path / "photos"
+    for path in copies(photo_folder, photos, 300)[::5]:
+        path.write_bytes(b"no image")  # 60 of 300
+    overrides = (f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", "config.DATA.TRAIN.LARGEST_UNREADABLE_SHARE=0.15",
+                 *EVERY_STEP)  # fmt: skip
+    process = start(tmp_path, *overrides)
+    wait_for(tmp_path / "run" / "model_iteration6.torch", process)
+    process.kill()
+    ended(process)
+    before = load_checkpoint(tmp_path / "run" / "model_iteration6.torch")["classy_state_dict"]["pirl_plugin"]
+    unreadable, seen = before["unreadable"]
+    assert seen == 120 and 0 < unreadable < 45
+    done = run(tmp_path, *overrides)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    counted = re.match(r"Error: (\d+) of the (\d+) images of this epoch so far could not be read", last)
+    # Allowed are 45 of 300: refused at the first step with more, of which no checkpoint is written.
+    assert counted is not None and 45 < int(counted[1]) <= 45 + 20 and int(counted[2]) < 300, last
+    assert not (tmp_path / "run" / f"model_iteration{int(counted[2]) // 20}.torch").exists()
