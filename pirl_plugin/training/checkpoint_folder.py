@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
@@ -21,56 +23,81 @@ from pirl_plugin.validation import ConfigError
 NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
 
 
+class _Writing(io.BufferedWriter):
+    """A file that remembers why it could not be written, of which torch.save says "unexpected pos"."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
 def write_atomically(content: Any, path: Path) -> None:
     """`torch.save`, so that the file is whole or not there, whatever happens meanwhile.
 
     Raises:
-        OSError, RuntimeError: where it cannot be written; what was there before is as it was.
+        OSError: where it cannot be written, with the system's reason; what was there before is as it was.
     """
     torn = unfinished(path)
+    file = None
     try:
-        with open(torn, "wb") as file:
+        with _Writing(io.FileIO(torn, "w")) as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(torn, path)
-    except BaseException:
-        torn.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            torn.unlink(missing_ok=True)
+        if file is not None and file.failed is not None and isinstance(error, Exception):
+            raise file.failed from error
         raise
 
 
 class AtomicCheckpointWriter(CheckpointWriter):
     """VISSL's, but a file is whole or not there, and a full disk costs a checkpoint, not the run.
 
+    A run that cannot save any more would train for days in vain: it ends at the third failure in a row.
+
     Attributes:
         keep_last: how many checkpoints that are not the final one are kept; None for all.
+        failures: how many in a row could not be written.
     """
 
     keep_last: int | None = None
+    failures: int = 0
+    MAX_FAILURES = 3
 
     def save_consolidated_checkpoint(self, content: dict[str, Any]) -> None:
         content["type"] = "consolidated"
         folder, name = Path(self.checkpoint_folder), self.get_checkpoint_name()
         try:
             write_atomically(content, folder / name)
-        except (OSError, RuntimeError) as error:  # torch.save has a RuntimeError for a full disk
-            reason = " ".join(str(error).split())
-            if self.is_final_train_phase:
+            link = unfinished(folder / "checkpoint.torch")
+            link.unlink(missing_ok=True)
+            link.symlink_to(name)
+            os.replace(link, folder / "checkpoint.torch")
+            delete_old(folder, self.keep_last)
+        except OSError as error:
+            AtomicCheckpointWriter.failures += 1  # VISSL makes a writer for each checkpoint
+            what = f"The checkpoint {folder / name} could not be written ({' '.join(str(error).split())})"
+            if self.is_final_train_phase or self.failures >= self.MAX_FAILURES:
+                which = "the last" if self.is_final_train_phase else f"failure {self.failures} in a row"
                 raise RuntimeError(
-                    f"The final checkpoint {folder / name} could not be written ({reason}); make room and run the same "
-                    f"command again, which goes on from the last whole checkpoint."
+                    f"{what}, {which}; make room in {folder}, see that it may be written, and run the same command "
+                    f"again, which goes on from the last whole checkpoint."
                 ) from error
             logging.error(
-                f"The checkpoint {folder / name} could not be written ({reason}); the last whole one is kept, and the "
-                f"run goes on and tries again when the next is due."
+                f"{what}; the last whole one is kept, and the run goes on and tries again when the next is due "
+                f"(failure {self.failures} of {self.MAX_FAILURES} in a row, which end it)."
             )
             return
+        AtomicCheckpointWriter.failures = 0
         logging.info(f"Saved checkpoint: {folder / name}")
-        link = unfinished(folder / "checkpoint.torch")
-        link.unlink(missing_ok=True)
-        link.symlink_to(name)
-        os.replace(link, folder / "checkpoint.torch")
-        delete_old(folder, self.keep_last)
 
 
 def iteration_of(path: Path) -> int | None:

@@ -36,6 +36,12 @@ class WholeCheckpointHook(LogLossMetricsCheckpointHook):
 
     on_forward = LogLossMetricsCheckpointHook._noop
 
+    def _print_and_save_meters(self, task: Any, train_phase_idx: int) -> None:
+        try:
+            super()._print_and_save_meters(task, train_phase_idx)
+        except OSError as error:  # a full disk must not end the run before the epoch's checkpoint
+            logging.error(f"The epoch's meters could not be written: {error}")
+
     def checkpoint_now(self, task: Any) -> None:
         """Write model_iteration{N}.torch, whatever CHECKPOINT_ITER_FREQUENCY says."""
         self._checkpoint_model(task, mode_frequency=1, mode_num=task.iteration, mode="iteration")

@@ -192,15 +192,30 @@ def test_a_full_disk_costs_a_checkpoint_and_leaves_the_one_before_whole(tmp_path
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    content = {"iteration": 20, "weights": torch.zeros(100_000)}
     try:
-        writer.save_consolidated_checkpoint({"iteration": 20, "weights": torch.zeros(100_000)})
-        with pytest.raises(RuntimeError, match=r"The final checkpoint .* could not be written .*; make room and run"):
-            final.save_consolidated_checkpoint({"iteration": 20, "weights": torch.zeros(100_000)})
+        writer.save_consolidated_checkpoint(content)
+        with pytest.raises(
+            RuntimeError, match=r"could not be written \(\[Errno 27\] File too large.*the last; make room"
+        ):
+            final.save_consolidated_checkpoint(content)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        writer.save_consolidated_checkpoint({"iteration": 15, "weights": torch.zeros(10)})  # the series is broken
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        for _ in range(2):
+            writer.save_consolidated_checkpoint(content)
+        with pytest.raises(RuntimeError, match=r"could not be written .*, failure 3 in a row; make room"):
+            writer.save_consolidated_checkpoint(content)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old_handler)
-    assert "could not be written" in caplog.text and "the run goes on and tries again" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["model_phase0.torch"]
+        AtomicCheckpointWriter.failures = 0
+    assert "(failure 2 of 3 in a row" in caplog.text and "the run goes on and tries again" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model_phase0.torch",
+        "model_phase1.torch",
+        "checkpoint.torch",
+    }
     assert load_checkpoint_iteration(before) == 10
 
 
@@ -448,3 +463,42 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         write_atomically({"iteration": 9}, tmp_path / "model_phase0.torch")
     assert seen == [4]
+
+
+@pytest.mark.slow
+def test_a_really_full_disk_ends_a_run_that_cannot_save_with_the_systems_reason(photo_folder, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mount = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size=8m none {folder} && "$@"; code=$?; '
+             f"cp {folder}/*.torch {folder}/log.txt {tmp_path}; exit $code", "sh")  # fmt: skip
+    probe = subprocess.run([*mount[:4], f"mount -t tmpfs none {folder}"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("this machine lets no test mount a file system of its own")
+    code = f"""
+import sys
+from pathlib import Path
+from pirl_plugin.launch import launcher
+from pirl_plugin.training import checkpoint_folder
+write = checkpoint_folder.write_atomically
+def then_fill(content, path):  # after the first checkpoint, something else fills the disk
+    write(content, path)
+    with open("{folder}/other", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+checkpoint_folder.write_atomically = then_fill
+launcher.main(sys.argv[1:])
+"""
+    done = subprocess.run(
+        [*mount, sys.executable, "-c", code, *RUN, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]",
+         f"config.CHECKPOINT.DIR={folder}", "config.CHECKPOINT.KEEP_LAST=null", "config.OPTIMIZER.num_epochs=9",
+         "config.DISTRIBUTED.NUM_PROC_PER_NODE=1"],
+        capture_output=True, text=True, timeout=300, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert "[Errno 28] No space left on device" in last and "failure 3 in a row; make room" in last
+    assert load_checkpoint_iteration(tmp_path / "model_phase0.torch") > 0
+    assert not (tmp_path / "model_phase1.torch").exists()
