@@ -23,11 +23,12 @@ from pirl_plugin.validation import ConfigError
 
 
 def leave_signals_to_the_rank(worker: int) -> None:
-    """For a loader's worker: SIGUSR1 to the whole job must not end it before its rank has written a checkpoint.
+    """For a loader's worker: signals to the whole job must not end it before its rank has written a checkpoint.
 
-    Not SIGTERM, by which the rank itself ends its workers.
+    SIGUSR2 is submitit's. Not SIGTERM, by which the rank itself ends its workers.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for name in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
 
 
 @register_task("pirl_task")
@@ -38,6 +39,8 @@ class PIRLTask(SelfSupervisionTask):
         step_settings: of `pirl_train_step`.
         transform: the pretext transform, for what its workers leave to the device.
         images_identity: number and hash of names of the training images.
+        unreadable_so_far: images of this epoch that could not be read and that were seen, on all ranks.
+        unreadable_before: the same of the checkpoint that this run goes on from.
     """
 
     images_identity: dict[str, str]
@@ -47,6 +50,7 @@ class PIRLTask(SelfSupervisionTask):
     def __init__(self, config) -> None:
         super().__init__(config)
         self.start_iter = self.resumed_steps = self.epoch_began = 0
+        self.unreadable_so_far = self.unreadable_before = (0, 0)
         self.step_settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
 
     @functools.cached_property
@@ -158,7 +162,7 @@ class PIRLTask(SelfSupervisionTask):
         size = self.transform.image_crop_size
         images = Preprocessing.of_transforms([{"image_crop_size": size, **self.config.DATA.TRAIN.TRANSFORMS[0]}], size)
         own = {"images": images.record(), "files": self.images_identity, "settings": settings_of_the_run(self.config)}
-        state["pirl_plugin"] = {**self._step_identity(), **place, **own}
+        state["pirl_plugin"] = {**self._step_identity(), **place, **own, "unreadable": list(self.unreadable_so_far)}
         return state
 
     def _set_classy_state(self, state: dict[str, Any]) -> None:
@@ -174,6 +178,8 @@ class PIRLTask(SelfSupervisionTask):
             # In a checkpoint of an iteration, VISSL's epoch is the last that was finished.
             finished = checkpoint["train_phase_idx"] == saved["epoch"]
             self.resumed_steps = 0 if finished else saved["steps of the epoch"]
+            unreadable, seen = saved.get("unreadable", (0, 0))
+            self.unreadable_before = (unreadable, seen)
         return self.resumed_steps
 
     def learning_rate_of_the_epoch(self) -> None:
