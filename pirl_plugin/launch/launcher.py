@@ -7,7 +7,6 @@ SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plu
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import multiprocessing
 import os
@@ -19,9 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch.distributed import PrefixStore, rendezvous
 from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
 from vissl.utils import checkpoint, distributed_launcher
@@ -33,19 +30,22 @@ from pirl_plugin.host import mends
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
+    liveness,
+    process_group,
     registration,
     run_lock,
     run_result,
     run_summary,
+    slurm,
 )
 from pirl_plugin.launch.machine_check import check_machine
+from pirl_plugin.launch.process_group import TORCHRUN
 from pirl_plugin.training import checkpoint_folder, preemption
 from pirl_plugin.training.hooks import hook_generator
+from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchrun started
 REQUEUE = signal.SIGUSR2  # by which SLURM tells submitit that the time of a job is up
-TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: the first batches of a large data set take their time
 _vissl_worker = distributed_launcher._distributed_worker
 
 
@@ -54,16 +54,37 @@ def compose(overrides: list[str], check: bool = True) -> AttrDict:
     return composition.compose(overrides, check=check).config
 
 
-def distributed_worker(local_rank: int, cfg: AttrDict, *args: Any, **kwargs: Any) -> None:
+def distributed_worker(
+    local_rank: int, cfg: AttrDict, node_id: int, dist_run_id: str, *args: Any, **kwargs: Any
+) -> None:
     """One rank. That a spawned process must import this function is what registers the plugin in it."""
     early_stop.end_when_asked()
+    if "SUBMITIT_EXECUTOR" in os.environ and multiprocessing.parent_process() is not None:
+        signal.signal(REQUEUE, signal.SIG_IGN)  # SLURM may send it to all; the launcher hands on what it means
     # Workers of the data loader then start from a process that has the plugin imported: registered whatever
     # __main__ is, and in a fraction of the time.
     preloaded = ["__main__", "pirl_plugin.launch.registration", "pirl_plugin.training.loader_server"]
     multiprocessing.set_forkserver_preload(preloaded)
     mends.register_data_paths(cfg)
     checkpoint.load_and_broadcast_checkpoint = checkpoint_folder.load_on_every_rank
-    _vissl_worker(local_rank, cfg, *args, **kwargs)
+    with _among_the_ranks(cfg, node_id, local_rank, dist_run_id):
+        _vissl_worker(local_rank, cfg, node_id, dist_run_id, *args, **kwargs)
+
+
+def _among_the_ranks(
+    config: AttrDict, node_id: int, local_rank: int, run_id: str
+) -> contextlib.AbstractContextManager[Any]:
+    """Where a run has several ranks: with the others, and, on several nodes, as long as they are there."""
+    processes = config.DISTRIBUTED.NUM_PROC_PER_NODE
+    world_size, rank = config.DISTRIBUTED.NUM_NODES * processes, processes * node_id + local_rank
+    if world_size == 1 and TORCHRUN not in os.environ:
+        return contextlib.nullcontext()
+    met_at = process_group.join(config, run_id, rank, local_rank)
+    silence = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {})).silence_seconds
+    if config.DISTRIBUTED.NUM_NODES == 1 or not silence:
+        return contextlib.nullcontext()
+    host = os.environ["MASTER_ADDR"] if TORCHRUN in os.environ else run_id.rsplit(":", 1)[0]
+    return liveness.watched(met_at, host, rank, world_size, processes, silence)
 
 
 def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
@@ -79,6 +100,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.get_resume_checkpoint = checkpoint_folder.newest
+    distributed_launcher.get_node_id = lambda given: given  # VISSL's puts SLURM's in its place
     if TORCHRUN in os.environ:
         _one_rank(config, engine_name)
         return
@@ -99,11 +121,13 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
 
 
 def torchrun_overrides() -> list[str]:
-    """The nodes and processes that torchrun started, as overrides; none without torchrun."""
+    """The nodes and processes that torchrun started and where they meet, as overrides; none without torchrun."""
     if TORCHRUN not in os.environ:
         return []
     nodes, processes = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
-    return [f"config.DISTRIBUTED.NUM_NODES={nodes}", f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}"]
+    sizes = [f"config.DISTRIBUTED.NUM_NODES={nodes}", f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}"]
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return [*sizes, "config.DISTRIBUTED.INIT_METHOD=tcp", f"config.DISTRIBUTED.RUN_ID='{place}'"]
 
 
 def _one_rank(config: AttrDict, engine_name: str) -> None:
@@ -113,15 +137,9 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     if is_training_finished(config, checkpoint_folder=folder):
         return
     local_rank, node = int(os.environ["LOCAL_RANK"]), int(os.environ["GROUP_RANK"])
-    if config.MACHINE.DEVICE == "gpu":
-        torch.cuda.set_device(local_rank)
-    store, rank, world_size = next(rendezvous("env://"))
-    # torchrun may give all attempts one store, in which the addresses of ended processes still are.
-    store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    torch.distributed.init_process_group(
-        config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
-    newest = checkpoint_folder.newest(config, folder) if rank == 0 else None  # the task takes the first rank's
+    newest = (
+        checkpoint_folder.newest(config, folder) if os.environ["RANK"] == "0" else None
+    )  # the task takes the first rank's
     distributed_worker(local_rank, config, node, "env://", engine_name, newest, folder, hook_generator)
 
 
@@ -183,7 +201,8 @@ def launch_on_slurm(config: AttrDict, engine_name: str):
     if not config.SLURM.PARTITION:
         raise ConfigError("SLURM.PARTITION is empty; name the partition to submit to.")
     distributed_launcher._ResumableSlurmJob = SlurmJob
-    return distributed_launcher.launch_distributed_on_slurm(cfg=config, engine_name=engine_name)
+    with slurm.executor_of_a_long_run(config):
+        return distributed_launcher.launch_distributed_on_slurm(cfg=config, engine_name=engine_name)
 
 
 def _held(config: AttrDict, engine_name: str, primary: bool) -> contextlib.AbstractContextManager[None]:
@@ -270,6 +289,7 @@ def run(overrides: list[str]) -> None:
         _sweep(runs)
         return
     whole = composition.compose([*runs[0], *torchrun_overrides()])
+    whole.node_id = slurm.node_id(whole.node_id, runs[0])
     if whole.config.SLURM.USE_SLURM:
         composition.write(whole.config)
         launch_on_slurm(whole.config, whole.engine_name)

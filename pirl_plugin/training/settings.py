@@ -36,6 +36,9 @@ class StepSettings:
         grace_seconds: how long a step may still take after a signal to stop, before the rank ends without a checkpoint
             of it; default: 25 under torchrun, which waits for 30, else 100 (for SLURM's --signal=USR1@120).
         wandb_project: Weights & Biases project for the progress, where one is named.
+        rendezvous_seconds: how long a rank waits for the others at the start, however the run is launched.
+        timeout_minutes: of a collective, likewise: the first batches of a large data set take their time.
+        silence_seconds: with several nodes, how long nothing may be heard of a rank before the others end; 0 for ever.
     """
 
     precision: str = "float32"
@@ -44,6 +47,9 @@ class StepSettings:
     accumulation_steps: int = 1
     grace_seconds: float | None = None
     wandb_project: str = ""
+    rendezvous_seconds: float = 300
+    timeout_minutes: float = 30
+    silence_seconds: float = 60
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> StepSettings:
@@ -60,6 +66,9 @@ class StepSettings:
         check_integer(settings.accumulation_steps, f"{WHERE}.accumulation_steps", 1)
         if settings.grace_seconds is not None:
             check_number(settings.grace_seconds, f"{WHERE}.grace_seconds", 1)
+        check_number(settings.rendezvous_seconds, f"{WHERE}.rendezvous_seconds", 1)
+        check_number(settings.timeout_minutes, f"{WHERE}.timeout_minutes", 0, above=True)
+        check_number(settings.silence_seconds, f"{WHERE}.silence_seconds", 0)
         if not isinstance(settings.wandb_project, str):
             raise ConfigError(f"{WHERE}.wandb_project is {settings.wandb_project!r}; it must be a name, or ''.")
         return settings

@@ -232,6 +232,7 @@ from pirl_plugin.launch import launcher
 whole = composition.compose({[*TINY, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]!r} + [
     "config.CHECKPOINT.DIR={tmp_path}/run", "config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
     "config.OPTIMIZER.num_epochs=20", "config.LOG_FREQUENCY=1", "config.CHECKPOINT.KEEP_LAST=null",
+    "config.DATA.NUM_DATALOADER_WORKERS=1",
     "config.SLURM.PORT_ID={free_port()}"])
 executor = submitit.LocalExecutor(folder="{tmp_path}/jobs")
 executor.update_parameters(timeout_min=5)
@@ -240,8 +241,15 @@ progress = pathlib.Path("{tmp_path}/run/progress.csv")
 while not progress.is_file() or progress.read_text().count(chr(10)) < 4:
     assert not job.done(), job.stderr()
     time.sleep(0.01)
-task = pathlib.Path(f"/proc/{{job.job_id}}/task/{{job.job_id}}/children").read_text().split()[0]
-os.kill(int(task), signal.SIGUSR2)  # as SLURM does
+def children(pid):
+    return [int(one) for one in pathlib.Path(f"/proc/{{pid}}/task/{{pid}}/children").read_text().split()]
+task = children(job.job_id)[0]
+everyone = [task]
+for pid in everyone:  # grows
+    everyone += children(pid)
+assert len(everyone) >= 3
+for pid in everyone:  # as SLURM does, where it signals all processes of a job: ranks, servers and workers, too
+    os.kill(pid, signal.SIGUSR2)
 job.result()
 """
     result = subprocess.run(

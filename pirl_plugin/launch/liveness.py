@@ -1,0 +1,208 @@
+"""Which ranks are still there: a node that vanishes without a word ends the others, with its name.
+
+A collective waits for a silent rank as long as its timeout says, and TCP for a quarter of an hour. So each rank says
+every few seconds, from a thread of its own, that it is there (a slow batch or a long end of an epoch does not count as
+silence); the first rank reads it, and all learn from it who is gone. A rank that fails says why, before the others see
+nothing but a closed connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from torch.distributed import Store, TCPStore
+
+BEATS = 30  # within the time that a rank may be silent
+DONE = -1  # the last beat of a rank that has ended as it should
+FOLLOWS = re.compile(r"[Cc]onnection|NCCL|remote process|socket", re.ASCII)  # of errors that another rank's end causes
+CONNECT = datetime.timedelta(seconds=60)
+
+
+class Liveness:
+    """Says that this rank is there and ends its process where another is not; use as a context manager.
+
+    Args:
+        store: connection of this process's own to what all ranks share.
+        rank, world_size: of this process.
+        processes: ranks of a node.
+        silence: seconds without a sign of life after which a rank is gone.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int, processes: int, silence: float) -> None:
+        self.store, self.rank, self.world_size, self.processes = store, rank, world_size, processes
+        self.silence, self.interval = silence, silence / BEATS
+        self.hosts: list[str] = []
+        self.ended = threading.Event()
+        self.lock = threading.Lock()  # a store's connection has one request at a time
+        self.heard = {number: (0, time.monotonic()) for number in range(world_size)}  # last beat, and when it came
+        self.contact = time.monotonic()
+
+    def __enter__(self) -> Liveness:
+        self.store.set(f"host/{self.rank}", socket.gethostname())
+        self.hosts = [self.store.get(f"host/{number}").decode() for number in range(self.world_size)]
+        self.store.set(f"beat/{self.rank}", "0")
+        self.store.wait([f"beat/{number}" for number in range(self.world_size)])
+        self.contact = time.monotonic()
+        for work in (self._beat, self._watch):  # two: a request to a machine that is gone does not return
+            threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        self._within(2 * self.interval, lambda: self.store.set(f"beat/{self.rank}", str(DONE)))
+        if self.rank == 0:  # which keeps the store: the others must be able to read this
+            deadline = time.monotonic() + 2 * self.interval
+            while time.monotonic() < deadline and any(beat != DONE for beat, _ in self.heard.values()):
+                self._within(self.interval, self._hear)
+                time.sleep(self.interval / 10)
+
+    def name(self, rank: int) -> str:
+        """A rank, its node and its machine, in words."""
+        return f"rank {rank} (node {rank // self.processes}, {self.hosts[rank]})"
+
+    # Saying and hearing ----------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        number = 0
+        while not self.ended.wait(self.interval):
+            number += 1
+            try:
+                with self.lock:
+                    self.store.set(f"beat/{self.rank}", str(number))
+                    self._hear()
+                    verdict = self._verdict()
+            except RuntimeError:  # the connection is closed, and the first rank with it: see _judge
+                return
+            if self.heard[0][0] == DONE:  # what is left of the end of the run, each does alone
+                return
+            if verdict and not self.ended.is_set():  # else the main thread ends this rank
+                self._end(verdict)
+
+    def _hear(self) -> None:
+        ranks = range(self.world_size) if self.rank == 0 else [0]
+        beats = [int(beat) for beat in self.store.multi_get([f"beat/{other}" for other in ranks])]
+        now = self.contact = time.monotonic()
+        for other, beat in zip(ranks, beats, strict=True):
+            if beat != self.heard[other][0]:
+                self.heard[other] = (beat, now)
+
+    def _verdict(self) -> str:
+        return self.store.get("verdict").decode() if self.store.check(["verdict"]) else ""
+
+    def _watch(self) -> None:
+        looked = time.monotonic()
+        while not self.ended.wait(self.interval):
+            now = time.monotonic()
+            if now - looked > 3 * self.interval:  # this process itself stood still: a suspended job
+                self.contact = now
+                self.heard = {other: (beat, now) for other, (beat, _) in self.heard.items()}
+            looked = now
+            self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        if self.heard[0][0] == DONE:
+            return
+        if now - self.contact > self.silence:
+            self._end(f"Nothing was heard of {self.name(0)} for {now - self.contact:.0f} s: its machine is gone.")
+        ranks = range(1, self.world_size) if self.rank == 0 else [0]
+        heard = {other: self.heard[other] for other in ranks}
+        silent = [other for other, (beat, when) in heard.items() if beat != DONE and now - when > self.silence]
+        if silent:
+            seconds = now - self.heard[silent[0]][1]
+            names = ", ".join(self.name(other) for other in silent)
+            verdict = f"Nothing was heard of {names} for {seconds:.0f} s: gone, or standing still."
+            if self.rank == 0:
+                self._tell(verdict)
+            if not self.ended.is_set():
+                self._end(verdict)
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def _tell(self, verdict: str) -> None:
+        """Let all ranks know; the first rank, which keeps the store, stays until they have read it."""
+
+        def say() -> None:
+            if not self._verdict():
+                self.store.set("verdict", verdict)
+
+        self._within(2 * self.interval, say)
+        if self.rank == 0:
+            time.sleep(2 * self.interval)
+
+    def _within(self, seconds: float, work: Callable[[], None]) -> None:
+        """Do something with the store that may not return; nothing is said where it fails."""
+
+        def attempt() -> None:
+            with contextlib.suppress(RuntimeError), self.lock:
+                work()
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(seconds)
+
+    def failed(self, error: BaseException) -> None:
+        """This rank ends with an error: the others are told which, unless it only follows from another's.
+
+        Ends the process, with the other's sentence, where another rank failed before.
+        """
+        self.ended.set()  # for the threads
+        first = " ".join(str(error).split())[:500] or type(error).__name__
+        follows = isinstance(error, RuntimeError) and FOLLOWS.search(first) is not None
+        for _ in range(4 if follows else 1):  # a closed connection is noticed before the reason can be read
+            self._within(self.interval, lambda: self._end_with_others(self._verdict()))
+            if follows:
+                time.sleep(self.interval)
+        self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
+
+    def _end_with_others(self, verdict: str) -> None:
+        if verdict:
+            self._end(verdict)
+
+    def _end(self, verdict: str) -> None:
+        sentence = f"{verdict} The same command goes on from the last checkpoint."
+        logging.error(sentence)
+        print(f"Error: {sentence}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be in a collective that does not return
+
+
+@contextlib.contextmanager
+def watched(met_at: Store, host: str, rank: int, world_size: int, processes: int, silence: float) -> Iterator[Liveness]:
+    """While a run of several nodes trains, in every rank.
+
+    Args:
+        met_at: the store of the process group; used here once, for where the first rank keeps the signs of life.
+        host: the first rank's, as the other nodes reach it.
+        silence: seconds.
+    """
+    keeper = None
+    if rank == 0:
+        keeper = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
+        met_at.set("liveness", json.dumps([host, keeper.port]))
+    host, port = json.loads(met_at.get("liveness"))
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=CONNECT)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeError(
+            f"Rank {rank} cannot reach port {port} of {host}, by which ranks say that they are there ({reason}); open "
+            f"the ports of the nodes to each other, or set TRAINER.PIRL_TRAIN_STEP.silence_seconds=0 to do without."
+        ) from error
+    with Liveness(store, rank, world_size, processes, silence) as liveness:
+        try:
+            yield liveness
+        except Exception as error:
+            liveness.failed(error)
+            raise
+    del keeper

@@ -1,0 +1,61 @@
+"""How the ranks of a run meet, with a limit of time for that and for each collective."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, Store, rendezvous
+
+from pirl_plugin.training.settings import WHERE, StepSettings
+from pirl_plugin.validation import ConfigError
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchrun started
+
+
+def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
+    """`init_process_group` for a rank of a run of several, in place of VISSL's, which waits as long as PyTorch does.
+
+    VISSL takes the process group that is there.
+
+    Args:
+        config: the `config` node.
+        run_id: where they meet: <host>:<port>, or env:// for torchrun's.
+
+    Returns:
+        the store that the ranks met at.
+
+    Raises:
+        ConfigError: where not all ranks come in time.
+    """
+    settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+    world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
+    if config.MACHINE.DEVICE == "gpu":
+        torch.cuda.set_device(local_rank)
+    url = run_id if "://" in run_id else f"{config.DISTRIBUTED.INIT_METHOD}://{run_id}"
+    limit = datetime.timedelta(seconds=settings.rendezvous_seconds)
+    try:
+        store, rank, world_size = next(rendezvous(url, rank, world_size, timeout=limit))
+        if TORCHRUN in os.environ:
+            # torchrun may give all attempts one store, in which the addresses of ended processes still are.
+            store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        _meet(store, rank, world_size, limit)
+    except torch.distributed.DistStoreError as error:
+        raise ConfigError(
+            f"Rank {rank} waited {limit.total_seconds():.0f} s ({WHERE}.rendezvous_seconds) at {url} for the other "
+            f"ranks of {world_size}; not all came: see the log of the other nodes, which may have refused to start."
+        ) from error
+    timeout = datetime.timedelta(minutes=settings.timeout_minutes)
+    store.set_timeout(timeout)
+    torch.distributed.init_process_group(
+        config.DISTRIBUTED.BACKEND, store=store, rank=rank, world_size=world_size, timeout=timeout
+    )
+    return store
+
+
+def _meet(store: Store, rank: int, world_size: int, limit: datetime.timedelta) -> None:
+    """Wait for all: init_process_group has one limit for this and for all collectives."""
+    store.set(f"here/{rank}", "1")
+    store.wait([f"here/{number}" for number in range(world_size)], limit)
