@@ -41,6 +41,7 @@ class Liveness:
     def __init__(self, store: Store, rank: int, world_size: int, processes: int, silence: float) -> None:
         self.store, self.rank, self.world_size, self.processes = store, rank, world_size, processes
         self.silence, self.interval = silence, silence / BEATS
+        self.stay = max(2 * self.interval, 1.0)  # seconds in which all others have read what was set
         self.hosts: list[str] = []
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection has one request at a time
@@ -63,7 +64,7 @@ class Liveness:
         self.ended.set()
         self._within(2 * self.interval, lambda: self.store.set(f"beat/{self.rank}", str(DONE)))
         if self.rank == 0:  # which keeps the store: the others must be able to read this
-            deadline = time.monotonic() + 2 * self.interval
+            deadline = time.monotonic() + self.stay
             while time.monotonic() < deadline and any(beat != DONE for beat, _ in self.heard.values()):
                 self._within(self.interval, self._hear)
                 time.sleep(self.interval / 10)
@@ -131,15 +132,13 @@ class Liveness:
     # The end ---------------------------------------------------------------------------------------------------------
 
     def _tell(self, verdict: str) -> None:
-        """Let all ranks know; the first rank, which keeps the store, stays until they have read it."""
+        """Let all ranks know."""
 
         def say() -> None:
             if not self._verdict():
                 self.store.set("verdict", verdict)
 
         self._within(2 * self.interval, say)
-        if self.rank == 0:
-            time.sleep(2 * self.interval)
 
     def _within(self, seconds: float, work: Callable[[], None]) -> None:
         """Do something with the store that may not return; nothing is said where it fails."""
@@ -165,6 +164,12 @@ class Liveness:
             if follows:
                 time.sleep(self.interval)
         self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
+        self._stay()
+
+    def _stay(self) -> None:
+        """The first rank keeps the store until the others have read it."""
+        if self.rank == 0:
+            time.sleep(self.stay)
 
     def _end_with_others(self, verdict: str) -> None:
         if verdict:
@@ -174,6 +179,7 @@ class Liveness:
         sentence = f"{verdict} The same command goes on from the last checkpoint."
         logging.error(sentence)
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
+        self._stay()
         os._exit(1)  # the main thread may be in a collective that does not return
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import os
+import secrets
+import time
 from typing import Any
 
 import torch
@@ -38,11 +39,8 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
     limit = datetime.timedelta(seconds=settings.rendezvous_seconds)
     try:
         store, rank, world_size = next(rendezvous(url, rank, world_size, timeout=limit))
-        if TORCHRUN in os.environ:
-            # torchrun may give all attempts one store, in which the addresses of ended processes still are.
-            store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        _meet(store, rank, world_size, limit)
-    except torch.distributed.DistStoreError as error:
+        store = PrefixStore(_meet(store, rank, world_size, limit.total_seconds()), store)
+    except (torch.distributed.DistStoreError, TimeoutError) as error:
         raise ConfigError(
             f"Rank {rank} waited {limit.total_seconds():.0f} s ({WHERE}.rendezvous_seconds) at {url} for the other "
             f"ranks of {world_size}; not all came: see the log of the other nodes, which may have refused to start."
@@ -55,7 +53,28 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
     return store
 
 
-def _meet(store: Store, rank: int, world_size: int, limit: datetime.timedelta) -> None:
-    """Wait for all: init_process_group has one limit for this and for all collectives."""
-    store.set(f"here/{rank}", "1")
-    store.wait([f"here/{number}" for number in range(world_size)], limit)
+def _meet(store: Store, rank: int, world_size: int, seconds: float) -> str:
+    """Wait for all and agree on a name for this attempt.
+
+    init_process_group has one limit for this and for all collectives. And torchrun may give all attempts one store, in
+    which the addresses of ended processes still are; its nodes do not count the attempts alike.
+
+    Raises:
+        TimeoutError: where not all come.
+    """
+    deadline, own = time.monotonic() + seconds, secrets.token_hex(8)
+    others = [f"join/{number}" for number in range(1, world_size)]
+    if rank == 0:
+        for key in others:
+            store.delete_key(key)  # of an attempt before; who joins now says so again
+    while not (store.check(others) if rank == 0 else store.check([f"answer/{own}"])):
+        if rank != 0:
+            store.set(f"join/{rank}", own)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.1)
+    if rank != 0:
+        return store.get(f"answer/{own}").decode()
+    for key in others:
+        store.set(f"answer/{store.get(key).decode()}", own)
+    return own

@@ -193,5 +193,6 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
         MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})),
         progress.publish,
     )
+    stopping = PreemptionHook(checkpoint, settings.grace_seconds, settings.timeout_minutes)
     # The monitor last: measuring kNN takes time, in which a checkpoint of the epoch should be there.
-    return [progress, *own, *kept, writer, monitor, PreemptionHook(checkpoint, settings.grace_seconds)]
+    return [progress, *own, *kept, writer, monitor, stopping]

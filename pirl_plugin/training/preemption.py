@@ -5,6 +5,7 @@ SLURM sends them before the time of a job is up (`--signal=USR1@120`), torchrun 
 
 from __future__ import annotations
 
+import datetime
 import logging
 import multiprocessing
 import os
@@ -33,22 +34,26 @@ def grace_seconds(given: float | None) -> float:
 class PreemptionHook(Hook):
     """Asks after every step whether any rank got a signal; all of them stop at the same step.
 
-    A rank that comes to no end of its step (another is dead, and it waits for it) ends itself after `grace` seconds.
+    The answer is read after the next step, so that no step waits for it. A rank that comes to no end of its step
+    (another is dead, and it waits for it) ends itself after `grace` seconds.
 
     Args:
         checkpoint: what writes a checkpoint: called with the task on every rank.
         grace: seconds; None for `grace_seconds`.
+        timeout: minutes that a rank waits for the others' answer.
     """
 
-    def __init__(self, checkpoint: Any, grace: float | None = None) -> None:
+    def __init__(self, checkpoint: Any, grace: float | None = None, timeout: float = 30) -> None:
         super().__init__()
         self.checkpoint, self.grace = checkpoint, grace_seconds(grace)
+        self.timeout = datetime.timedelta(minutes=timeout)
+        self.question: tuple[distributed.Work, torch.Tensor] | None = None  # under way: whether any rank is asked
         self.requested = threading.Event()
         self.writing: int | None = None  # the end of a pipe that signals are written to, while they are watched
 
     def on_start(self, task: Any) -> None:
         # Of the CPU: asking must not wait for a GPU.
-        self.group = distributed.new_group(backend="gloo") if world_size() > 1 else None
+        self.group = distributed.new_group(backend="gloo", timeout=self.timeout) if world_size() > 1 else None
         self.timer: threading.Timer | None = None
         reading, self.writing = os.pipe()
         os.set_blocking(self.writing, False)
@@ -75,11 +80,13 @@ class PreemptionHook(Hook):
     def on_step(self, task: Any) -> None:
         asked = self.requested.is_set()
         if self.group is not None:
+            answer = self._answer()
             anyone = torch.tensor(int(asked))
-            distributed.all_reduce(anyone, distributed.ReduceOp.MAX, group=self.group)
-            asked = bool(anyone)
+            work = distributed.all_reduce(anyone, distributed.ReduceOp.MAX, group=self.group, async_op=True)
+            self.question, asked = (work, anyone), answer
         if not asked:
             return
+        self._answer()
         # From now on signals are passed over: the checkpoint is being written.
         self.requested.set()
         if self.timer is not None:
@@ -90,7 +97,17 @@ class PreemptionHook(Hook):
         logging.warning(f"Stopped after iteration {task.iteration}; the same command goes on from there.")
         raise SystemExit(EXIT_CODE)
 
+    def _answer(self) -> bool:
+        """What came of the last question, which is over then."""
+        if self.question is None:
+            return False
+        work, anyone = self.question
+        work.wait()
+        self.question = None
+        return bool(anyone)
+
     def on_end(self, task: Any) -> None:
+        self._answer()
         self._stop_watching()
 
     def on_exception(self, task: Any) -> None:

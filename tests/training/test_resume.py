@@ -254,6 +254,12 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.01)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
 def log_of(folder: Path) -> str:
     return folder.with_suffix(".log").read_text()
 
@@ -314,13 +320,10 @@ def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, p
 
 @pytest.mark.slow
 def test_two_launchers_as_two_nodes_train_as_one_node_with_two_processes(left_alone, photo_folder, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
     cluster = [
         "config.DISTRIBUTED.NUM_NODES=2",
         "config.DISTRIBUTED.NUM_PROC_PER_NODE=1",
-        f"config.DISTRIBUTED.RUN_ID=localhost:{port}",
+        f"config.DISTRIBUTED.RUN_ID=localhost:{free_port()}",
     ]
     nodes = [start(tmp_path / "run", photo_folder, *cluster, f"node_id={number}") for number in (0, 1)]
     assert [node.wait(200) for node in nodes] == [0, 0], log_of(tmp_path / "run")[-3000:]
@@ -328,14 +331,16 @@ def test_two_launchers_as_two_nodes_train_as_one_node_with_two_processes(left_al
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(left_alone, photo_folder, tmp_path):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(left_alone, photo_folder, tmp_path, nodes):
     folder, often = tmp_path / "run", "config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=2"
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m")
-    process = start(folder, photo_folder, often, command=torchrun)
-    wait_for(lambda: (folder / "model_iteration8.torch").exists(), process)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    place = () if nodes == 1 else ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}")
+    torchrun = ("-m", "torch.distributed.run", *place, f"--nproc-per-node={2 // nodes}", "--max-restarts=1", "-m")
+    agents = [start(folder, photo_folder, often, command=torchrun) for _ in range(nodes)]
+    wait_for(lambda: (folder / "model_iteration8.torch").exists(), agents[-1])
+    ranks = subprocess.run(["pgrep", "-P", str(agents[-1].pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
-    assert process.wait(200) == 0, log_of(folder)[-3000:]
+    assert [agent.wait(200) for agent in agents] == [0] * nodes, log_of(folder)[-3000:]
     assert "Resume from file" in log_of(folder)
     assert same(left_alone, final(folder))
 
