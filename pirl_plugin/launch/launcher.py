@@ -30,8 +30,6 @@ from pirl_plugin.host import mends
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
-    liveness,
-    process_group,
     registration,
     run_lock,
     run_result,
@@ -39,9 +37,9 @@ from pirl_plugin.launch import (
     slurm,
 )
 from pirl_plugin.launch.machine_check import check_machine
-from pirl_plugin.launch.process_group import TORCHRUN
-from pirl_plugin.training import checkpoint_folder, preemption
+from pirl_plugin.training import checkpoint_folder, liveness, preemption, process_group
 from pirl_plugin.training.hooks import hook_generator
+from pirl_plugin.training.process_group import TORCHRUN
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from pirl_plugin.network.trunks import LAYOUTS, feature_channels
 from pirl_plugin.validation import ConfigError
@@ -34,11 +34,25 @@ def model_inputs(config: Any) -> list[str]:
 
 
 def pirl_heads_of(config: Any) -> Iterator[tuple[str, dict]]:
-    """(input key, arguments) of every pirl_heads in the model."""
+    """(input key, arguments) of every pirl_heads in the model.
+
+    Raises:
+        ConfigError: for what is no list of [name, arguments].
+    """
     parameters = config.MODEL.HEAD.PARAMS
     heads = parameters if config.MODEL.MULTI_INPUT_HEAD_MAPPING else [parameters]
     for key, head in zip(model_inputs(config), heads, strict=False):
-        modules = [head] if len(head) and isinstance(head[0], str) else head
-        for name, arguments in modules:
+        modules = [head] if _is_list(head) and len(head) and isinstance(head[0], str) else head
+        for module in modules if _is_list(modules) else [modules]:
+            if not _is_list(module) or len(module) != 2 or not isinstance(module[1], (Mapping, DictConfig)):
+                raise ConfigError(
+                    f"MODEL.HEAD.PARAMS has the entry {module!r}; each must be a pair of a layer and its arguments, as "
+                    f"[pirl_heads, {{...}}]."
+                )
+            name, arguments = module
             if name == "pirl_heads":
                 yield key, arguments
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, ListConfig))

@@ -16,7 +16,7 @@ SILENCE = 2.0
 RANKS = f"""
 import os, sys, time
 from torch.distributed import TCPStore
-from pirl_plugin.launch.liveness import watched
+from pirl_plugin.training.liveness import watched
 from pirl_plugin.validation import ConfigError
 
 def run(rank, world_size, port, what):
@@ -132,7 +132,7 @@ def test_other_nodes_say_the_sentence_of_the_rank_that_failed(failing, tmp_path)
 def test_a_rank_whose_others_do_not_come_says_so_in_time():
     code = f"""
 from pirl_plugin.launch.composition import compose
-from pirl_plugin.launch import process_group
+from pirl_plugin.training import process_group
 config = compose(["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DISTRIBUTED.NUM_NODES=2",
                   "config.TRAINER.PIRL_TRAIN_STEP.rendezvous_seconds=2"], check=False).config
 import time
