@@ -5,6 +5,7 @@ Nothing heavy is imported here: it is installed by the launcher's first lines.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,10 +29,21 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_CODE)
 
 
+def _pass_over() -> None:
+    """At the end of the process, where Python puts the defaults back: the exit code is settled by now."""
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+
+
 def end_when_asked() -> None:
-    """Until training handles them itself, let SIGNALS end this process with EXIT_CODE; other handlers are left."""
+    """Until training handles them itself, let SIGNALS end this process with EXIT_CODE; other handlers are left.
+
+    Once Python ends the process they change nothing more: srun sends SIGTERM to all tasks as soon as one has ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         return  # where Python allows no handlers
+    atexit.unregister(_pass_over)  # once, however often this is called
+    atexit.register(_pass_over)
     for name in SIGNALS:
         if signal.getsignal(name) is signal.SIG_DFL:
             signal.signal(name, _end)

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 
 from torch.distributed import Store, TCPStore
 
+from pirl_plugin.validation import ConfigError
+
 BEATS = 30  # within the time that a rank may be silent
 DONE = -1  # the last beat of a rank that has ended as it should
 FOLLOWS = re.compile(r"[Cc]onnection|NCCL|remote process|socket", re.ASCII)  # of errors that another rank's end causes
@@ -47,6 +49,7 @@ class Liveness:
         self.lock = threading.Lock()  # a store's connection has one request at a time
         self.heard = {number: (0, time.monotonic()) for number in range(world_size)}  # last beat, and when it came
         self.contact = time.monotonic()
+        self.verdict = ""
 
     def __enter__(self) -> Liveness:
         self.store.set(f"host/{self.rank}", socket.gethostname())
@@ -88,7 +91,7 @@ class Liveness:
                 return
             if self.heard[0][0] == DONE:  # what is left of the end of the run, each does alone
                 return
-            if verdict and not self.ended.is_set():  # else the main thread ends this rank
+            if verdict and not self.ended.wait(self.stay):  # else the main thread ends this rank, and says why
                 self._end(verdict)
 
     def _hear(self) -> None:
@@ -98,6 +101,9 @@ class Liveness:
         for other, beat in zip(ranks, beats, strict=True):
             if beat != self.heard[other][0]:
                 self.heard[other] = (beat, now)
+
+    def _read_verdict(self) -> None:
+        self.verdict = self._verdict()
 
     def _verdict(self) -> str:
         return self.store.get("verdict").decode() if self.store.check(["verdict"]) else ""
@@ -151,32 +157,36 @@ class Liveness:
         thread.start()
         thread.join(seconds)
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, error: Exception) -> Exception:
         """This rank ends with an error: the others are told which, unless it only follows from another's.
 
-        Ends the process, with the other's sentence, where another rank failed before.
+        Returns:
+            what to raise: the error, or the sentence of the rank that it follows from.
         """
         self.ended.set()  # for the threads
         first = " ".join(str(error).split())[:500] or type(error).__name__
-        follows = isinstance(error, RuntimeError) and FOLLOWS.search(first) is not None
-        for _ in range(4 if follows else 1):  # a closed connection is noticed before the reason can be read
-            self._within(self.interval, lambda: self._end_with_others(self._verdict()))
-            if follows:
+        if isinstance(error, RuntimeError) and FOLLOWS.search(first):
+            for _ in range(4):  # a closed connection is noticed before the reason can be read
+                self._within(self.interval, self._read_verdict)
+                if self.verdict:
+                    return ConfigError(self._in_words(self.verdict))
                 time.sleep(self.interval)
         self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
         self._stay()
+        return error
 
     def _stay(self) -> None:
         """The first rank keeps the store until the others have read it."""
         if self.rank == 0:
             time.sleep(self.stay)
 
-    def _end_with_others(self, verdict: str) -> None:
-        if verdict:
-            self._end(verdict)
+    @staticmethod
+    def _in_words(verdict: str) -> str:
+        return f"{verdict} The same command goes on from the last checkpoint."
 
     def _end(self, verdict: str) -> None:
-        sentence = f"{verdict} The same command goes on from the last checkpoint."
+        self.ended.set()  # what the other thread finds meanwhile follows from this
+        sentence = self._in_words(verdict)
         logging.error(sentence)
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
         self._stay()
@@ -209,6 +219,8 @@ def watched(met_at: Store, host: str, rank: int, world_size: int, processes: int
         try:
             yield liveness
         except Exception as error:
-            liveness.failed(error)
-            raise
+            ends_with = liveness.failed(error)
+            if ends_with is error:
+                raise
+            raise ends_with from error
     del keeper

@@ -1,5 +1,6 @@
 """A signal before training has begun is no failure: the job goes back into the queue."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -35,6 +36,31 @@ def test_a_process_that_only_starts_ends_with_the_code_for_trying_again(number):
     assert (process.returncode, errors) == (75, early_stop.MESSAGE)
 
 
+AT_THE_END = """
+import sys, time
+from pirl_plugin import early_stop
+class Slow:
+    def __del__(self):  # when Python has put the default handlers back
+        print('ending', flush=True)
+        time.sleep(1)
+early_stop.end_when_asked()
+early_stop.end_when_asked()
+kept = Slow()
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_signal_while_python_ends_changes_nothing_of_the_exit_code(code):
+    process = subprocess.Popen([sys.executable, "-c", AT_THE_END, str(code)], stdout=subprocess.PIPE, text=True,
+                               env=ENVIRONMENT)  # fmt: skip
+    assert process.stdout.readline() == "ending\n"
+    for number in early_stop.SIGNALS:
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
 def test_handlers_of_others_are_left_and_other_threads_set_none():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -44,6 +70,7 @@ def test_handlers_of_others_are_left_and_other_threads_set_none():
         thread.start()
         thread.join()
     finally:
+        atexit.unregister(early_stop._pass_over)
         signal.signal(signal.SIGUSR1, before)
         for name in early_stop.SIGNALS:
             if early_stop.is_early(signal.getsignal(name)):

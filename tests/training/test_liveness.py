@@ -17,7 +17,7 @@ RANKS = f"""
 import os, sys, time
 from torch.distributed import TCPStore
 from pirl_plugin.training.liveness import watched
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 def run(rank, world_size, port, what):
     store = TCPStore("localhost", port, world_size, is_master=rank == 0)
@@ -45,7 +45,8 @@ for rank, what in enumerate(roles):
     if not pid:
         printed = os.open(f"{{rank}}.log", os.O_WRONLY | os.O_CREAT)
         os.dup2(printed, 1), os.dup2(printed, 2)
-        run(rank, len(roles), port, what)
+        with one_sentence_errors():
+            run(rank, len(roles), port, what)
         sys.exit()
     print(pid, flush=True)
 for _ in roles:
@@ -99,7 +100,7 @@ def test_a_rank_that_falls_silent_ends_all_others_in_time_with_its_name(gone, ho
     said = rf"Error: Nothing was heard of rank {gone} \(node {gone}, .+\) for \d+ s"
     for code, when, printed in found.values():
         assert code == 1 and re.search(said, printed), printed
-        assert SILENCE * 0.8 < when - began < 2 * SILENCE + 2
+        assert SILENCE * 0.8 < when - began < 2 * SILENCE + 3
 
 
 def test_a_busy_rank_and_one_that_is_done_early_are_not_taken_for_gone(tmp_path):
@@ -126,7 +127,9 @@ def test_other_nodes_say_the_sentence_of_the_rank_that_failed(failing, tmp_path)
     for rank, (code, _, printed) in found.items():
         assert code == 1
         if rank != failing:
-            assert re.search(sentence, printed) and "Traceback" not in printed, printed
+            assert re.match(sentence, printed.strip().splitlines()[-1]) and "Traceback" not in printed, printed
+        else:
+            assert printed.strip().splitlines()[-1] == "Error: DATA is empty."
 
 
 def test_a_rank_whose_others_do_not_come_says_so_in_time():
