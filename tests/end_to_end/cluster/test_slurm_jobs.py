@@ -1,0 +1,94 @@
+"""The README's job script under a real SLURM, cut at random times: it requeues itself and ends bit-equal."""
+
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_slurm import NoSlurm, SmallSlurm
+
+from pirl_plugin.network.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = (
+    "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125 config.LOSS.pirl_loss.negatives=per_image "
+    "config.LOSS.pirl_loss.num_negatives=16 config.OPTIMIZER.num_epochs=20 config.DISTRIBUTED.NUM_NODES=2 "
+    "config.DISTRIBUTED.NUM_PROC_PER_NODE=1 config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4 "
+    "config.DATA.NUM_DATALOADER_WORKERS=0 config.DATA.TRAIN.DATA_PATHS=[$PHOTOS] config.CHECKPOINT.DIR=$RUN_FOLDER"
+)
+
+
+def readmes_job() -> str:
+    """The README's script, for two nodes without GPUs and small images."""
+    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for written, here in (
+        ("--nodes=8 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=80", "--nodes=2 --ntasks-per-node=1"),
+        ("pretrain/pirl/jigsaw_8node", "pretrain/pirl/jigsaw_small_images_cpu"),
+        ("config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=500", f"config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=50 {RUN}"),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    return script
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, dict):
+        keys = set(one) - {"iteration_num", "losses", "settings", "config"}
+        return set(one) == set(other) and all(same(one[key], other[key]) for key in keys)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SmallSlurm]:
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:  # short: sockets' names are
+        made = None
+        try:
+            made = SmallSlurm(Path(folder))
+        except NoSlurm as reason:
+            pytest.skip(f"no SLURM on this machine: {reason}")
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.mark.slow
+def test_the_readmes_job_cut_at_random_times_requeues_itself_and_ends_bit_equal(slurm, photo_folder, tmp_path):
+    """PIRL_SLURM_JOBS: how many, by default 3."""
+    script = tmp_path / "job.sh"
+    script.write_text(readmes_job())
+    variables = {"PHOTOS": str(photo_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                 "PATH": f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"}  # fmt: skip
+
+    def finished(name: str, seed: int | None) -> dict:
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        job = slurm.submit(script, log, RUN_FOLDER=str(folder), **variables)
+        draw = random.Random(seed)
+        left = [] if seed is None else [draw.uniform(0, 20)]
+        signal = draw.choice([("--signal=USR1",), ("--signal=USR1", "--full"), ("--signal=TERM",)])
+        deadline, ran = time.monotonic() + 300, time.monotonic()
+        while (state := slurm.field(job, "JobState")) not in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"):
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            if state == "PENDING":
+                ran = time.monotonic()
+            if left and state == "RUNNING" and time.monotonic() - ran > left[0]:
+                slurm.run("scancel", *signal, job)
+                print(f"{name}: {' '.join(signal)} after {left.pop():.1f} s")
+            time.sleep(0.2)
+        assert state == "COMPLETED", (signal, log.read_text()[-3000:])
+        print(f"{name}: {state}, requeued {slurm.field(job, 'Restarts')} times")
+        return load_checkpoint(next(folder.glob("model_final_checkpoint*.torch")))
+
+    alone = finished("alone", None)
+    for seed in range(int(os.environ.get("PIRL_SLURM_JOBS", "3"))):
+        assert same(alone, finished(f"run{seed}", seed))
