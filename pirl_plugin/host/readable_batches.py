@@ -106,10 +106,7 @@ def unreadable_in(loader: Any) -> set[int]:
 
 def list_unreadable(dataset: Any, indices: set[int], path: Path, num_named: int = 20) -> None:
     """Name in the log, and write into a file, the images at places of a data set that could not be read."""
-    try:
-        names = names_of(dataset, sorted(indices))
-    except ValueError:  # of a source that has no files
-        names = [f"image {index}" for index in sorted(indices)]
+    names = names_or_numbers(dataset, sorted(indices))
     write_list(path, names)
     for name in names[:num_named]:
         logging.warning(f"Not read: {printable(name)}")
@@ -125,6 +122,14 @@ def count_listed(folder: Path) -> dict[str, int]:
         if match:
             names.setdefault(match.group(1) or "train", set()).update(read_list(path))
     return {split: len(found) for split, found in names.items()}
+
+
+def names_or_numbers(dataset: Any, indices: Sequence[int]) -> list[str]:
+    """`names_of`, or numbers of images where the source has no files."""
+    try:
+        return names_of(dataset, indices)
+    except ValueError:
+        return [f"image {index}" for index in indices]
 
 
 def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:

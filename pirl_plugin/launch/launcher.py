@@ -78,11 +78,10 @@ def _among_the_ranks(
     if world_size == 1 and TORCHRUN not in os.environ:
         return contextlib.nullcontext()
     met_at = process_group.join(config, run_id, rank, local_rank)
-    silence = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {})).silence_seconds
+    silence = StepSettings.of_run(config).silence_seconds
     if config.DISTRIBUTED.NUM_NODES == 1 or not silence:
         return contextlib.nullcontext()
-    host = os.environ["MASTER_ADDR"] if TORCHRUN in os.environ else run_id.rsplit(":", 1)[0]
-    return liveness.watched(met_at, host, rank, world_size, processes, silence)
+    return liveness.watched(met_at, run_id.rsplit(":", 1)[0], rank, world_size, processes, silence)
 
 
 def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
@@ -135,10 +134,10 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     if is_training_finished(config, checkpoint_folder=folder):
         return
     local_rank, node = int(os.environ["LOCAL_RANK"]), int(os.environ["GROUP_RANK"])
-    newest = (
-        checkpoint_folder.newest(config, folder) if os.environ["RANK"] == "0" else None
-    )  # the task takes the first rank's
-    distributed_worker(local_rank, config, node, "env://", engine_name, newest, folder, hook_generator)
+    # The task takes the first rank's.
+    newest = checkpoint_folder.newest(config, folder) if os.environ["RANK"] == "0" else None
+    place = config.DISTRIBUTED.RUN_ID
+    distributed_worker(local_rank, config, node, place, engine_name, newest, folder, hook_generator)
 
 
 def _checkpoint_before(requeue: Callable[..., Any], number: int, frame: Any) -> None:

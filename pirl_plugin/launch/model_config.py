@@ -25,7 +25,7 @@ def model_inputs(config: Any) -> list[str]:
     """The inputs of the model; VISSL knows no mapping for a single one."""
     mapping = config.MODEL.MULTI_INPUT_HEAD_MAPPING
     for pair in mapping:
-        if isinstance(pair, (str, Mapping, DictConfig)) or len(pair) != 2:
+        if not _is_pair(pair):
             raise ConfigError(
                 f"MODEL.MULTI_INPUT_HEAD_MAPPING has the entry {pair!r}; each must be a pair of an input and its "
                 f"layers, as [images, [flatten]]."
@@ -44,7 +44,7 @@ def pirl_heads_of(config: Any) -> Iterator[tuple[str, dict]]:
     for key, head in zip(model_inputs(config), heads, strict=False):
         modules = [head] if _is_list(head) and len(head) and isinstance(head[0], str) else head
         for module in modules if _is_list(modules) else [modules]:
-            if not _is_list(module) or len(module) != 2 or not isinstance(module[1], (Mapping, DictConfig)):
+            if not _is_pair(module) or not isinstance(module[1], (Mapping, DictConfig)):
                 raise ConfigError(
                     f"MODEL.HEAD.PARAMS has the entry {module!r}; each must be a pair of a layer and its arguments, as "
                     f"[pirl_heads, {{...}}]."
@@ -52,6 +52,10 @@ def pirl_heads_of(config: Any) -> Iterator[tuple[str, dict]]:
             name, arguments = module
             if name == "pirl_heads":
                 yield key, arguments
+
+
+def _is_pair(value: Any) -> bool:
+    return _is_list(value) and len(value) == 2
 
 
 def _is_list(value: Any) -> bool:

@@ -14,13 +14,20 @@ from typing import Any
 import torch
 from classy_vision.generic.util import load_and_broadcast_checkpoint
 from safetensors import safe_open
-from vissl.utils.checkpoint import CheckpointWriter
+from vissl.utils.checkpoint import CheckpointWriter, is_checkpoint_phase
 
 from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks
 from pirl_plugin.paths import unfinished
 from pirl_plugin.validation import ConfigError
 
 NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
+
+
+def iteration_checkpoint_is_due(task: Any) -> bool:
+    """Whether VISSL is about to write the checkpoint of the iteration that is just done."""
+    frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
+    place = (task.train_phase_idx, task.num_train_phases)
+    return frequency > 0 and is_checkpoint_phase(task.iteration, frequency, *place, "iteration")
 
 
 class _Writing(io.BufferedWriter):

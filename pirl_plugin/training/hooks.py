@@ -19,7 +19,7 @@ from pirl_plugin.distributed import rank, smallest_and_largest_over_ranks, sum_o
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.host.readable_batches import ReadableBatches, list_unreadable, unreadable_in
 from pirl_plugin.training.base_hook import Hook
-from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter
+from pirl_plugin.training.checkpoint_folder import AtomicCheckpointWriter, iteration_checkpoint_is_due
 from pirl_plugin.training.monitor import MonitorHook, MonitorSettings
 from pirl_plugin.training.preemption import PreemptionHook
 from pirl_plugin.training.progress import ProgressHook, WholeCheckpointHook
@@ -105,19 +105,14 @@ class ShardsHook(Hook):
     """
 
     def on_step(self, task) -> None:
-        frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
-        if frequency > 0:
-            self._save(task, "iteration", task.iteration, frequency)
+        if task.train and iteration_checkpoint_is_due(task):
+            self.save(task, "iteration", task.iteration)
 
     def on_phase_end(self, task) -> None:
-        self._save(task, "phase", task.train_phase_idx, task.config.CHECKPOINT.CHECKPOINT_FREQUENCY)
-
-    def _save(self, task, mode: str, number: int, frequency: int) -> None:
-        last = mode == "phase" and task.train_phase_idx == task.num_train_phases - 1
-        due = is_checkpoint_phase(number, frequency, task.train_phase_idx, task.num_train_phases, mode)
-        if not task.train or not (due or last):
-            return
-        self.save(task, mode, number)
+        number, count = task.train_phase_idx, task.num_train_phases
+        due = is_checkpoint_phase(number, task.config.CHECKPOINT.CHECKPOINT_FREQUENCY, number, count, "phase")
+        if task.train and (due or number == count - 1):
+            self.save(task, "phase", number)
 
     def save(self, task, mode: str, number: int) -> None:
         """Write the shards of the checkpoint model_{mode}{number}; every rank must."""
@@ -175,7 +170,7 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
         return [*own, LossReportHook(), *hooks]
     waiting = (CheckNanLossHook, CheckNanModelOutputHook, LogLossLrEtaHook)
     kept = [hook for hook in hooks if not isinstance(hook, (*waiting, LogLossMetricsCheckpointHook))]
-    settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+    settings = StepSettings.of_run(config)
     progress = ProgressHook(get_checkpoint_folder(config), settings.wandb_project)
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
     writer = WholeCheckpointHook(world_size)

@@ -19,11 +19,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from torch.distributed import Store, TCPStore
 
 from pirl_plugin.validation import ConfigError
 
+T = TypeVar("T")
 BEATS = 30  # within the time that a rank may be silent
 DONE = -1  # the last beat of a rank that has ended as it should
 FOLLOWS = re.compile(r"[Cc]onnection|NCCL|remote process|socket", re.ASCII)  # of errors that another rank's end causes
@@ -47,9 +49,9 @@ class Liveness:
         self.hosts: list[str] = []
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection has one request at a time
-        self.heard = {number: (0, time.monotonic()) for number in range(world_size)}  # last beat, and when it came
+        others = range(1, world_size) if rank == 0 else [0]  # whom this rank listens to
+        self.heard = {other: (0, time.monotonic()) for other in others}  # last beat, and when it came
         self.contact = time.monotonic()
-        self.verdict = ""
 
     def __enter__(self) -> Liveness:
         self.store.set(f"host/{self.rank}", socket.gethostname())
@@ -68,7 +70,7 @@ class Liveness:
         self._within(2 * self.interval, lambda: self.store.set(f"beat/{self.rank}", str(DONE)))
         if self.rank == 0:  # which keeps the store: the others must be able to read this
             deadline = time.monotonic() + self.stay
-            while time.monotonic() < deadline and any(beat != DONE for beat, _ in self.heard.values()):
+            while time.monotonic() < deadline and not self._over():
                 self._within(self.interval, self._hear)
                 time.sleep(self.interval / 10)
 
@@ -89,21 +91,21 @@ class Liveness:
                     verdict = self._verdict()
             except RuntimeError:  # the connection is closed, and the first rank with it: see _judge
                 return
-            if self.heard[0][0] == DONE:  # what is left of the end of the run, each does alone
+            if self._over():
                 return
             if verdict and not self.ended.wait(self.stay):  # else the main thread ends this rank, and says why
                 self._end(verdict)
 
     def _hear(self) -> None:
-        ranks = range(self.world_size) if self.rank == 0 else [0]
-        beats = [int(beat) for beat in self.store.multi_get([f"beat/{other}" for other in ranks])]
+        beats = [int(beat) for beat in self.store.multi_get([f"beat/{other}" for other in self.heard])]
         now = self.contact = time.monotonic()
-        for other, beat in zip(ranks, beats, strict=True):
+        for other, beat in zip(list(self.heard), beats, strict=True):
             if beat != self.heard[other][0]:
                 self.heard[other] = (beat, now)
 
-    def _read_verdict(self) -> None:
-        self.verdict = self._verdict()
+    def _over(self) -> bool:
+        """Whether all that this rank listens to are done: what is left of the end of the run, each does alone."""
+        return all(beat == DONE for beat, _ in self.heard.values())
 
     def _verdict(self) -> str:
         return self.store.get("verdict").decode() if self.store.check(["verdict"]) else ""
@@ -119,13 +121,11 @@ class Liveness:
             self._judge(now)
 
     def _judge(self, now: float) -> None:
-        if self.heard[0][0] == DONE:
+        if self._over():
             return
         if now - self.contact > self.silence:
             self._end(f"Nothing was heard of {self.name(0)} for {now - self.contact:.0f} s: its machine is gone.")
-        ranks = range(1, self.world_size) if self.rank == 0 else [0]
-        heard = {other: self.heard[other] for other in ranks}
-        silent = [other for other, (beat, when) in heard.items() if beat != DONE and now - when > self.silence]
+        silent = [other for other, (beat, when) in self.heard.items() if beat != DONE and now - when > self.silence]
         if silent:
             seconds = now - self.heard[silent[0]][1]
             names = ", ".join(self.name(other) for other in silent)
@@ -146,16 +146,18 @@ class Liveness:
 
         self._within(2 * self.interval, say)
 
-    def _within(self, seconds: float, work: Callable[[], None]) -> None:
-        """Do something with the store that may not return; nothing is said where it fails."""
+    def _within(self, seconds: float, work: Callable[[], T]) -> T | None:
+        """What comes of something with the store that may not return; None where it fails."""
+        results: list[T] = []
 
         def attempt() -> None:
             with contextlib.suppress(RuntimeError), self.lock:
-                work()
+                results.append(work())
 
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(seconds)
+        return results[0] if results else None
 
     def failed(self, error: Exception) -> Exception:
         """This rank ends with an error: the others are told which, unless it only follows from another's.
@@ -167,9 +169,9 @@ class Liveness:
         first = " ".join(str(error).split())[:500] or type(error).__name__
         if isinstance(error, RuntimeError) and FOLLOWS.search(first):
             for _ in range(4):  # a closed connection is noticed before the reason can be read
-                self._within(self.interval, self._read_verdict)
-                if self.verdict:
-                    return ConfigError(self._in_words(self.verdict))
+                verdict = self._within(self.interval, self._verdict)
+                if verdict:
+                    return ConfigError(self._in_words(verdict))
                 time.sleep(self.interval)
         self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
         self._stay()

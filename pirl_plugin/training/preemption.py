@@ -20,6 +20,7 @@ from pirl_plugin import early_stop
 from pirl_plugin.distributed import world_size
 from pirl_plugin.early_stop import EXIT_CODE, SIGNALS
 from pirl_plugin.training.base_hook import Hook
+from pirl_plugin.training.process_group import TORCHRUN
 
 # For the step that is under way: torchrun kills after 30 seconds; a SLURM job says itself how early it is told.
 GRACE_SECONDS = {"torchrun": 25.0, "otherwise": 100.0}
@@ -27,7 +28,7 @@ GRACE_SECONDS = {"torchrun": 25.0, "otherwise": 100.0}
 
 def grace_seconds(given: float | None) -> float:
     """Seconds that a step may still take after a signal: as given, or what whoever started the run waits for."""
-    started_by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "otherwise"
+    started_by = "torchrun" if TORCHRUN in os.environ else "otherwise"
     return GRACE_SECONDS[started_by] if given is None else given
 
 

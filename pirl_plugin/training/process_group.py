@@ -23,7 +23,7 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
 
     Args:
         config: the `config` node.
-        run_id: where they meet: <host>:<port>, or env:// for torchrun's.
+        run_id: where they meet: <host>:<port>.
 
     Returns:
         the store that the ranks met at.
@@ -31,11 +31,11 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
     Raises:
         ConfigError: where not all ranks come in time.
     """
-    settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+    settings = StepSettings.of_run(config)
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
     if config.MACHINE.DEVICE == "gpu":
         torch.cuda.set_device(local_rank)
-    url = run_id if "://" in run_id else f"{config.DISTRIBUTED.INIT_METHOD}://{run_id}"
+    url = f"{config.DISTRIBUTED.INIT_METHOD}://{run_id}"
     limit = datetime.timedelta(seconds=settings.rendezvous_seconds)
     try:
         store, rank, world_size = next(rendezvous(url, rank, world_size, timeout=limit))

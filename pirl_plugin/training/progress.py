@@ -24,10 +24,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from vissl.hooks import SSLTensorboardHook
 from vissl.hooks.log_hooks import LogLossLrEtaHook, LogLossMetricsCheckpointHook
-from vissl.utils.checkpoint import is_checkpoint_phase
 
 from pirl_plugin.distributed import rank
 from pirl_plugin.training.base_hook import Hook
+from pirl_plugin.training.checkpoint_folder import iteration_checkpoint_is_due
 from pirl_plugin.validation import ConfigError
 
 
@@ -103,10 +103,7 @@ class ProgressHook(Hook):
         if self.bar is not None:
             self.bar.set_description(f"epoch {task.train_phase_idx + 1}/{task.num_train_phases}", refresh=False)
             self.bar.update()
-        frequency = task.config["CHECKPOINT"]["CHECKPOINT_ITER_FREQUENCY"]
-        if frequency > 0 and is_checkpoint_phase(
-            task.iteration, frequency, task.train_phase_idx, task.num_train_phases, "iteration"
-        ):
+        if iteration_checkpoint_is_due(task):
             self._read(task, task.iteration)  # what is not sound must not reach a checkpoint
 
     def on_phase_end(self, task: Any) -> None:

@@ -73,6 +73,15 @@ class StepSettings:
             raise ConfigError(f"{WHERE}.wandb_project is {settings.wandb_project!r}; it must be a name, or ''.")
         return settings
 
+    @classmethod
+    def of_run(cls, config: Any) -> StepSettings:
+        """Those of the `config` node of a run, whatever it trains.
+
+        Raises:
+            ConfigError: as `from_config`.
+        """
+        return cls.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """What autocast computes in; None for no autocast."""

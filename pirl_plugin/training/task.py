@@ -51,7 +51,7 @@ class PIRLTask(SelfSupervisionTask):
         super().__init__(config)
         self.start_iter = self.resumed_steps = self.epoch_began = 0
         self.unreadable_so_far = self.unreadable_before = (0, 0)
-        self.step_settings = StepSettings.from_config(config.TRAINER.get("PIRL_TRAIN_STEP", {}))
+        self.step_settings = StepSettings.of_run(config)
 
     @functools.cached_property
     def transform(self) -> PretextTransform:

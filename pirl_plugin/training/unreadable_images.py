@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
-from vissl.utils.checkpoint import is_checkpoint_phase
 
 from pirl_plugin.data.file_lists import printable
 from pirl_plugin.distributed import rank, sum_over_ranks
-from pirl_plugin.host.readable_batches import list_unreadable, names_of
+from pirl_plugin.host.readable_batches import list_unreadable, names_or_numbers
 from pirl_plugin.training.base_hook import Hook
+from pirl_plugin.training.checkpoint_folder import iteration_checkpoint_is_due
 from pirl_plugin.validation import ConfigError
 
 SHARE, BATCHES = "DATA.TRAIN.LARGEST_UNREADABLE_SHARE", "DATA.TRAIN.LARGEST_UNREADABLE_BATCHES"
@@ -54,15 +54,13 @@ class UnreadableImagesHook(Hook):
         self.empty_batches = 0 if valid.any() else self.empty_batches + 1
         if self.empty_batches >= self.largest_batches:
             self._list(task)
+            (last,) = names_or_numbers(task.datasets["train"], [int(indices[-1])])
             raise ConfigError(
                 f"The last {self.empty_batches} batches of rank {rank()} had no readable image "
-                f"({BATCHES} {self.largest_batches}); the last file is {self._name(task, int(indices[-1]))}: see that "
+                f"({BATCHES} {self.largest_batches}); the last file is {printable(last)}: see that "
                 f"the folder is still mounted, and run the same command again."
             )
-        frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
-        if frequency > 0 and is_checkpoint_phase(
-            task.iteration, frequency, task.train_phase_idx, task.num_train_phases, "iteration"
-        ):
+        if iteration_checkpoint_is_due(task):
             self.check(task)
 
     def check(self, task) -> None:
@@ -109,10 +107,3 @@ class UnreadableImagesHook(Hook):
         if self.unreadable:
             listed = self.folder / f"unreadable_rank{rank()}.txt"
             list_unreadable(task.datasets["train"], self.unreadable, listed, self.num_named)
-
-    @staticmethod
-    def _name(task, index: int) -> str:
-        try:
-            return printable(names_of(task.datasets["train"], [index])[0])
-        except ValueError:  # of a source that has no files
-            return f"image {index}"

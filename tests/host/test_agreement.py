@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import free_port
 
 from pirl_plugin.data.image_files import files_identity
 from pirl_plugin.host.agreement import changes, check_same_images, flattened, settings
@@ -68,9 +68,7 @@ def test_a_resume_says_what_was_changed_and_refuses_other_images():
 
 def two_nodes(folder: Path, *overrides_of_nodes: list[str]) -> list[tuple[int, str]]:
     """Exit code and output of two launchers of one rank each, as two nodes."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     nodes = [
         subprocess.Popen(
             [sys.executable, "-m", "pirl_plugin.launch.launcher", *TINY, f"node_id={node}",

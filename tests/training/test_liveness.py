@@ -3,13 +3,13 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SILENCE = 2.0
@@ -53,12 +53,6 @@ for _ in roles:
     pid, status = os.wait()
     print(pid, os.waitstatus_to_exitcode(status), time.monotonic(), flush=True)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 class Ranks:

@@ -5,7 +5,6 @@ import pickle
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import free_port, same
 
 from pirl_plugin.data.sampler import ShuffledSampler
 from pirl_plugin.launch.launcher import compose
@@ -254,26 +254,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def log_of(folder: Path) -> str:
     return folder.with_suffix(".log").read_text()
-
-
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one.nan_to_num(), other.nan_to_num())
-    if isinstance(one, dict):
-        # VISSL's count of its loop, and its list of the losses that this process has seen in the epoch; the config.
-        keys = set(one) - {"iteration_num", "losses", "settings"}
-        return set(one) == set(other) and all(same(one[key], other[key]) for key in keys)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def final(folder: Path) -> dict:

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from runs import same
+from small_slurm import NoSlurm, SmallSlurm
 
 from pirl_plugin.network.checkpoints import load_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_slurm import NoSlurm, SmallSlurm
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = int(os.environ.get("PIRL_SLURM_JOBS", "0"))
@@ -38,17 +36,6 @@ def readmes_job() -> str:
         assert written in script
         script = script.replace(written, here)
     return script
-
-
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one.nan_to_num(), other.nan_to_num())
-    if isinstance(one, dict):
-        keys = set(one) - {"iteration_num", "losses", "settings", "config"}
-        return set(one) == set(other) and all(same(one[key], other[key]) for key in keys)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @pytest.fixture(scope="module")

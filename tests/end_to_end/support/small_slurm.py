@@ -13,6 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from runs import free_ports
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 CONFIG = """
 ClusterName=test
@@ -44,17 +46,6 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 class NoSlurm(Exception):
     """Why there is none here."""
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
-    finally:
-        for listener in listeners:
-            listener.close()
 
 
 class SmallSlurm:
