@@ -35,6 +35,7 @@ class Pretraining:
 
     epochs: int
     losses: list[tuple[int, float]] = field(default_factory=list)
+    second_begun: bool = False
 
 
 def pretrain(
@@ -65,7 +66,7 @@ def pretrain(
             print(f"      this machine is slower than measured: {state.epochs} epochs")
             continue
         if end == "late":
-            if not (run / "checkpoint.torch").exists():
+            if not state.second_begun or not (run / "checkpoint.torch").exists():
                 raise ConfigError(
                     f"The first epoch did not end within {LATEST:g} times --budget-minutes {budget_seconds / 60:g}: "
                     f"give more minutes, or fewer --images."
@@ -149,7 +150,8 @@ def _train(command: Sequence[str], log_path: Path, processes: int, state: Pretra
                 if not found:
                     continue
                 _show(found, state)
-                if int(found.group(1)) == 2 and not measured:
+                state.second_begun |= int(found.group(1)) >= 2
+                if state.second_begun and not measured:
                     measured = True
                     epochs = min(state.epochs, affordable_epochs(clock.seconds, clock.budget))
                     if epochs < state.epochs:
