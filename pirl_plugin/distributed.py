@@ -102,7 +102,7 @@ class AmongRanks(Alone):
 
     def maximum(self, tensor: Tensor) -> Tensor:
         if self.holders > 1:
-            tensor = tensor.clone()
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 

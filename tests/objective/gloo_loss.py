@@ -51,10 +51,28 @@ def run(settings: dict, rank: int, world_size: int) -> dict:
     return {**result, "bank": bank.lookup(everyone), "filled": bank.is_filled(everyone), "held": bank.rows.shape[0]}
 
 
+def dense_only(collective):
+    """gloo takes strided tensors, NCCL does not."""
+
+    def checked(*arguments, **named):
+        for given in arguments[:2]:
+            for tensor in given if isinstance(given, list) else [given]:
+                assert not isinstance(tensor, torch.Tensor) or tensor.is_contiguous(), tensor.stride()
+        return collective(*arguments, **named)
+
+    return checked
+
+
+def refuse_what_nccl_refuses() -> None:
+    for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"):
+        setattr(dist, name, dense_only(getattr(dist, name)))
+
+
 def main() -> None:
     rank, world_size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world_size)
+    refuse_what_nccl_refuses()
     torch.save([run(settings, rank, world_size) for settings in json.loads(sys.argv[5])], f"{sys.argv[4]}.{rank}")
     dist.destroy_process_group()
 

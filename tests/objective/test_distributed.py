@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from pirl_plugin import distributed
 from pirl_plugin.objective.forms import FORMS
 from pirl_plugin.objective.negatives import NEGATIVES
 
@@ -118,3 +120,20 @@ BankAgreementHook().on_phase_end(task)
     for process in processes:
         _, errors = process.communicate(timeout=500)
         assert process.returncode != 0 and f"{what} differ after epoch 3" in errors
+
+
+@pytest.mark.parametrize("strided", [lambda t: t.T, lambda t: t[:, ::2], lambda t: t])
+def test_what_ranks_exchange_is_contiguous_whatever_it_is_given(monkeypatch, tmp_path, strided):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    seen = []
+    try:
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)  # one rank stands for both
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor, **_: seen.append(tensor))
+        tensor = strided(torch.rand(3, 4))
+        largest = distributed.AmongRanks(2, 2).maximum(tensor)
+        (total,) = distributed.AmongRanks(2, 2).sum(tensor)
+    finally:
+        dist.destroy_process_group()
+    assert len(seen) == 2 and all(given.is_contiguous() for given in seen)
+    assert torch.equal(largest, tensor) and torch.equal(total, tensor)
+    assert seen[0].data_ptr() != tensor.data_ptr()  # the caller's own stays as it is
