@@ -176,7 +176,7 @@ def contrast_per_image(
 
     evaluate: Evaluate = plainly
     bytes_per_image = 4 * drawn.shape[1] * queries.shape[2]
-    if form.kernel is not None and triton_contrast.usable(queries, table):
+    if triton_contrast.usable(form.kernel, queries, table):
         evaluate = by_kernel
         bytes_per_image = triton_contrast.bytes_per_image(len(queries), drawn.shape[1], queries.shape[2])
     return _contrast_in_chunks(queries, positives, bytes_per_image, evaluate, temperature, threshold, exchange)

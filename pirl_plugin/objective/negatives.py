@@ -25,7 +25,7 @@ def draw(keys: Tensor, count: int, size: int) -> Tensor:
     if keys.is_cuda:
         from pirl_plugin.objective.triton_contrast import available, draw_on_gpu
 
-        if available():
+        if available(keys.device):
             return draw_on_gpu(keys, count, size)
     steps = torch.arange(1, count + 1, device=keys.device) * GAMMA
     drawn = torch.empty(len(keys), count, dtype=torch.int64, device=keys.device)

@@ -6,6 +6,8 @@ Triton's interpreter (TRITON_INTERPRET=1).
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pirl_plugin.distributed import Alone
+from pirl_plugin.distributed import Alone, largest_over_ranks
 from pirl_plugin.objective import triton_kernels
 from pirl_plugin.objective.triton_kernels import triton
 
@@ -27,15 +29,54 @@ LARGEST_DIM = 256  # beyond it, tiles outgrow the shared memory of many GPUs
 MOST_TERMS = 5  # three sums a term fit the 16 rows of a matrix product
 
 
-def available() -> bool:
-    """Whether Triton is installed."""
-    return triton is not None
+def _tried(what: str, run: Callable[[], object]) -> bool:
+    """Whether something works here; where it does not, the reason is logged."""
+    try:
+        run()
+    except Exception as error:  # whatever the compiler, the linker or the driver has to say
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        logging.warning(
+            f"The GPU kernels cannot {what} here, so plain PyTorch does it, which is slower and takes more memory "
+            f"({reason}). Triton needs a C compiler and Python's headers (gcc, Python.h) on the machine with the GPU."
+        )
+        return False
+    return True
 
 
-def usable(queries: Tensor, table: Tensor) -> bool:
-    """Whether the kernels can serve these queries [T, b, d] and rows [R, d]; else plain PyTorch does."""
-    fits = queries.dtype == torch.float32 and queries.shape[2] <= LARGEST_DIM and len(queries) <= MOST_TERMS
-    return table.is_cuda and available() and fits and table.dtype in (torch.float32, torch.bfloat16)
+@functools.cache
+def available(device: torch.device) -> bool:
+    """Whether Triton is there and can build kernels for a GPU; tried once."""
+    if triton is None:
+        logging.warning("Triton is not installed, so plain PyTorch computes the loss on the GPU, which is slower.")
+        return False
+    keys = torch.zeros(16, dtype=torch.int64, device=device)
+    return _tried("be built", lambda: draw_on_gpu(keys, 1024, 2))
+
+
+@functools.cache
+def _serves(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels of a form run on a GPU with tiles of this size, on all ranks alike; tried once."""
+
+    def trial() -> None:
+        queries = torch.zeros(terms, 16, dim, device=device)
+        table, drawn = torch.zeros(16, dim, dtype=dtype, device=device), torch.zeros_like(queries[0, :, :1]).long()
+        positive = torch.zeros(terms, 16, device=device)
+        threshold = positive if kernel == "npid" else None
+        scores_and_losses(kernel, queries, positive, table, drawn.expand(-1, 32), 1.0, threshold, Alone())
+
+    here = available(device) and _tried(f"compute {kernel} with d = {dim}", trial)
+    # Ranks that share a bank exchange other things on the plain path.
+    return largest_over_ranks(int(not here), device) == 0
+
+
+def usable(kernel: str | None, queries: Tensor, table: Tensor) -> bool:
+    """Whether a form's kernels can serve these queries [T, b, d] and rows [R, d]; else plain PyTorch does."""
+    if kernel is None or not table.is_cuda or table.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    terms, _, dim = queries.shape
+    if queries.dtype != torch.float32 or dim > LARGEST_DIM or terms > MOST_TERMS:
+        return False
+    return _serves(kernel, terms, dim, table.dtype, table.device)
 
 
 def draw_on_gpu(keys: Tensor, count: int, size: int) -> Tensor:

@@ -132,3 +132,45 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, rows, dim):
     run = [sys.executable, "-c", code, str(capability), rows, str(dim)]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def untried():
+    triton_contrast.available.cache_clear()
+    triton_contrast._serves.cache_clear()
+    yield
+    triton_contrast.available.cache_clear()
+    triton_contrast._serves.cache_clear()
+
+
+def test_where_no_kernel_can_be_built_that_is_said_once_and_plain_pytorch_serves(monkeypatch, caplog, untried):
+    tries = []
+
+    def no_compiler(*arguments):
+        tries.append(arguments)
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr(triton_contrast, "draw_on_gpu", no_compiler)
+    device = torch.device("cpu")
+    for _ in range(3):
+        assert not triton_contrast.available(device) and not triton_contrast._serves(
+            "nce", 2, 128, torch.float32, device
+        )
+    assert len(tries) == 1 and len(caplog.records) == 1
+    assert "Failed to find C compiler. Please specify via CC" in caplog.text and "Python.h" in caplog.text
+
+
+@pytest.mark.usefixtures("small_programs", "untried")
+def test_a_form_whose_kernel_this_gpu_refuses_is_computed_plainly_and_others_by_kernel(monkeypatch, caplog):
+    monkeypatch.setattr(triton_contrast, "draw_on_gpu", lambda *_: None)
+    run = triton_contrast.scores_and_losses
+
+    def too_little_shared_memory(kernel, *rest):
+        if kernel == "nce":
+            raise RuntimeError("out of resource: shared memory, Required: 131072, Hardware limit: 65536")
+        return run(kernel, *rest)
+
+    monkeypatch.setattr(triton_contrast, "scores_and_losses", too_little_shared_memory)
+    of_run = (2, 32, torch.float32, torch.device(DEVICE))
+    assert not triton_contrast._serves("nce", *of_run) and triton_contrast._serves("infonce", *of_run)
+    assert len(caplog.records) == 1 and "cannot compute nce with d = 32 here" in caplog.text
