@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pirl_plugin.pretext import fast_photometric, photometric
 from pirl_plugin.pretext.crops import draw_crop_box, image_size, largest_reduction, resized_crop
-from pirl_plugin.pretext.photometric import PhotometricSettings
+from pirl_plugin.pretext.photometric import PhotometricSettings, on_device
 from pirl_plugin.registry import Registry
 from pirl_plugin.validation import (
     ConfigError,
@@ -162,8 +162,8 @@ class PretextTransform(ABC):
 
     def normalize(self, views: Tensor) -> Tensor:
         """Views uint8 [..., 3, h, w], or float in [0, 1] (changed in place), on any device: (level - mean) / std."""
-        if self.mean.device != views.device:  # once: the workers have copies of their own
-            self.mean, self.std = self.mean.to(views.device), self.std.to(views.device)
+        if self.mean.device != views.device:  # once; the workers, too, have copies of their own
+            self.mean, self.std = (on_device(value, views.device) for value in (self.mean, self.std))
         mean, std = self.mean, self.std
         levels = views.float().div_(255) if views.dtype == torch.uint8 else views
         return levels.sub_(mean).div_(std)
