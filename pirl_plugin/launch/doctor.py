@@ -88,7 +88,11 @@ def gpus() -> Iterator[str]:
     """The GPUs that PyTorch sees, a line each."""
     import torch
 
-    for number in range(torch.cuda.device_count()):
+    from pirl_plugin.network.devices import unusable_gpus
+
+    for fault in unusable_gpus():
+        yield f"! {fault}"
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(number)
         bf16 = "with" if properties.major >= 8 else "without"  # below, it is emulated
         yield f"GPU {number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16} bfloat16"

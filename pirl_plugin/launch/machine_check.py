@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import tempfile
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from vissl.utils.checkpoint import get_checkpoint_folder
 
 from pirl_plugin.launch.initial_weights import check_initial_weights
+from pirl_plugin.network.devices import emulates_bfloat16, unusable_gpus
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.training import checkpoint_folder
 from pirl_plugin.validation import ConfigError
@@ -33,6 +35,8 @@ def check_machine(config: Any) -> None:
             f"DISTRIBUTED.RUN_ID is 'auto', but {distributed.NUM_NODES} nodes must be told where to meet: give the "
             f"first node's address, config.DISTRIBUTED.RUN_ID=<host>:<port>."
         )
+    if config.MACHINE.DEVICE == "gpu":
+        check_gpus(config)
     if config.MACHINE.DEVICE == "gpu" and torch.cuda.device_count() < distributed.NUM_PROC_PER_NODE:
         raise ConfigError(
             f"DISTRIBUTED.NUM_PROC_PER_NODE is {distributed.NUM_PROC_PER_NODE}, but this machine has "
@@ -47,6 +51,22 @@ def check_machine(config: Any) -> None:
         check_shared_memory(config)
     if weights and checkpoint_folder.newest(config, get_checkpoint_folder(config)) is None:  # else a run goes on
         check_initial_weights(config)
+
+
+def check_gpus(config: Any) -> None:
+    """Refuse GPUs that this build of PyTorch cannot use, and say what will be slow on those that it can.
+
+    Raises:
+        ConfigError: with what to install.
+    """
+    for fault in unusable_gpus():
+        raise ConfigError(f"MACHINE.DEVICE is gpu, but {fault}; or set it to cpu.")
+    step = config.TRAINER.get("PIRL_TRAIN_STEP", {})
+    if step.get("precision") == "bfloat16" and emulates_bfloat16():
+        logging.warning(
+            f"TRAINER.PIRL_TRAIN_STEP.precision is bfloat16, for which {torch.cuda.get_device_name()} has no units: it "
+            f"is emulated and slow. float16 and float32 are quicker there."
+        )
 
 
 def check_temporary_folder() -> None:

@@ -1,10 +1,19 @@
-"""Where features are computed."""
+"""Which GPUs are here, whether this build of PyTorch can use them, and where features are computed."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from pirl_plugin.validation import ConfigError
+
+DRIVER = Path("/proc/driver/nvidia/version")  # what NVIDIA's driver on Linux says of itself
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version (NVIDIA's table of minor version compatibility)
+# Reaches back to compute capability 5.0 and to drivers of 2023.
+FOR_OLDER = "a build of PyTorch for CUDA 12 (cu126, or torch 2.6, which is built for CUDA 12.4)"
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -19,6 +28,57 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = next(unusable_gpus(), str(error).splitlines()[0]).rstrip(".")
         raise ConfigError(f"--device is {name!r}, which this machine cannot use ({reason}); give cpu.") from error
     return device
+
+
+def driver_version(source: Path = DRIVER) -> str | None:
+    """The version of NVIDIA's driver, such as 535.104.05; None where there is none, or not on Linux."""
+    try:
+        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+\.\d+(?:\.\d+)?)", source.read_text())
+    except OSError:
+        return None
+    return found.group(1) if found else None
+
+
+def _is_compiled_for(capability: tuple[int, int], builds: list[str]) -> bool:
+    """Whether code for one of `builds` (sm_75, compute_90 ...) runs on a GPU of this compute capability.
+
+    Machine code (sm) runs on the same major version, from its minor one on; PTX (compute) on all that came later.
+    """
+    for build in builds:
+        kind, number = re.sub(r"[a-z]$", "", build).rsplit("_", 1)
+        of_build = (int(number) // 10, int(number) % 10)
+        if capability >= of_build and (kind == "compute" or capability[0] == of_build[0]):
+            return True
+    return False
+
+
+def unusable_gpus(source: Path = DRIVER) -> Iterator[str]:
+    """Why this build of PyTorch cannot use GPUs of this machine, and what to install: a sentence each."""
+    driver, cuda = driver_version(source), torch.version.cuda
+    if driver is not None and cuda is None:
+        yield f"torch {torch.__version__} is built for CPUs only; install a build for CUDA"
+    if driver is not None and cuda is not None:
+        oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0]))
+        if oldest is not None and int(driver.split(".")[0]) < oldest:
+            yield (
+                f"torch {torch.__version__} is built for CUDA {cuda}, which needs NVIDIA's driver {oldest} or newer, "
+                f"and this is {driver}: install a newer driver or {FOR_OLDER}"
+            )
+    if torch.cuda.is_available():
+        builds = torch.cuda.get_arch_list()
+        for number in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(number)
+            if builds and not _is_compiled_for(capability, builds):
+                yield (
+                    f"GPU {number} ({torch.cuda.get_device_name(number)}) has compute capability "
+                    f"{capability[0]}.{capability[1]}, and torch {torch.__version__} is built for {', '.join(builds)}: "
+                    f"install {FOR_OLDER}"
+                )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether the current GPU has no units for bfloat16 (compute capability below 8.0) and is slow with it."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
