@@ -115,10 +115,11 @@ def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
     """
     largest = (min(views.shape[-2:]) - 1) // 2
     reach = (4 * sigmas).ceil().clamp(max=largest).int()
+    widest = int(reach.numpy().max())
     own_reach, own_sigmas = (on_device(values, views.device) for values in (reach, sigmas))
     blurred = views
     for axis in (-1, -2):
-        weights = _blur_matrices(views.shape[axis], int(reach.max()), own_reach, own_sigmas)
+        weights = _blur_matrices(views.shape[axis], widest, own_reach, own_sigmas)
         weights = weights.to(views.dtype).unsqueeze(1)
         blurred = blurred @ weights.mT if axis == -1 else weights @ blurred
     return blurred
