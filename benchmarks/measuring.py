@@ -50,9 +50,20 @@ def alternate(functions: dict[str, Callable[[], object]], repeats: int, warm_ups
     return seconds
 
 
+def where_a_run_computes() -> torch.device:
+    """The GPU where there is one, set up as VISSL's trainer does for a run, else the CPU."""
+    torch.backends.cudnn.benchmark = True  # as Classy Vision's copy_model_to_gpu
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def peak_extra_memory(function: Callable[[], object]) -> int | None:
-    """Bytes that a call needs beyond what the process holds before it (Linux; else None)."""
+    """Bytes that a call needs beyond what is held before it: of the GPU, else of this process (Linux; else None)."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - held
     try:
         # Freed memory that the C library keeps for reuse would hide what a call needs.
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -8,7 +8,15 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import alternate, machine, median_ms, peak_extra_memory, print_table, write_json
+from measuring import (
+    alternate,
+    machine,
+    median_ms,
+    peak_extra_memory,
+    print_table,
+    where_a_run_computes,
+    write_json,
+)
 from vissl.config import AttrDict
 from vissl.losses.nce_loss import NCELossWithMemory
 
@@ -52,16 +60,16 @@ def stepper(loss, embeddings: list[torch.Tensor], target: torch.Tensor):
 
 def measure(num_rows: int, num_negatives: int, batch: int, repeats: int, dim: int = 128) -> dict:
     """Construction, time a step and peak extra memory of each variant."""
+    where = where_a_run_computes()
     torch.manual_seed(0)
-    image, pretext = torch.randn(2, batch, dim).unbind()
-    image, pretext = image.requires_grad_(), pretext.requires_grad_()
-    target = torch.randperm(num_rows)[:batch]
+    image, pretext = (each.requires_grad_() for each in torch.randn(2, batch, dim).to(where).unbind())
+    target = torch.randperm(num_rows)[:batch].to(where)
     built, construction = {}, {}
 
     def build(name: str, make) -> None:
         print(f"building {name} ...", flush=True)
         start = time.perf_counter()
-        built[name] = make()
+        built[name] = make().to(where)
         construction[name] = time.perf_counter() - start
 
     build("VISSL", lambda: vissl_loss(num_rows, num_negatives))
@@ -90,8 +98,9 @@ def measure(num_rows: int, num_negatives: int, batch: int, repeats: int, dim: in
 
 def scaling(num_negatives: int, batch: int, repeats: int, sizes: list[int], dim: int = 128) -> dict[str, list[float]]:
     """Seconds a step of `shared` for banks of several sizes."""
+    where = where_a_run_computes()
     torch.manual_seed(0)
-    embeddings = [e.requires_grad_() for e in torch.randn(2, batch, dim).unbind()]
+    embeddings = [e.requires_grad_() for e in torch.randn(2, batch, dim).to(where).unbind()]
     steps = {}
     for size in sizes:
         loss = PIRLLoss(
@@ -102,7 +111,7 @@ def scaling(num_negatives: int, batch: int, repeats: int, sizes: list[int], dim:
             batch_size_per_replica=batch,
             report_frequency=100,
         )
-        steps[str(size)] = stepper(loss, embeddings, torch.randperm(size)[:batch])
+        steps[str(size)] = stepper(loss.to(where), embeddings, torch.randperm(size)[:batch].to(where))
     return alternate(steps, repeats, warm_ups=3)
 
 

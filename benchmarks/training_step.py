@@ -14,7 +14,7 @@ import torch
 from classy_vision.generic.util import recursive_copy_to_gpu
 from classy_vision.losses import build_loss
 from input_pipeline import TRANSFORM, make_photos, reader
-from measuring import alternate, machine, median_ms, print_table, write_json
+from measuring import alternate, machine, median_ms, print_table, where_a_run_computes, write_json
 from vissl.trainer.train_steps import get_train_step
 from vissl.trainer.train_steps.standard_train_step import construct_sample_for_model
 from vissl.trainer.trainer_main import build_task
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
     options = parser.parse_args()
-    device = "gpu" if torch.cuda.is_available() else "cpu"
+    device = "gpu" if where_a_run_computes().type == "cuda" else "cpu"
     batch = options.batch or (256 if device == "gpu" else 8)
     print(machine())
     tasks, steps, first, memory = {}, {}, {}, {}
