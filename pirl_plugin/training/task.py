@@ -63,7 +63,7 @@ class PIRLTask(SelfSupervisionTask):
         if self.step_settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if self.step_settings.compile:
-            model.trunk.compile()  # in place: names of weights stay
+            model.trunk.compile(dynamic=False)  # in place: names of weights stay; two input sizes, both fixed
         return model
 
     def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
