@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pirl_plugin.commands.__compute__ import add_compute_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     analyses = parser.add_subparsers(dest="analysis", required=True)
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         analysis.add_argument("--names", nargs="+", help="of the models, for the legend; default: their files")
         analysis.add_argument("--output", required=True, help="<output>.png and <output>.json are written")
         analysis.add_argument("--limit", type=int, default=5000, help="images at most; default 5000")
+        add_compute_arguments(analysis)
         if name != "invariance":
             analysis.add_argument("--size", type=int, help="pixels; default: as in each network's training")
         if name == "layers":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from pirl_plugin.commands.__compute__ import add_compute_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
@@ -15,14 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", default="flatten", help="conv1, res1 ... res5, res5avg; default: res5, averaged")
     parser.add_argument("--size", type=int, help="side of the centre crop; default: that of the training")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
+    add_compute_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.network.devices import Compute
     from pirl_plugin.network.embed_folder import embed_folder
 
-    count, unreadable = embed_folder(**vars(options))
+    compute = Compute.of_options(options)
+    given = (options.checkpoint, options.images, options.output, options.layer, options.size, options.batch_size)
+    count, unreadable = embed_folder(*given, compute)
     for line in unreadable:
         print(f"Not read: {line}")
     print(f"{options.output}: features of {count} images; {len(unreadable)} could not be read")

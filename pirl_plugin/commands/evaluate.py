@@ -12,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
+from pirl_plugin.commands.__compute__ import add_compute_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
@@ -21,12 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit-train", type=int, help="use at most this many training images")
     parser.add_argument("--limit-test", type=int, help="use at most this many test images")
     parser.add_argument("--evaluations", nargs="+", default=["knn", "linear"], help="names; default: knn linear")
+    add_compute_arguments(parser)
     parser.add_argument("--json", type=Path, help="also write the figures here")
 
 
 def run(options: argparse.Namespace) -> None:
     from pirl_plugin.evaluation.quick import evaluate_checkpoint
     from pirl_plugin.launch.parts import import_parts
+    from pirl_plugin.network.devices import Compute
 
     import_parts()
     comparison = evaluate_checkpoint(
@@ -37,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
         options.limit_train,
         options.limit_test,
         evaluations=options.evaluations,
+        compute=Compute.of_options(options),
     )
     print(comparison)
     if options.json:

@@ -18,12 +18,14 @@ from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
 from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, with_histogram
 from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
-from pirl_plugin.evaluation.measures import nearest_neighbors, unit
+from pirl_plugin.evaluation.measures import unit
 from pirl_plugin.evaluation.quick import labelled_images
+from pirl_plugin.evaluation.search import nearest_neighbors
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum
 from pirl_plugin.evaluation.spread import spread as spread_of
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.network.checkpoints import run_config
+from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.trunks import STAGES
 from pirl_plugin.network.weights import Trunk, load_trunk
@@ -59,6 +61,7 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
             options.draws,
             progress=progress_line(name),
             on_unreadable=unreadable,
+            compute=options.compute,
         )
         results[name] = with_histogram(*pairs)
         figures = {key: value for key, value in results[name].items() if key != "histogram"}
@@ -80,9 +83,8 @@ def layers(options: Namespace, models: dict[str, Path], unreadable: Unreadable) 
         trunk = load_trunk(path)
         view, parts = view_of(name, trunk, options.size), list[Any]()
         for files, labels in splits:
-            features = embed_layers(
-                trunk.resnet, files, view, STAGES, 9000, progress=progress_line(name), on_unreadable=unreadable
-            )
+            how = {"progress": progress_line(name), "on_unreadable": unreadable, "compute": options.compute}
+            features = embed_layers(trunk.resnet, files, view, STAGES, 9000, **how)
             read = unreadable.read(files)
             parts += [{layer: values[read] for layer, values in features.items()}, labels[read]]
         results[name] = layer_accuracies(*parts)
@@ -101,10 +103,12 @@ def neighbors(options: Namespace, models: dict[str, Path], unreadable: Unreadabl
     ((name, path),) = models.items()
     trunk = load_trunk(path)
     view = view_of(name, trunk, options.size)
-    features, files = embed_readable(trunk, chosen(options.images, options.limit), view, name, unreadable)
+    chosen_files = chosen(options.images, options.limit)
+    features, files = embed_readable(trunk, chosen_files, view, name, unreadable, options.compute)
     queries = np.unique(np.linspace(0, len(files) - 1, options.queries).round().astype(int))
     most = check_integer(min(options.neighbors, len(files) - 1), "the number of other images", 1)
-    _, ranked = nearest_neighbors(features[queries], features, most + 1)  # one is the image itself
+    device = options.compute.device
+    _, ranked = nearest_neighbors(features[queries], features, most + 1, device=device)  # one is the image itself
     rows = [[row for row in line if row != query] for query, line in zip(queries, ranked, strict=True)]
     rows = [line[:most] for line in rows]
     side = min(96, (options.size or trunk.preprocessing.size) * 2)
@@ -122,7 +126,8 @@ def spread(options: Namespace, models: dict[str, Path], unreadable: Unreadable) 
     files, results = chosen(options.images, options.limit), dict[str, dict[str, Any]]()
     for name, path in models.items():
         trunk = load_trunk(path)
-        features, _ = embed_readable(trunk, files, view_of(name, trunk, options.size), name, unreadable)
+        view = view_of(name, trunk, options.size)
+        features, _ = embed_readable(trunk, files, view, name, unreadable, options.compute)
         moments = Moments.of(torch.from_numpy(unit(features, np.float64)))
         figures = {"spread": spread_of(moments), "effective_rank": effective_rank(moments)}
         results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
@@ -134,10 +139,15 @@ def spread(options: Namespace, models: dict[str, Path], unreadable: Unreadable) 
 
 
 def embed_readable(
-    trunk: Trunk, files: list[str], view: Callable[[Image.Image], Tensor], name: str, unreadable: Unreadable
+    trunk: Trunk,
+    files: list[str],
+    view: Callable[[Image.Image], Tensor],
+    name: str,
+    unreadable: Unreadable,
+    compute: Compute,
 ) -> tuple[np.ndarray, list[str]]:
     """Features float32 [n, D] of the files that can be read, and those files."""
-    features = embed(trunk.resnet, files, view, progress=progress_line(name), on_unreadable=unreadable)
+    features = embed(trunk.resnet, files, view, progress=progress_line(name), on_unreadable=unreadable, compute=compute)
     read = unreadable.read(files)
     return features[read], [file for file, good in zip(files, read, strict=True) if good]
 
@@ -159,7 +169,7 @@ def analyse(options: Namespace) -> None:
             check_integer(getattr(options, key), f"--{key}", 1)
     options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unreadable = Unreadable()
+    options.compute, unreadable = Compute.of_options(options), Unreadable()
     figures = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)), unreadable)
     figures["unreadable"] = list(unreadable.reasons)
     path.write_text(json.dumps(figures, indent=1) + "\n")

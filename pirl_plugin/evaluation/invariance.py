@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pirl_plugin.data.image_files import load_rgb
 from pirl_plugin.evaluation.measures import unit
 from pirl_plugin.network.checkpoints import head_state, load_checkpoint, run_config
-from pirl_plugin.network.features import unreadable_goes_to
+from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.heads import PIRLHead
+from pirl_plugin.network.image_batches import OnUnreadable, made_batches
 from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform, sample_generator
@@ -158,7 +159,8 @@ def embed_pairs(
     seed: int = 0,
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
-    on_unreadable: Callable[[Any, Exception], None] | None = None,
+    on_unreadable: OnUnreadable | None = None,
+    compute: Compute | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """f(v_I) and g(v_It) of image files, each float32 [draws * files that can be read, d].
 
@@ -167,32 +169,40 @@ def embed_pairs(
         draws: random t of each image.
         progress: called with (done, total).
         on_unreadable: called with a file that cannot be read and why; it is left out. None: the error is raised.
+        compute: where and how, as for pirl_plugin.network.features.embed.
 
     Raises:
         ConfigError: where no file can be read.
     """
+    compute = compute or Compute(next(encoders.parameters()).device)
+    encoders = encoders.to(compute.device)
     image, transformed, done = [], [], 0
     # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
     order = np.random.default_rng(seed).permutation(len(files))
+    batches = [batch.tolist() for batch in np.array_split(order, -(-len(files) // batch_size))]
     for draw in range(draws):
         parts, read = [], list[int]()
-        for batch in np.array_split(order, -(-len(files) // batch_size)):
-            made = {}
-            for place in batch:
-                with unreadable_goes_to(on_unreadable, files[place]):
-                    made[int(place)] = transform.views(load_rgb(files[place]), sample_generator(seed, draw, int(place)))
-            if made:
-                images, views = (torch.stack(parts) for parts in zip(*made.values(), strict=True))
-                parts.append(encoders(images, views))
-                read += made
-            done += len(batch)
+
+        def make(place: int, draw: int = draw) -> tuple[Tensor, Tensor]:
+            return transform.views(load_rgb(files[place]), sample_generator(seed, draw, place))
+
+        for places, made, failed in made_batches(make, batches, compute.workers):
+            for place, error in failed:
+                if on_unreadable is None:
+                    raise error
+                on_unreadable(files[place], error)
+            if places:
+                with compute.autocast():
+                    parts.append(encoders(*(views.to(compute.device) for views in made)))
+                read += places
+            done += len(places) + len(failed)
             if progress is not None:
                 progress(done, draws * len(files))
         if not read:
             raise ConfigError(f"None of the {len(files)} images can be read, the first {files[0]}.")
         back = np.argsort(read)
-        image.append(torch.cat([part[0] for part in parts]).float().numpy()[back])
-        transformed.append(torch.cat([part[1] for part in parts]).float().numpy()[back])
+        image.append(torch.cat([part[0] for part in parts]).float().cpu().numpy()[back])
+        transformed.append(torch.cat([part[1] for part in parts]).float().cpu().numpy()[back])
     return np.concatenate(image), np.concatenate(transformed)
 
 
@@ -205,7 +215,8 @@ def pairs_of_checkpoint(
     draws: int = 1,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    on_unreadable: Callable[[Any, Exception], None] | None = None,
+    on_unreadable: OnUnreadable | None = None,
+    compute: Compute | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`embed_pairs` of a checkpoint of VISSL's trainer, with the train_config.yaml that lies beside it.
 
@@ -225,4 +236,4 @@ def pairs_of_checkpoint(
     if wanted.known:  # the transformation may be another run's
         pretext = {**pretext, "mean": list(wanted.mean), "std": list(wanted.std)}
     task = transformation(pretext)
-    return embed_pairs(encoders, task, files, draws, seed, progress=progress, on_unreadable=on_unreadable)
+    return embed_pairs(encoders, task, files, draws, seed, 250, progress, on_unreadable, compute)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pirl_plugin.evaluation.measures import linear_probe
-from pirl_plugin.network.features import view_batches
+from pirl_plugin.network.devices import Compute
+from pirl_plugin.network.image_batches import OnUnreadable, view_batches
 from pirl_plugin.network.trunks import LAYERS, STAGES
 
 
@@ -35,7 +35,8 @@ def embed_layers(
     most_dimensions: int = 2048,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-    on_unreadable: Callable[[Any, Exception], None] | None = None,
+    on_unreadable: OnUnreadable | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, np.ndarray]:
     """Features float32 [N, D] of images or image files by layer, from one forward each.
 
@@ -45,12 +46,16 @@ def embed_layers(
         layers: of conv1, res2 ... res5, pooled to at most `most_dimensions`; or res5avg, flatten.
         progress: called with (done, total) after every batch.
         on_unreadable: as for pirl_plugin.network.features.embed: the features of such a file are NaN.
+        compute: as there.
     """
     layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    device = next(trunk.parameters()).device
-    for batch in view_batches(images, view, batch_size, progress, on_unreadable):
-        for layer, features in zip(layers, trunk(batch.to(device), layers), strict=True):
+    compute = compute or Compute(next(trunk.parameters()).device)
+    trunk = trunk.to(compute.device)
+    for batch in view_batches(images, view, batch_size, progress, on_unreadable, compute.workers):
+        with compute.autocast():
+            outputs = trunk(batch.to(compute.device), layers)
+        for layer, features in zip(layers, outputs, strict=True):
             flat = pooled(features, most_dimensions) if features.dim() == 4 else features
             parts[layer].append(flat.float().cpu().numpy())
     return {layer: np.concatenate(part) for layer, part in parts.items()}

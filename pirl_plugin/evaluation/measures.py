@@ -6,17 +6,22 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pirl_plugin.evaluation.logistic import logistic_accuracy
+from pirl_plugin.evaluation.search import nearest_neighbors
+from pirl_plugin.network.devices import choose_device
 from pirl_plugin.registry import Registry
-from pirl_plugin.validation import check_integer, check_number
+from pirl_plugin.validation import check_number
 
 # (train features [N, D], labels [N], test features [Q, D], labels [Q]) -> a figure in [0, 1], the higher the better.
 Evaluation = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 Function = TypeVar("Function", bound=Callable[..., float])
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation")
+VOTERS_AT_ONCE = 4096  # test images; of 1,000 classes, 33 MB of votes
 
 
 def register_evaluation(name: str) -> Callable[[Function], Function]:
@@ -35,27 +40,6 @@ def unit(features: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndar
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def nearest_neighbors(
-    queries: np.ndarray, bank: np.ndarray, k: int, chunk: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar rows of `bank` [N, D] to each of `queries` [Q, D], by cosine similarity.
-
-    Returns:
-        similarities float32 [Q, k], falling, and row numbers int64 [Q, k]. k is at most N.
-    """
-    check_integer(k, "the number of neighbours k", 1, len(bank))
-    queries, bank = unit(queries), unit(bank)
-    similarities, rows = [], []
-    for start in range(0, len(queries), chunk):
-        scores = queries[start : start + chunk] @ bank.T
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(scores, best, 1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        similarities.append(np.take_along_axis(values, order, 1))
-        rows.append(np.take_along_axis(best, order, 1))
-    return np.concatenate(similarities), np.concatenate(rows)
-
-
 @register_evaluation("knn")
 def weighted_knn(
     train_features: np.ndarray,
@@ -64,6 +48,7 @@ def weighted_knn(
     test_labels: np.ndarray,
     k: int = 200,
     temperature: float = 0.07,
+    device: str | torch.device | None = None,
 ) -> float:
     """Top-1 accuracy in [0, 1] of NPID's kNN: each of the k neighbours votes exp(cosine / temperature).
 
@@ -71,13 +56,19 @@ def weighted_knn(
         train_features, test_features: [N, D], [Q, D]; any real dtype.
         train_labels, test_labels: integers [N], [Q] from 0.
         k: neighbours; where there are fewer training images, all of them.
+        device: where they are sought; None for the GPU where there is one.
     """
     check_number(temperature, "the kNN temperature", 0, above=True)
-    similarities, rows = nearest_neighbors(test_features, train_features, min(k, len(train_features)))
-    votes = np.zeros((len(test_features), int(train_labels.max()) + 1))
+    k = min(k, len(train_features))
+    similarities, rows = nearest_neighbors(test_features, train_features, k, device=device)
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
-    np.add.at(votes, (np.arange(len(rows))[:, None], train_labels[rows]), weights)
-    return float((votes.argmax(1) == test_labels).mean())
+    classes, right = int(train_labels.max()) + 1, 0
+    for start in range(0, len(rows), VOTERS_AT_ONCE):
+        mine = slice(start, start + VOTERS_AT_ONCE)
+        votes = np.zeros((len(rows[mine]), classes))
+        np.add.at(votes, (np.arange(len(votes))[:, None], train_labels[rows[mine]]), weights[mine])
+        right += int((votes.argmax(1) == test_labels[mine]).sum())
+    return right / len(rows)
 
 
 @register_evaluation("linear")
@@ -88,13 +79,23 @@ def linear_probe(
     test_labels: np.ndarray,
     regularisation: float = 1.0,
     max_iterations: int = 300,
+    device: str | torch.device | None = None,
 ) -> float:
     """Top-1 accuracy in [0, 1] of logistic regression on standardised frozen features.
 
-    regularisation: inverse strength of the L2 penalty (scikit-learn's C).
+    Args:
+        train_features, test_features: [N, D], [Q, D]; any real dtype.
+        train_labels, test_labels: integers [N], [Q] from 0.
+        regularisation: inverse strength of the L2 penalty (scikit-learn's C).
+        device: None for the GPU where there is one; on the CPU scikit-learn solves the same problem.
     """
+    where = device if isinstance(device, torch.device) else choose_device(device)
+    tolerance = 1e-3
+    if where.type != "cpu":
+        data = (train_features, train_labels, test_features, test_labels)
+        return logistic_accuracy(*data, regularisation, max_iterations, tolerance, where)
     classifier = make_pipeline(
-        StandardScaler(), LogisticRegression(C=regularisation, max_iter=max_iterations, tol=1e-3)
+        StandardScaler(), LogisticRegression(C=regularisation, max_iter=max_iterations, tol=tolerance)
     )
     classifier.fit(train_features, train_labels)
     return float(classifier.score(test_features, test_labels))

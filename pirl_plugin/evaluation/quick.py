@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
 from pirl_plugin.data.unreadable import Unreadable
-from pirl_plugin.evaluation.measures import EVALUATIONS, weighted_knn
+from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_knn
 from pirl_plugin.network.checkpoints import load_checkpoint, run_config
+from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
 from pirl_plugin.network.run_networks import build_trunk
@@ -57,6 +58,7 @@ def compare_with_untrained(
     progress: Callable[[str], Callable[[int, int], None] | None] = lambda name: None,
     evaluations: Sequence[str] = ("knn", "linear"),
     unreadable: Unreadable | None = None,
+    compute: Compute | None = None,
 ) -> tuple[dict[str, dict[str, float]], tuple[np.ndarray, np.ndarray]]:
     """Figures in [0, 1] of evaluations that learn from `train` and are measured on `test`.
 
@@ -69,21 +71,25 @@ def compare_with_untrained(
         progress: name of a network -> callback (done, total), or None.
         evaluations: names in EVALUATIONS.
         unreadable: gets the files that cannot be read, which are left out; None: reading them raises.
+        compute: where and how features are computed, as for pirl_plugin.network.features.embed.
 
     Returns:
         {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test; those of a file that
         cannot be read are NaN.
     """
     measures = {name: EVALUATIONS.find(name, "--evaluations") for name in evaluations}
+    device = None if compute is None else compute.device
+    if "linear" in measures:
+        measures["linear"] = functools.partial(linear_probe, device=device)
     if "knn" in measures:
         measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
-        measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k)
+        measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k, device=device)
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=seed)
         features = (
-            embed(trunk, train[0], view, progress=progress(name), on_unreadable=unreadable),
-            embed(trunk, test[0], view, on_unreadable=unreadable),
+            embed(trunk, train[0], view, progress=progress(name), on_unreadable=unreadable, compute=compute),
+            embed(trunk, test[0], view, on_unreadable=unreadable, compute=compute),
         )
         arguments = list[np.ndarray]()
         for (files, labels), found in zip((train, test), features, strict=True):
@@ -141,11 +147,13 @@ def evaluate_checkpoint(
     limit_test: int | None = None,
     k: int = 200,
     evaluations: Sequence[str] = ("knn", "linear"),
+    compute: Compute | None = None,
 ) -> Comparison:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class.
 
     Args:
         size: of the views, in pixels; default: as in the training.
+        compute: where and how features are computed; default: the GPU where there is one, without workers.
     """
     check_same_classes(train_folder, test_folder)
     splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
@@ -155,8 +163,18 @@ def evaluate_checkpoint(
     if size is not None:
         wanted = dataclasses.replace(wanted, size=check_integer(size, "--size", 8))
     unreadable = Unreadable()
+    compute = compute or Compute(choose_device())
     figures, _ = compare_with_untrained(
-        config, checkpoint, *splits, wanted.view(), k, config["SEED_VALUE"], progress_line, evaluations, unreadable
+        config,
+        checkpoint,
+        *splits,
+        wanted.view(),
+        k,
+        config["SEED_VALUE"],
+        progress_line,
+        evaluations,
+        unreadable,
+        compute,
     )
     counts = [int(unreadable.read(files).sum()) for files, _ in splits]
     return Comparison(figures, wanted, (counts[0], counts[1]), unreadable)

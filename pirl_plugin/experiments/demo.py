@@ -21,6 +21,7 @@ from pirl_plugin.experiments.demo_training import pretrain, progress_line
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import embed
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.run_networks import build_trunk
@@ -162,14 +163,17 @@ def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.n
     """Accuracies of the trained and the untrained network; the trained one's train and test features."""
     progress = lambda name: progress_line(f"{name}: embedded")  # noqa: E731
     view = Preprocessing.of_transforms(config.DATA.TRAIN.TRANSFORMS, SIZE).view()
+    compute = Compute(choose_device())
     if data.train_labels is not None and data.test_labels is not None:
         train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
         k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
-        return compare_with_untrained(config, checkpoint, train, test, view, k, config.SEED_VALUE, progress)
+        seed = config.SEED_VALUE
+        return compare_with_untrained(config, checkpoint, train, test, view, k, seed, progress, compute=compute)
     results = {}
     for name, weights in (("untrained", None), ("PIRL", checkpoint)):
         trunk = build_trunk(config, weights, seed=config.SEED_VALUE)
-        first, second = (embed(trunk, _random_crops(data.test_files, seed), view) for seed in (1, 2))
+        views = (_random_crops(data.test_files, seed) for seed in (1, 2))
+        first, second = (embed(trunk, crops, view, compute=compute) for crops in views)
         results[name] = {"instance retrieval": instance_retrieval(first, second)}
-    features = embed(trunk, data.train_files, view, progress=progress("PIRL")), embed(trunk, data.test_files, view)
-    return results, features
+    train_features = embed(trunk, data.train_files, view, progress=progress("PIRL"), compute=compute)
+    return results, (train_features, embed(trunk, data.test_files, view, compute=compute))

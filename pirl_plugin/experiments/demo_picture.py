@@ -11,7 +11,7 @@ import torch
 
 from pirl_plugin import figures
 from pirl_plugin.data.image_files import load_rgb
-from pirl_plugin.evaluation.measures import nearest_neighbors
+from pirl_plugin.evaluation.search import nearest_neighbors
 from pirl_plugin.experiments.demo_data import DemoData
 from pirl_plugin.pretext.jigsaw import JigsawPatchTransform
 

@@ -28,6 +28,7 @@ from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
 from pirl_plugin.experiments.study_runs import Run
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import center_view_of
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.network.trunks import STAGES
@@ -95,7 +96,8 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
     of_layers = run.name in evaluation.layers_of
     layers = ("flatten", *STAGES) if of_layers else ("flatten",)
-    train, test = (embed_layers(trunk, files, view, layers) for files in (train_files, test_files))
+    compute = Compute(choose_device())
+    train, test = (embed_layers(trunk, files, view, layers, compute=compute) for files in (train_files, test_files))
     everything = (train["flatten"], train_labels, test["flatten"], test_labels)
     moments = Moments.of(torch.from_numpy(unit(test["flatten"], np.float64)))
     result: dict[str, Any] = {
@@ -114,7 +116,7 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     for level, statistics in itertools.product(levels, STATISTICS):
         encoders = Encoders(config, checkpoint, level, statistics, run.seed)
         own = transformation(config.DATA.TRAIN.TRANSFORMS[0]) if level == "heads" else task
-        pairs = embed_pairs(encoders, own, test_files[::5], seed=0)
+        pairs = embed_pairs(encoders, own, test_files[::5], seed=0, compute=compute)
         result["invariance"][f"{level}, {statistics} statistics"] = with_histogram(*pairs)
     return result
 

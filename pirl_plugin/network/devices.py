@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_integer
 
+MOST_WORKERS = 8
 DRIVER = Path("/proc/driver/nvidia/version")  # what NVIDIA's driver on Linux says of itself
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version (NVIDIA's table of minor version compatibility)
 # Reaches back to compute capability 5.0 and to drivers of 2023.
@@ -31,6 +35,40 @@ def choose_device(name: str | None = None) -> torch.device:
         reason = next(unusable_gpus(), str(error).splitlines()[0]).rstrip(".")
         raise ConfigError(f"--device is {name!r}, which this machine cannot use ({reason}); give cpu.") from error
     return device
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how an evaluation computes features.
+
+    Attributes:
+        device: of the network.
+        workers: processes that read images; 0: the one that evaluates does.
+        bfloat16: whether the network computes under autocast to bfloat16; features are float32 all the same.
+    """
+
+    device: torch.device
+    workers: int = 0
+    bfloat16: bool = False
+
+    @classmethod
+    def of_options(cls, options: Namespace) -> Compute:
+        """What --device, --workers and --bfloat16 say.
+
+        By default the GPU where there is one, fed by up to MOST_WORKERS processes, and in float32.
+
+        Raises:
+            ConfigError: for a device that cannot be used, or fewer than 0 workers.
+        """
+        device = choose_device(options.device)
+        workers = options.workers
+        if workers is None:  # on the CPU they would take the network's cores
+            workers = 0 if device.type == "cpu" else min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        return cls(device, check_integer(workers, "--workers", 0), options.bfloat16)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network computes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
 def driver_version(source: Path = DRIVER) -> str | None:

@@ -189,7 +189,9 @@ class MonitorHook(Hook):
         train, test = (
             (found[good], labels[good]) for found, good, (_, labels) in zip(features, read, self.images, strict=True)
         )
-        accuracy = weighted_knn(*train, *test, k=self.settings.knn_k) if len(train[1]) and len(test[1]) else math.nan
+        accuracy, k = math.nan, self.settings.knn_k
+        if len(train[1]) and len(test[1]):
+            accuracy = weighted_knn(*train, *test, k=k, device="cpu")  # the GPU's memory is the training's
         logging.info(f"kNN on {len(test[1])} images took {time.perf_counter() - started:.0f} s")
         return accuracy
 
