@@ -137,5 +137,7 @@ def smallest_and_largest_over_ranks(value: Tensor) -> tuple[int, int]:
 
 
 def largest_over_ranks(number: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers; waits for the device."""
+    """The largest of the ranks' numbers; where there are several, it waits for the device."""
+    if world_size() == 1:
+        return number
     return smallest_and_largest_over_ranks(torch.tensor(number, device=device))[1]

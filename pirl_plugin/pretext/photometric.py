@@ -108,15 +108,15 @@ def autocontrast(views: Tensor) -> Tensor:
     return torch.where(flat, views, ((views - low) / scale).clamp_(0, 1))
 
 
-def gaussian_blur(views: Tensor, sigmas: Tensor) -> Tensor:
-    """Blur each view with its own standard deviation `sigmas` [V] > 0 (on the CPU), in pixels (reflected border).
+def gaussian_blur(views: Tensor, sigmas: np.ndarray) -> Tensor:
+    """Blur each view with its own standard deviation `sigmas` float [V] > 0, in pixels (reflected border).
 
     A kernel reaches 4 sigma, at most half the view's shorter side.
     """
     largest = (min(views.shape[-2:]) - 1) // 2
-    reach = (4 * sigmas).ceil().clamp(max=largest).int()
-    widest = int(reach.numpy().max())
-    own_reach, own_sigmas = (on_device(values, views.device) for values in (reach, sigmas))
+    reach = np.minimum(np.ceil(4 * sigmas), largest).astype(np.int32)
+    widest = int(reach.max())
+    own_reach, own_sigmas = (on_device(torch.from_numpy(values), views.device) for values in (reach, sigmas))
     blurred = views
     for axis in (-1, -2):
         weights = _blur_matrices(views.shape[axis], widest, own_reach, own_sigmas)
@@ -281,7 +281,7 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
     some = chosen(parameters["blur"])
     if some is not None:
         sigmas = parameters["sigma"][parameters["blur"]] * views.shape[-1]  # on the host, as the kernels' sizes
-        views[some] = gaussian_blur(views[some], torch.from_numpy(sigmas))
+        views[some] = gaussian_blur(views[some], sigmas)
     some = chosen(parameters["flip"])
     if some is not None:
         views[some] = views[some].flip(-1)

@@ -1,0 +1,160 @@
+"""On a GPU that is not there: nothing waits for it, nothing mixes devices, and ranks exchange what NCCL takes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from pretended_gpu import pretended_gpu
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.network.devices import Compute
+from pirl_plugin.network.features import center_view, embed
+from pirl_plugin.network.weights import Architecture, Trunk
+from pirl_plugin.objective import triton_contrast
+from pirl_plugin.objective.loss import PIRLLoss
+from pirl_plugin.pretext import photometric
+from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
+from pirl_plugin.pretext.photometric import PhotometricSettings
+
+pytest.importorskip("triton")
+ALL_KINDS = {
+    "random_photometric": 0.9, "grayscale": 0.5, "blur": 0.5, "blur_sigma_low": 0.01, "blur_sigma_high": 0.03,
+}  # fmt: skip
+LOSSES = [
+    pytest.mark.parametrize("bank", ["memory_bank", "sharded_memory_bank"]),
+    pytest.mark.parametrize("negatives", ["per_image", "shared", "all"]),
+    pytest.mark.parametrize("contrast", ["nce", "infonce", "npid"]),
+]
+
+
+def every_loss(test):
+    for choice in LOSSES:
+        test = choice(test)
+    return test
+
+
+def loss_on_gpu(bank, **settings):
+    """A loss whose Z is known, and a function that calls it."""
+    loss = PIRLLoss(
+        num_train_samples=3000, embedding_dim=128, num_negatives=2048, memory_bank={"name": bank},
+        batch_size_per_replica=8, **settings,
+    ).to("cuda")  # fmt: skip
+    loss.z_is_set = True
+    outputs = [torch.randn(8, 128, device="cuda", requires_grad=True) for _ in range(2)]
+    return lambda: loss(outputs, torch.arange(8, device="cuda"))
+
+
+@every_loss
+def test_the_loss_and_the_bank_wait_for_nothing(contrast, negatives, bank):
+    with pretended_gpu() as gpu:
+        step = loss_on_gpu(bank, contrast=contrast, negatives=negatives)
+        step()  # the kernels are tried once
+        gpu.forget()
+        value = step()
+        assert value.is_cuda and value.dtype == torch.float32 and value.shape == ()
+        assert gpu.launches["pass_by"] == (negatives == "per_image") and gpu.launches["draw"] == (negatives != "all")
+        assert gpu.waits == [] and gpu.mixed == []
+
+
+@pytest.fixture(params=[2, 8, 64])
+def world(request):
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=request.param)
+    yield request.param
+    dist.destroy_process_group()
+
+
+@every_loss
+def test_ranks_exchange_what_nccl_takes(contrast, negatives, bank, world, monkeypatch):
+    given, refused = [], []
+    for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor"):
+
+        def collective(*arguments, name=name, **_):
+            for tensor in (each for part in arguments for each in (part if isinstance(part, list) else [part])):
+                if isinstance(tensor, torch.Tensor):
+                    given.append(tuple(tensor.shape))
+                    if not (tensor.is_cuda and tensor.is_contiguous()):
+                        refused.append((name, tensor.device, tuple(tensor.shape), tensor.stride()))
+
+        monkeypatch.setattr(dist, name, collective)
+    monkeypatch.setattr(dist, "get_backend", lambda *_: "nccl")
+    monkeypatch.setattr(triton_contrast, "largest_over_ranks", lambda number, _: number)  # asked once
+    with pretended_gpu() as gpu:
+        step = loss_on_gpu(bank, contrast=contrast, negatives=negatives)
+        step()
+        gpu.forget()
+        step()
+        assert given and refused == []
+        assert gpu.waits == [] and gpu.mixed == []
+
+
+@pytest.mark.parametrize("negatives", ["per_image", "shared"])
+def test_where_kernels_cannot_be_built_a_run_goes_on_and_says_so_once(negatives, caplog):
+    with pretended_gpu(kernels_fail=RuntimeError("Failed to find C compiler")) as gpu:
+        step = loss_on_gpu("memory_bank", contrast="nce", negatives=negatives)
+        assert step().is_cuda and step().is_cuda
+        assert not gpu.launches
+    said = [record.message for record in caplog.records if "C compiler" in record.message]
+    assert len(said) == 1
+
+
+def test_augmenting_waits_for_nothing():
+    parameters = photometric.draw(64, PhotometricSettings(**ALL_KINDS))
+    with pretended_gpu() as gpu:
+        views = torch.rand(64, 3, 24, 24, device="cuda")
+        assert photometric.apply(views, parameters).is_cuda
+        assert gpu.waits == [] and gpu.mixed == []
+
+
+def test_finishing_a_batch_on_the_device_waits_for_nothing():
+    task = PRETEXT_TRANSFORMS["jigsaw_patch_transform"](
+        augment_on="device", normalize_on="device", photometric=ALL_KINDS
+    )
+    parameters = np.stack([task.draw_photometric(None) for _ in range(4)])
+    with pretended_gpu() as gpu:
+        for _ in range(2):
+            views = {
+                "images": torch.zeros(4, 3, 224, 224, dtype=torch.uint8, device="cuda"),
+                "pretext": torch.zeros(36, 3, 64, 64, dtype=torch.uint8, device="cuda"),
+            }
+            finished = task.finish(views, parameters)
+            assert all(view.is_cuda and view.dtype == torch.float32 for view in finished.values())
+        assert gpu.waits == [] and gpu.mixed == []
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_features_are_computed_where_it_was_asked_for(photo_folder, bfloat16, monkeypatch):
+    from pirl_plugin.data.image_files import list_images
+
+    seen = []
+    with pretended_gpu() as gpu:
+        trunk = Trunk(Architecture(18, 0.125, "small")).eval().resnet
+        trunk.register_forward_hook(lambda _, given, made: seen.append((given[0].device.type, made[0].dtype)))
+        monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(tuple(tensor.shape), np.float32))
+        compute = Compute(torch.device("cuda"), bfloat16=bfloat16)
+        embed(trunk, list_images(photo_folder)[:6], center_view(32), batch_size=3, compute=compute)
+        assert sum("to the host" in wait for wait in gpu.waits) == 2  # the features of each batch, and nothing else
+    assert seen == [("cuda", torch.bfloat16 if bfloat16 else torch.float32)] * 2
+
+
+PLANTED = {
+    "a value": lambda x: x.sum().item(),
+    "a mask": lambda x: x[x > 0],
+    "a copy back": lambda x: x.cpu(),
+    "a number set": lambda x: x.__setitem__((0, 0), torch.tensor(5.0).to("cuda")),
+    "indices of the host": lambda x: x[torch.zeros(2, dtype=torch.int64)],
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_the_pretended_gpu_notes_a_planted(fault):
+    with pretended_gpu() as gpu:
+        x = torch.rand(4, 4, device="cuda")
+        assert gpu.waits == [] and gpu.mixed == []
+        try:
+            PLANTED[fault](x)
+        except torch._subclasses.fake_tensor.DataDependentOutputException:
+            pass  # there is no value to give
+        except torch._subclasses.fake_tensor.DynamicOutputShapeException:
+            pass
+        assert len(gpu.waits) + len(gpu.mixed) >= 1
