@@ -158,7 +158,8 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), kernels_fail: Exception 
     answers: dict[str, object] = {
         "is_available": is_there, "is_initialized": lambda: False, "device_count": lambda: 1,
         "current_device": lambda: 0, "get_device_capability": lambda *_: capability,
-        "is_bf16_supported": lambda *_, **__: capability >= (8, 0), "get_device_name": lambda *_: "pretended", "current_stream": lambda *_: None,
+        "is_bf16_supported": lambda *_, **__: capability >= (8, 0), "get_device_name": lambda *_: "pretended",
+        "current_stream": lambda *_: None,
     }  # fmt: skip
     patches = [mock.patch.object(torch.cuda, name, answer) for name, answer in answers.items()]
     patches += [
