@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from pretended_gpu import pretended_gpu
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pirl_plugin.launch import registration  # noqa: F401
@@ -16,6 +15,7 @@ from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.pretext import photometric
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.photometric import PhotometricSettings
+from pretended_gpu import pretended_gpu
 
 pytest.importorskip("triton")
 ALL_KINDS = {

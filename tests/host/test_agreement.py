@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import free_port
 
 from pirl_plugin.data.image_files import files_identity
 from pirl_plugin.host.agreement import changes, check_same_images, flattened, settings
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
+from runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

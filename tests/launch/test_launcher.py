@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import free_port
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,6 +17,7 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.launch.launcher import _check_same_evaluation, compose
 from pirl_plugin.objective.memory_bank import initial_rows
 from pirl_plugin.validation import ConfigError
+from runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "planted-s3cret"  # in the environment of every run here

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import free_port, same
 
 from pirl_plugin.data.sampler import ShuffledSampler
 from pirl_plugin.launch.launcher import compose
@@ -27,6 +26,7 @@ from pirl_plugin.training.checkpoint_folder import (
     write_atomically,
 )
 from pirl_plugin.validation import ConfigError
+from runs import free_port, same
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import same
-from small_slurm import NoSlurm, SmallSlurm
 
 from pirl_plugin.network.checkpoints import load_checkpoint
+from runs import same
+from small_slurm import NoSlurm, SmallSlurm
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = int(os.environ.get("PIRL_SLURM_JOBS", "0"))
