@@ -7,9 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pirl_plugin.evaluation.logistic import logistic_accuracy
 from pirl_plugin.evaluation.search import nearest_neighbors
@@ -94,6 +91,10 @@ def linear_probe(
     if where.type != "cpu":
         data = (train_features, train_labels, test_features, test_labels)
         return logistic_accuracy(*data, regularisation, max_iterations, tolerance, where)
+    from sklearn.linear_model import LogisticRegression  # here: kNN works without scikit-learn, and starts sooner
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(C=regularisation, max_iter=max_iterations, tol=tolerance)
     )
