@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from contrast_bandwidth import bandwidth, rates
 from measuring import (
     alternate,
     machine,
@@ -20,10 +21,7 @@ from measuring import (
 from vissl.config import AttrDict
 from vissl.losses.nce_loss import NCELossWithMemory
 
-from pirl_plugin.objective.forms import FORMS
-from pirl_plugin.objective.fused_contrast import contrast_per_image
 from pirl_plugin.objective.loss import PIRLLoss
-from pirl_plugin.objective.negatives import draw_negatives
 
 VISSL_CONFIG = {
     "loss_type": "nce",
@@ -115,30 +113,6 @@ def scaling(num_negatives: int, batch: int, repeats: int, sizes: list[int], dim:
     return alternate(steps, repeats, warm_ups=3)
 
 
-def bandwidth(num_rows: int, num_negatives: int, batch: int, repeats: int, device: str, dim: int = 128) -> dict:
-    """per_image's forward and query gradient beside a plain copy: bytes of the rows read once, by the time."""
-    torch.manual_seed(0)
-    table = torch.nn.functional.normalize(torch.randn(num_rows, dim, device=device), dim=1)
-    queries = torch.nn.functional.normalize(torch.randn(2, batch, dim, device=device), dim=2).requires_grad_()
-    target = torch.randperm(num_rows)[:batch].to(device)
-    source = torch.empty(batch * num_negatives * dim // 2, device=device)  # read and written: as many bytes
-    copied = torch.empty_like(source)
-    functions = {"copy": lambda: copied.copy_(source)}
-    for dtype in (torch.float32, torch.bfloat16):
-        rows = table.to(dtype)
-        for form in ("nce", "infonce"):
-
-            def step(form=form, rows=rows) -> None:
-                drawn = draw_negatives(target, num_rows, num_negatives)
-                losses = contrast_per_image(FORMS[form], queries, rows[target].float(), rows, drawn, 0.07)
-                torch.autograd.grad(losses.sum(), queries)
-
-            functions[f"{form}, {str(dtype)[6:]}"] = step
-    seconds = alternate(functions, repeats)
-    sizes = {name: batch * num_negatives * dim * (2 if "bfloat16" in name else 4) for name in functions}
-    return {"batch": batch, "device": device, "seconds": seconds, "bytes": sizes}
-
-
 def report(results: dict) -> None:
     """Print the tables of `measure` and `scaling`."""
     vissl = median_ms(results["step_seconds"]["VISSL"])
@@ -159,9 +133,9 @@ def report(results: dict) -> None:
     print_table("Objective: both terms, forward + backward + bank update; medians", rows)
     if "bandwidth" in results:
         measured = results["bandwidth"]
-        rates = {name: measured["bytes"][name] / median_ms(s) / 1e6 for name, s in measured["seconds"].items()}
+        found = rates(measured)
         rows = [["per_image", "GB/s of rows", "of a copy's"]]
-        rows += [[name, f"{rate:.0f}", f"{rate / rates['copy']:.2f}"] for name, rate in rates.items()]
+        rows += [[name, f"{rate / 1e9:.0f}", f"{rate / found['copy']:.2f}"] for name, rate in found.items()]
         print_table(f"Rows read once, B = {measured['batch']}, {measured['device']}", rows)
     if "shared_by_rows" in results:
         rows = [["rows", "step ms"]]

@@ -53,8 +53,12 @@ class Batches:
 
 def build(overrides: list[str], photos: Path, batch: int, rows: int, device: str) -> tuple[Any, Callable[[], None]]:
     """A task of VISSL's trainer, and a function that runs a step of it."""
-    data = [f"config.DATA.TRAIN.DATA_PATHS=[{photos}]", f"config.MACHINE.DEVICE={device}"]
-    config = compose([*overrides, *data, f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch}"], check=False)
+    data = [
+        f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch}",
+        f"config.MACHINE.DEVICE={device}",
+    ]
+    config = compose([*overrides, *data], check=False)
     config.OPTIMIZER.param_schedulers.lr.start_value = 0.001  # the same images over and over
     task = build_task(config)
     task.train, task.phase_idx, task.train_phase_idx, task.phases = True, 0, 0, task._build_phases()
