@@ -65,14 +65,16 @@ def world(request):
 
 
 @every_loss
-def test_ranks_exchange_what_nccl_takes(contrast, negatives, bank, world, monkeypatch):
+def test_ranks_exchange_what_nccl_takes_and_no_more_than_their_batches_need(
+    contrast, negatives, bank, world, monkeypatch
+):
     given, refused = [], []
     for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor"):
 
         def collective(*arguments, name=name, **_):
             for tensor in (each for part in arguments for each in (part if isinstance(part, list) else [part])):
                 if isinstance(tensor, torch.Tensor):
-                    given.append(tuple(tensor.shape))
+                    given.append((name, tensor.numel() * tensor.element_size()))
                     if not (tensor.is_cuda and tensor.is_contiguous()):
                         refused.append((name, tensor.device, tuple(tensor.shape), tensor.stride()))
 
@@ -80,12 +82,24 @@ def test_ranks_exchange_what_nccl_takes(contrast, negatives, bank, world, monkey
     monkeypatch.setattr(dist, "get_backend", lambda *_: "nccl")
     monkeypatch.setattr(triton_contrast, "largest_over_ranks", lambda number, _: number)  # asked once
     with pretended_gpu() as gpu:
-        step = loss_on_gpu(bank, contrast=contrast, negatives=negatives)
-        step()
+        step = loss_on_gpu(bank, contrast=contrast, negatives=negatives, report_frequency=100)
+        step()  # also reports
         gpu.forget()
+        given.clear()
         step()
         assert given and refused == []
         assert gpu.waits == [] and gpu.mixed == []
+    # What is gathered stands here twice: one rank's part and the whole. Neither N nor |D| plays a part.
+    row, index, images = 4 * 128, 8, 8 * (world + 1)
+    gathered = [size for name, size in given if name == "all_gather_into_tensor"]
+    reduced = [size for name, size in given if name == "all_reduce"]
+    assert len(gathered) + len(reduced) == len(given)
+    if bank == "memory_bank":  # the batch's f(v_I) and its indices; how many images count, and for npid an estimate
+        assert sum(gathered) == images * (row + index) and len(gathered) == 4
+        assert sum(reduced) == 8 + 32 * (contrast == "npid")
+    else:  # the queries of both terms, too, and back what the shards made of them
+        assert sum(gathered) == images * (3 * row + 2 * index) and len(gathered) == 8
+        assert sum(reduced) <= 8 * world * 4 * row and len(reduced) <= 6
 
 
 @pytest.mark.parametrize("negatives", ["per_image", "shared"])
