@@ -144,16 +144,12 @@ def seconds_each(function: Callable[[], object], count: int, warm_ups: int = 3) 
     return (time.perf_counter() - started) / count
 
 
-VARIANTS = {
-    "float32": Step(),
-    "bfloat16": Step(bfloat16=True),
-    "bfloat16, compiled": Step(bfloat16=True, compiled=True),
-}
+VARIANTS = {"float32": (False, False), "bfloat16": (True, False), "bfloat16, compiled": (True, True)}
 
 
-def _of(size: Size, variant: str) -> Step:
-    how = VARIANTS[variant]
-    return Step(size.depth, size.width, "imagenet" if size.image > 64 else "small", how.bfloat16, how.compiled)
+def step_of(size: Size, bfloat16: bool, compiled: bool = False) -> Step:
+    """How a step of this size is computed."""
+    return Step(size.depth, size.width, "imagenet" if size.image > 64 else "small", bfloat16, compiled)
 
 
 def steps(size: Size) -> dict:
@@ -162,7 +158,7 @@ def steps(size: Size) -> dict:
     compiled = [] if torch.cuda.is_available() else ["bfloat16, compiled"]  # minutes of compiling on a CPU
     for name in (name for name in VARIANTS if name not in compiled):
         print(f"  {name} ...", flush=True)
-        model, views = _model(size, _of(size, name), size.batch), _views(size, size.batch)
+        model, views = _model(size, step_of(size, *VARIANTS[name]), size.batch), _views(size, size.batch)
         each = seconds_each(lambda m=model, v=views: m.step(*v), size.steps)
         memory = peak_extra_memory(lambda m=model, v=views: m.step(*v))
         outputs = [e.detach().requires_grad_() for e in model.embeddings(*views[:2])]
@@ -181,7 +177,7 @@ def memory_by_batch(size: Size) -> dict:
     """Peak memory of a step for each batch and number format, weights and bank included where the device tells."""
     found = {}
     for batch, name in itertools.product(size.batches, ("float32", "bfloat16")):
-        model, views = _model(size, _of(size, name), batch), _views(size, batch)
+        model, views = _model(size, step_of(size, *VARIANTS[name]), batch), _views(size, batch)
         model.step(*views)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -211,7 +207,7 @@ def from_files(size: Size, photos: Path) -> dict:
             files, size.batch, shuffle=True, drop_last=True, num_workers=size.workers, collate_fn=pirl_collator,
             pin_memory=where.type == "cuda", persistent_workers=size.workers > 0,
         )  # fmt: skip
-        model = _model(size, _of(size, "bfloat16"), size.batch)
+        model = _model(size, step_of(size, bfloat16=True), size.batch)
         batches, waited = _endless(loader), 0.0
         started = time.perf_counter()
         for number in range(3 + size.steps):

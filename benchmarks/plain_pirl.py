@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.trunks import ResNetTrunk, feature_channels
-from pirl_plugin.objective.loss import PIRLLoss
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class PlainPIRL(nn.Module):
 
     Args:
         step: how a step is computed.
-        loss: with its bank.
+        loss: a PIRLLoss, with its bank.
         learning_rate, weight_decay: of SGD with momentum 0.9; the rate may be changed in `optimizer`.
     """
 
     def __init__(
-        self, step: Step, loss: PIRLLoss, device: torch.device, learning_rate: float = 0.03, weight_decay: float = 1e-4
+        self, step: Step, loss: nn.Module, device: torch.device, learning_rate: float = 0.03, weight_decay: float = 1e-4
     ) -> None:
         super().__init__()
         self.how, self.where = step, device
