@@ -19,12 +19,13 @@ from torch.nn.functional import softplus
 
 from pirl_plugin.distributed import Alone, largest_over_ranks
 from pirl_plugin.objective import triton_kernels
+from pirl_plugin.objective.kernel_launch import Launch, fastest_launch, usual_launch
 from pirl_plugin.objective.triton_kernels import triton
 
 TAIL = 1 / 128
 HEAVY = 0.6
-ROWS_OF_A_BLOCK = 32  # with 4 warps no register is spilled; compiled for, but not yet timed on, a GPU
 ROWS_OF_A_PROGRAM = 2048
+ROWS_OF_A_TRIAL = 2**17  # more than a GPU's cache holds
 LARGEST_DIM = 256  # beyond it, tiles outgrow the shared memory of many GPUs
 MOST_TERMS = 5  # three sums a term fit the 16 rows of a matrix product
 
@@ -53,16 +54,35 @@ def available(device: torch.device) -> bool:
     return _tried("be built", lambda: draw_on_gpu(keys, 1024, 2))
 
 
+def _trial(
+    kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device, rows: int, count: int
+) -> Callable[[Launch], object]:
+    """`scores_and_losses` of 16 images, for a launch; no generator of PyTorch's is used."""
+    positive = torch.zeros(terms, 16, device=device)
+    table = torch.zeros(rows, dim, dtype=dtype, device=device)
+    drawn = draw_on_gpu(torch.arange(16, device=device), count, rows)
+    queries, threshold = torch.zeros(terms, 16, dim, device=device), positive if kernel == "npid" else None
+    return lambda launch: scores_and_losses(kernel, queries, positive, table, drawn, 1.0, threshold, Alone(), launch)
+
+
+@functools.cache
+def _launch(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    """How the kernels of a form are launched: on a GPU, as they were fastest when first asked. Ranks may differ."""
+    if device.type != "cuda":
+        return usual_launch(dim)
+    try:
+        trial = _trial(kernel, terms, dim, dtype, device, ROWS_OF_A_TRIAL, count=16384)
+    except torch.OutOfMemoryError:
+        return usual_launch(dim)
+    return fastest_launch(kernel, dim, trial)
+
+
 @functools.cache
 def _serves(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels of a form run on a GPU with tiles of this size, on all ranks alike; tried once."""
 
     def trial() -> None:
-        queries = torch.zeros(terms, 16, dim, device=device)
-        table, drawn = torch.zeros(16, dim, dtype=dtype, device=device), torch.zeros_like(queries[0, :, :1]).long()
-        positive = torch.zeros(terms, 16, device=device)
-        threshold = positive if kernel == "npid" else None
-        scores_and_losses(kernel, queries, positive, table, drawn.expand(-1, 32), 1.0, threshold, Alone())
+        _trial(kernel, terms, dim, dtype, device, rows=16, count=32)(usual_launch(dim))
 
     here = available(device) and _tried(f"compute {kernel} with d = {dim}", trial)
     # Ranks that share a bank exchange other things on the plain path.
@@ -204,6 +224,7 @@ def scores_and_losses(
     temperature: float,
     threshold: Tensor | None,
     exchange: Alone,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses and weighted sums of rows of some images.
 
@@ -215,6 +236,7 @@ def scores_and_losses(
         drawn: int64 [c, N], places in the table, negative where there is none.
         threshold: npid only [T, c].
         exchange: with the ranks that hold the other rows.
+        launch: how kernels are cut; None: as is fastest here.
 
     Returns:
         scores of the negatives [T, c, N], losses [T, c], dL/d positive score [T, c], and the sum of the negatives'
@@ -223,15 +245,17 @@ def scores_and_losses(
     powers, finish = KERNELS[kernel]
     queries, drawn = queries.contiguous(), drawn.contiguous()
     (terms, images, dim), count = queries.shape, drawn.shape[1]
+    launch = launch or _launch(kernel, terms, dim, table.dtype, table.device)
     lines = max(16, triton.next_power_of_2(3 * terms))
     parts = triton.cdiv(count, ROWS_OF_A_PROGRAM)
     tile = {
         "TERMS": terms,
         "M": lines,
-        "BLOCK": ROWS_OF_A_BLOCK,
-        "BLOCKS": ROWS_OF_A_PROGRAM // ROWS_OF_A_BLOCK,
+        "BLOCK": launch.rows,
+        "BLOCKS": ROWS_OF_A_PROGRAM // launch.rows,
         "D": max(16, triton.next_power_of_2(dim)),
         "PRECISION": _precision(table),
+        "num_warps": launch.warps,
     }
     scores = queries.new_empty(terms, images, count)
     sums = queries.new_empty(images, parts, lines, dim)

@@ -1,5 +1,6 @@
 """The kernels against plain PyTorch: on a GPU where there is one, else in Triton's interpreter (see conftest.py)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from pirl_plugin.objective import fused_contrast, triton_contrast
+from pirl_plugin.objective import fused_contrast, kernel_launch, triton_contrast
 from pirl_plugin.objective.counter_generator import keys as draw_keys
 from pirl_plugin.objective.forms import FORMS
+from pirl_plugin.objective.kernel_launch import LAUNCHES, Launch, fastest_launch, usual_launch
 from pirl_plugin.objective.negatives import draw
 
 pytest.importorskip("triton")
@@ -41,7 +43,7 @@ KINDS = ["ordinary", "one negative takes all", "two negatives share all", "the p
 
 @pytest.fixture
 def small_programs(monkeypatch):
-    monkeypatch.setattr(triton_contrast, "ROWS_OF_A_BLOCK", 16)
+    monkeypatch.setattr(triton_contrast, "_launch", lambda *_: Launch(16, 4))
     monkeypatch.setattr(triton_contrast, "ROWS_OF_A_PROGRAM", 32)
 
 
@@ -100,38 +102,99 @@ def test_places_that_hold_nothing_do_not_count(form, small_programs):
 
 
 COMPILE = """
-import sys, triton
+import json, os, re, subprocess, sys, tempfile, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pirl_plugin.objective import triton_kernels as kernels
+from pirl_plugin.objective import triton_contrast, triton_kernels as kernels
+from pirl_plugin.objective.kernel_launch import LAUNCHES
 
 capability, rows, dim = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-tile = {"TERMS": 2, "M": 16, "BLOCK": 32, "BLOCKS": 64, "D": dim, "PRECISION": "tf32x3" if capability >= 80 else "ieee"}
+tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 whole = {"drawn": "*i64", "keys": "*i64", "heavy": "*i32", "table": rows, "inverse_temperature": "fp32"}
 whole |= dict.fromkeys(("images", "count", "dim", "size"), "i32")
-for kernel, constants in [
-    *((kernels.pass_by, {"FORM": form, "POWERS": 3 if form == "nce" else 1, **tile}) for form in kernels_forms),
-    (kernels.nce_tail, {"TAIL": 1 / 128, **tile}),
-    (kernels.draw, {"BLOCK": 1024}),
-]:
-    signature = {n: "constexpr" if n in constants else whole.get(n, "*fp32") for n in kernel.arg_names}
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    compiled = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", capability, 32))
-    limit = {70: 96, 75: 64, 80: 99, 90: 227}[capability]  # KiB; 80 stands for 8.6 and 8.9, too
-    assert compiled.asm["cubin"] and compiled.metadata.shared <= limit * 1024, compiled.metadata.shared
+for launch in LAUNCHES:
+    tile = {"TERMS": 2, "M": 16, "BLOCK": launch.rows, "BLOCKS": triton_contrast.ROWS_OF_A_PROGRAM // launch.rows}
+    tile |= {"D": dim, "PRECISION": "tf32x3" if capability >= 80 else "ieee"}
+    for name, kernel, constants in [
+        *((form, kernels.pass_by, {"FORM": form, "POWERS": powers, **tile})
+          for form, (powers, _) in triton_contrast.KERNELS.items()),
+        ("tail", kernels.nce_tail, {"TAIL": triton_contrast.TAIL, **tile}),
+        ("draw", kernels.draw, {"BLOCK": 1024}),
+    ]:
+        names = kernel.arg_names
+        signature = {n: "constexpr" if n in constants else whole.get(n, "*fp32") for n in names}
+        # As a run specialises them: addresses, N and d are multiples of 16.
+        multiples = [n for n in names if signature[n][0] == "*" or n in ("images", "count", "dim")]
+        source = ASTSource(
+            kernel, signature, {(names.index(n),): value for n, value in constants.items()},
+            {(names.index(n),): [["tt.divisibility", 16]] for n in multiples},
+        )
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": launch.warps})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = subprocess.run([f"{tools}/cuobjdump", "-res-usage", file.name], capture_output=True, text=True)
+            code = subprocess.run([f"{tools}/nvdisasm", "-c", file.name], capture_output=True, text=True)
+        found = {"registers": int(re.search("REG:([0-9]+)", usage.stdout)[1])}
+        found["spills"] = len(re.findall(r"(STL|LDL)[.]?", code.stdout))  # to and from a thread's own memory
+        found |= {"kernel": name, "rows": launch.rows, "warps": launch.warps, "shared": compiled.metadata.shared}
+        found["wide loads"] = len(re.findall(r"(LDG|LDGSTS)[.]E\\S*[.]128", code.stdout))
+        print(json.dumps(found))
 """
+SHARED_MEMORY = {75: 64, 80: 163, 86: 99, 90: 227, 100: 227, 120: 99}  # KiB a program may take
+
+
+def compiled_for(capability: int, rows: str, dim: int) -> list[dict]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "0"}
+    run = [sys.executable, "-c", COMPILE, str(capability), rows, str(dim)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
-@pytest.mark.parametrize("capability", [70, 75, 80, 90])
-@pytest.mark.parametrize("dim", [128, 256])
-def test_kernels_compile_for_gpus_that_are_not_here(capability, rows, dim):
-    code = COMPILE.replace("kernels_forms", repr(list(FORMS)))
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "0"}
-    run = [sys.executable, "-c", code, str(capability), rows, str(dim)]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_for_gpus_that_are_not_here_kernels_fit_spill_nothing_and_read_16_bytes_at_a_time(capability, rows):
+    kernels = compiled_for(capability, rows, 128)
+    assert len(kernels) == 5 * len(LAUNCHES)
+    for kernel in kernels:
+        assert kernel["shared"] <= SHARED_MEMORY[capability] * 1024, kernel
+        usual = Launch(kernel["rows"], kernel["warps"]) == usual_launch(128)
+        assert kernel["spills"] <= (0 if usual else 4), kernel
+        assert kernel["wide loads"] >= 1 or kernel["kernel"] == "draw", kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [75, 90])
+def test_for_long_vectors_kernels_compile_and_the_usual_launch_spills_least(capability):
+    kernels = [kernel for kernel in compiled_for(capability, "*fp32", 256) if kernel["kernel"] == "nce"]
+    assert all(kernel["shared"] <= SHARED_MEMORY[capability] * 1024 for kernel in kernels)
+    spilled = {Launch(kernel["rows"], kernel["warps"]): kernel["spills"] for kernel in kernels}
+    assert spilled[usual_launch(256)] == min(spilled.values())
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_launch_gives_the_same_losses(form, launch, monkeypatch):
+    queries, positives, table, drawn = problem("two negatives share all", 16, 70, torch.float32, 2)
+    threshold = torch.ones(queries.shape[:2], device=DEVICE) if form == "npid" else None
+    arguments = (queries, (queries * positives).sum(-1) / 0.2, table, drawn, 0.2, threshold, triton_contrast.Alone())
+    wanted = triton_contrast.scores_and_losses(form, *arguments, Launch(64, 4))
+    for got, want in zip(triton_contrast.scores_and_losses(form, *arguments, launch), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_of_the_launches_that_a_gpu_takes_the_fastest_is_chosen(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    times = {LAUNCHES[0]: 3.0, LAUNCHES[2]: 1.0, LAUNCHES[3]: 2.0}  # LAUNCHES[1] is refused
+    monkeypatch.setattr(kernel_launch, "milliseconds", lambda run: times[run()])
+    assert fastest_launch("nce", 128, lambda launch: launch) == LAUNCHES[2]
+    assert "GPU kernels of nce, d = 128: 16 rows and 4 warps (32 rows and 4 warps 3.00 ms" in caplog.text
+    assert "with 32 rows and 8 warps: KeyError" in caplog.text
+    times.clear()
+    assert fastest_launch("nce", 128, lambda launch: launch) == usual_launch(128) == LAUNCHES[0]
 
 
 @pytest.fixture
@@ -162,7 +225,7 @@ def test_where_no_kernel_can_be_built_that_is_said_once_and_plain_pytorch_serves
 
 @pytest.mark.usefixtures("small_programs", "untried")
 def test_a_form_whose_kernel_this_gpu_refuses_is_computed_plainly_and_others_by_kernel(monkeypatch, caplog):
-    monkeypatch.setattr(triton_contrast, "draw_on_gpu", lambda *_: None)
+    monkeypatch.setattr(triton_contrast, "draw_on_gpu", lambda keys, count, _: keys.new_zeros(len(keys), count))
     run = triton_contrast.scores_and_losses
 
     def too_little_shared_memory(kernel, *rest):

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pirl_plugin.objective import triton_contrast, triton_kernels
+from pirl_plugin.objective import kernel_launch, triton_contrast, triton_kernels
 
 aten = torch.ops.aten
 # The host learns a value, or how large the result is, only once the device has come so far.
@@ -172,7 +172,8 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), kernels_fail: Exception 
         kernel = CheckedKernel(getattr(triton_kernels, name), record)
         kernel.fails_with = kernels_fail
         patches.append(mock.patch.object(triton_kernels, name, kernel))
-    probes = (triton_contrast.available, triton_contrast._serves)
+    patches.append(mock.patch.object(kernel_launch, "milliseconds", lambda run: run() is None))
+    probes = (triton_contrast.available, triton_contrast._serves, triton_contrast._launch)
     with contextlib.ExitStack() as stack:
         for probe in probes:
             probe.cache_clear()
