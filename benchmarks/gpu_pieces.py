@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from pirl_plugin.data.collator import pirl_collator
 from pirl_plugin.data.views import ImageViews
 from pirl_plugin.network.devices import choose_device
+from pirl_plugin.objective import triton_contrast
 from pirl_plugin.objective.forms import FORMS
 from pirl_plugin.objective.fused_contrast import contrast_per_image
 from pirl_plugin.objective.loss import PIRLLoss
@@ -105,7 +106,12 @@ def share_of_a_copy(size: Size) -> dict:
     """Reading the rows of per_image's negatives, as a share of a plain copy's rate."""
     measured = bandwidth(size.rows, size.negatives, size.batch, size.steps, str(choose_device()))
     found = rates(measured)
-    return {"bytes_per_second": found, "of_a_copy": {name: rate / found["copy"] for name, rate in found.items()}}
+    launches = {
+        f"{form}, {str(dtype)[6:]}": str(triton_contrast._launch(form, 2, 128, dtype, choose_device()))
+        for form in ("nce", "infonce") for dtype in (torch.float32, torch.bfloat16)
+    }  # fmt: skip
+    shares = {name: rate / found["copy"] for name, rate in found.items()}
+    return {"bytes_per_second": found, "of_a_copy": shares, "launches": launches}
 
 
 def _model(size: Size, step: Step, batch: int, negatives: str = "per_image") -> PlainPIRL:

@@ -86,7 +86,7 @@ def _bandwidth(options: argparse.Namespace) -> dict:
 def _bandwidth_rows(found: dict) -> list[tuple[str, str, str]]:
     rows = [("plain copy, read and written", f"{found['bytes_per_second']['copy'] / 1e9:,.0f} GB/s", "")]
     rows += [
-        (f"per_image, {name}: rows read, of the copy's rate", f"{share:.0%}", "above 60%")
+        (f"per_image, {name}: rows read, of the copy's rate", f"{share:.0%}, {found['launches'][name]}", "above 60%")
         for name, share in found["of_a_copy"].items()
         if name != "copy"
     ]
