@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from pirl_plugin.validation import ConfigError, check_integer
 
@@ -120,3 +121,24 @@ def unusable_gpus(source: Path = DRIVER) -> Iterator[str]:
 def emulates_bfloat16() -> bool:
     """Whether the current GPU has no units for bfloat16 (compute capability below 8.0) and is slow with it."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+
+
+def refuse_wrong_gradients(model: nn.Module) -> None:
+    """Makes a network that trains in bfloat16 on a CPU refuse the views whose gradients would be garbage.
+
+    oneDNN, which computes convolutions of bfloat16 on CPUs, leaves part of the gradient of the weights unset where a
+    strided convolution of 3 x 3 sees one pixel (seen with torch 2.11 on processors with avx512_bf16): the loss is not a
+    number after a step or two.
+    """
+
+    def check(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and inputs[0].shape[-2:] == (1, 1):
+            raise ConfigError(
+                "TRAINER.PIRL_TRAIN_STEP.precision is 'bfloat16', and views are so small that a strided convolution "
+                "sees one pixel, where a CPU's gradients in bfloat16 are wrong: use float32, larger views or patches, "
+                "or a stem for small images."
+            )
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
+            module.register_forward_pre_hook(check)

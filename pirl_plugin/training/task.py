@@ -16,6 +16,7 @@ from vissl.trainer.train_task import SelfSupervisionTask
 from pirl_plugin.data.sampler import ShuffledSampler
 from pirl_plugin.distributed import rank
 from pirl_plugin.host.agreement import changes, check_same_images, settings_of_the_run
+from pirl_plugin.network.devices import refuse_wrong_gradients
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.training.settings import StepSettings
@@ -60,6 +61,8 @@ class PIRLTask(SelfSupervisionTask):
 
     def _build_model(self):
         model = super()._build_model()
+        if self.step_settings.precision == "bfloat16" and self.device.type == "cpu":
+            refuse_wrong_gradients(model)
         if self.step_settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if self.step_settings.compile:

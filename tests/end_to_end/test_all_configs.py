@@ -53,6 +53,8 @@ def overrides_of(name: str, photos: Path, photo_list: Path) -> list[str]:
         return [*TINY, *paths, *test, "config.MODEL.HEAD.PARAMS.0.1.dims=[64,1000]"]
     if "/npid/" in name:
         return [*TINY, *PIRL, *paths]
+    if name.endswith("jigsaw_1gpu"):  # in bfloat16, whose gradients of smaller patches a CPU gets wrong
+        return [*TINY, *PIRL, *paths, f"{TRANSFORM}.patch_crop_size=96", f"{TRANSFORM}.patch_size=24"]
     return [*TINY, *PIRL, *paths, *(PATCHES if "pirl/jigsaw" in name or "rotation_jigsaw" in name else SINGLE)]
 
 

@@ -7,7 +7,14 @@ import sys
 import pytest
 import torch
 
-from pirl_plugin.network.devices import choose_device, driver_version, emulates_bfloat16, unusable_gpus
+from pirl_plugin.network.devices import (
+    choose_device,
+    driver_version,
+    emulates_bfloat16,
+    refuse_wrong_gradients,
+    unusable_gpus,
+)
+from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.validation import ConfigError
 
 PROPRIETARY = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023
@@ -132,3 +139,33 @@ def test_without_a_gpu_importing_the_devices_starts_no_driver():
     code = "import torch, pirl_plugin.network.devices as d; list(d.unusable_gpus()); print(torch.cuda.is_initialized())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_on_a_cpu_bfloat16_is_refused_where_a_strided_convolution_sees_one_pixel():
+    model = ResNetTrunk(18, 0.125)
+    refuse_wrong_gradients(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ConfigError, match=r"precision is 'bfloat16', .*use float32, larger views"):
+            model(torch.zeros(2, 3, 12, 12))
+        model(torch.zeros(2, 3, 24, 24))
+        with torch.no_grad():  # an evaluation takes no gradients
+            model(torch.zeros(2, 3, 12, 12))
+    small = ResNetTrunk(18, 0.125, stem="small")
+    refuse_wrong_gradients(small)
+    with torch.autocast("cpu", torch.bfloat16):
+        small(torch.zeros(2, 3, 12, 12))
+
+
+def test_what_is_not_refused_has_gradients_near_those_of_float32():
+    torch.manual_seed(0)
+    trunk = ResNetTrunk(18, 0.125).eval()
+    images, gradients = torch.randn(8, 3, 24, 24), []
+    refuse_wrong_gradients(trunk)
+    for enabled in (False, True):
+        trunk.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (features,) = trunk(images)
+        features.float().square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in trunk.parameters()])
+    for exact, rounded in zip(*gradients, strict=True):
+        assert float((exact - rounded).norm() / exact.norm()) < 0.1
