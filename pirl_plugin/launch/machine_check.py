@@ -43,6 +43,10 @@ def check_machine(config: Any) -> None:
             f"{torch.cuda.device_count()} usable GPUs; lower it, or set config.MACHINE.DEVICE=cpu and "
             f"config.DISTRIBUTED.BACKEND=gloo."
         )
+    if config.MACHINE.DEVICE == "cpu" and distributed.BACKEND == "nccl":
+        raise ConfigError(
+            "DISTRIBUTED.BACKEND is 'nccl', which is for GPUs, but MACHINE.DEVICE is 'cpu'; set it to gloo."
+        )
     optimizer = config.OPTIMIZER
     if optimizer.use_larc and optimizer.name != "sgd_fsdp" and importlib.util.find_spec("apex") is None:
         raise ConfigError("OPTIMIZER.use_larc is true, which needs NVIDIA's apex; install that, or set it to false.")

@@ -110,3 +110,9 @@ def test_a_full_disk_at_the_start_is_a_sentence(photo_folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: "), done.stderr[-1500:]
+
+
+def test_nccl_without_gpus_is_refused(photo_folder):
+    config = small(photo_folder, "config.DISTRIBUTED.BACKEND=nccl")
+    with pytest.raises(ConfigError, match=r"BACKEND is 'nccl', which is for GPUs, but MACHINE.DEVICE is 'cpu'; set it"):
+        check_machine(config)
