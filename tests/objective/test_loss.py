@@ -275,6 +275,13 @@ def test_the_log_says_where_all_costs_no_more(caplog, negatives, num_negatives, 
         ({"lambda_": 1.5}, "at most 1"),
         ({"memory_bank": {"name": "memory_bnk"}}, "did you mean memory_bank"),
         ({"memory_bank": {"momentun": 0.5}}, "did you mean momentum"),
+        ({"lambda_": -0.1}, "at least 0"),
+        ({"z_momentum": 1.5}, "z_momentum is 1.5; it must be a number .*at most 1"),
+        ({"z_momentum": -0.1}, "z_momentum is -0.1; it must be a number at least 0"),
+        ({"seed": -1}, "seed is -1; it must be a whole number at least 0"),
+        ({"report_frequency": 0}, "report_frequency is 0; it must be a whole number at least 1"),
+        ({"num_negatives": 0}, "num_negatives .* is 0; it must be a whole number at least 1"),
+        ({"num_train_samples": 1, "num_negatives": 1}, "is 1; it must be a whole number at least 2"),
         ({"num_negativs": 3}, "did you mean num_negatives"),
         ({"num_negatives": 3.5}, "whole number"),
         ({"memory_bank": {"fill_first": "no"}}, "fill_first is 'no'; it must be true or false"),
@@ -285,6 +292,31 @@ def test_bad_configs_are_refused(config, message):
     base = {"name": "pirl_loss", "num_train_samples": IMAGES, "num_negatives": 12, "embedding_dim": DIM}
     with pytest.raises(ConfigError, match=message):
         PIRLLoss.from_config({**base, **config})
+
+
+def test_the_ends_of_every_range_are_allowed():
+    for key, ends in {
+        "lambda_": (0, 1), "z_momentum": (0, 1), "seed": (0,), "report_frequency": (1,), "temperature": (0.025,),
+        "num_negatives": (1, IMAGES - 1),
+    }.items():  # fmt: skip
+        for end in ends:
+            loss = make_loss(**{key: end})
+            assert getattr(loss, key) == end
+    PIRLLoss(num_train_samples=2, num_negatives=1, embedding_dim=DIM)
+
+
+def test_steps_are_counted_one_by_one_and_parts_of_a_batch_as_one():
+    loss = make_loss()
+    image, pretext, target = batch()
+    for number in (1, 2):
+        loss([image, pretext], target)
+        assert loss.steps == number
+    loss.hold_updates(True)
+    loss([image, pretext], target)
+    loss([image, pretext], target)
+    assert loss.steps == 2
+    loss.hold_updates(False)
+    assert loss.steps == 3
 
 
 @pytest.mark.parametrize("form", FORMS)

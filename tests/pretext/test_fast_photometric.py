@@ -1,5 +1,7 @@
 """The 8-bit augmentation of the loader's workers against PIL's and torchvision's on PIL images, which VISSL uses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +127,12 @@ def test_without_opencv_it_is_refused_and_the_pretext_task_goes_on_without(monke
     assert "several times slower" in caplog.text
     for fast, slow in ((image, slow_image), (pretext, slow_pretext)):
         assert fast.shape == slow.shape and (fast - slow).abs().mean() < 0.1
+
+
+def test_the_defaults_are_those_of_vissls_pirl():
+    # ImgPilColorDistortion's jitter, its RandomPhotometric at 0.66, SimCLR's blur of 0.1 to 2 pixels at 224, off.
+    assert dataclasses.asdict(PhotometricSettings()) == {
+        "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2, "color_jitter_probability": 1.0,
+        "random_photometric": 0.66, "grayscale": 0.2, "blur": 0.0, "blur_sigma_low": pytest.approx(0.1 / 224),
+        "blur_sigma_high": pytest.approx(2 / 224), "horizontal_flip": 0.5,
+    }  # fmt: skip

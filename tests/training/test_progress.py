@@ -41,6 +41,18 @@ def test_speed_share_of_waiting_and_time_left_are_of_the_steps_since_the_last_ti
     assert line["eta"] == "0:13:20"
 
 
+def test_a_share_is_at_most_1_and_steps_too_short_to_time_divide_by_no_0(tmp_path, monkeypatch):
+    now = iter([100.0, 100.0, 101.0, 101.0, 101.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    hook = ProgressHook(tmp_path)
+    hook.on_phase_start(SimpleNamespace(start_iter=0))
+    hook.images, hook.input_wait = 40, 1.5  # a batch that was waited for since before
+    assert hook.row(task(), 1.0, 1)["input_wait_share"] == 1
+    hook.since = 101.0
+    row = hook.row(task(), 1.0, 1)
+    assert row["step_ms"] < 1e-3 and row["images_per_second"] > 1e9
+
+
 def test_the_mean_loss_is_that_of_the_steps_and_one_that_is_not_finite_is_pinned_to_its_step(tmp_path):
     hook, now = ProgressHook(tmp_path), task()
     hook.losses = [torch.tensor(value) for value in (1.0, 2.0, 6.0)]
