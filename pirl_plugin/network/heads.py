@@ -36,6 +36,9 @@ class PIRLHead(nn.Module):
         num_patches: n, patches an image (jigsaw only).
         use_mlp: a hidden layer of C units with ReLU in the projection (not in the paper; VISSL's MLP head).
         patch_relu: a ReLU after each patch's projection (jigsaw only; not in the paper; VISSL's MLP head).
+        batch_norm: each of the d numbers has mean 0 and variance 1 over the batch of a GPU (not in the paper). A small
+            network that cannot tell images apart yet lowers its loss by making all embeddings alike, and small data
+            sets end there (docs/small_data_sets.md); with this it cannot. Running averages serve in eval mode.
 
     Raises:
         ConfigError: for an unknown branch or a value out of range.
@@ -49,6 +52,7 @@ class PIRLHead(nn.Module):
         num_patches: int = 9,
         use_mlp: bool = False,
         patch_relu: bool = False,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.branch = check_choice(branch, BRANCHES, "pirl_heads.branch")
@@ -61,6 +65,9 @@ class PIRLHead(nn.Module):
             raise ConfigError(f"pirl_heads.patch_relu is true, but the branch {branch!r} has no patches.")
         if branch == "jigsaw":
             self.combine = nn.Linear(num_patches * embedding_dim, embedding_dim)
+        self.batch_norm = check_boolean(batch_norm, "pirl_heads.batch_norm")
+        if batch_norm:  # no scale or shift of its own: they would let the embeddings be made alike again
+            self.normalization = nn.BatchNorm1d(embedding_dim, affine=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """features [B * n, C] or [B * n, C, 1, 1] (n = 1 but for jigsaw) -> embeddings [B, d].
@@ -82,8 +89,11 @@ class PIRLHead(nn.Module):
                 f"the pretext transform yields another number of patches an image."
             )
         embeddings = self.projection(features)
-        if self.branch != "jigsaw":
+        if self.branch == "jigsaw":
+            embeddings = embeddings.relu() if self.patch_relu else embeddings
+            embeddings = self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))
+        if not self.batch_norm:
             return embeddings
-        if self.patch_relu:
-            embeddings = embeddings.relu()
-        return self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))
+        if self.training and len(embeddings) < 2:
+            raise ValueError("pirl_heads.batch_norm is true and the batch holds 1 image, which has no variance.")
+        return self.normalization(embeddings)

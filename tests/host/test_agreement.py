@@ -94,7 +94,7 @@ def test_nodes_that_differ_are_refused_on_both_with_the_first_thing_that_differs
     own, match = {
         "learning rate": (
             "config.OPTIMIZER.param_schedulers.lr.start_value=0.05",
-            r"lr.start_value is 0.06 .* 0.05 on",
+            r"lr.start_value is 0.015 .* 0.05 on",
         ),
         "lambda": ("config.LOSS.pirl_loss.lambda_=0.25", r"LOSS.pirl_loss.lambda_ is 0.5 on rank 0 and 0.25 on rank 1"),
         "names": (

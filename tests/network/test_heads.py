@@ -48,3 +48,24 @@ def test_features_that_do_not_fit_are_refused():
 def test_an_unknown_branch_is_refused():
     with pytest.raises(ConfigError, match=r"branch is 'jigsa' \(did you mean jigsaw\?\)"):
         PIRLHead("jigsa")
+
+
+@pytest.mark.parametrize("branch", ["image", "jigsaw", "rotation"])
+def test_with_batch_norm_embeddings_have_mean_0_and_variance_1_over_the_batch(branch):
+    torch.manual_seed(0)
+    plain, normalised = (PIRLHead(branch, 8, 4, num_patches=3, batch_norm=on) for on in (False, True))
+    assert not normalised.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in normalised.named_parameters()]
+    features = torch.randn(24 * plain.num_patches, 8) + 5  # all alike, but for a little
+    raw, got = plain(features), normalised(features)
+    torch.testing.assert_close(got, (raw - raw.mean(0)) / (raw.var(0, unbiased=False) + 1e-5).sqrt())
+    for _ in range(200):
+        normalised(features)
+    torch.testing.assert_close(normalised.eval()(features), got, rtol=0.05, atol=0.05)
+
+
+def test_a_batch_of_one_image_has_no_variance_and_is_refused():
+    head = PIRLHead("image", 8, 4, batch_norm=True)
+    with pytest.raises(ValueError, match=r"batch_norm is true and the batch holds 1 image"):
+        head(torch.randn(1, 8))
+    assert head.eval()(torch.randn(1, 8)).shape == (1, 4)
