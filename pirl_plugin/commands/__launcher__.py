@@ -3,9 +3,10 @@
 The processes that it starts import this module, as they import __main__, and so they are registered, too.
 """
 
-from pirl_plugin import early_stop
+from pirl_plugin import commands, early_stop
 
 early_stop.end_when_asked()
+commands.spin_briefly()
 
 from pirl_plugin.launch.start import main  # noqa: E402
 

@@ -83,6 +83,7 @@ def complete_in_the_shell() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script `pirl`."""
     complete_in_the_shell()
+    commands.spin_briefly()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0].startswith("-"):
         parser = overview()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
 import time
 from typing import Any
@@ -35,6 +36,8 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
     if config.MACHINE.DEVICE == "gpu":
         torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:  # else each rank takes all cores, and they wait for each other
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.DISTRIBUTED.NUM_PROC_PER_NODE))
     url = f"{config.DISTRIBUTED.INIT_METHOD}://{run_id}"
     limit = datetime.timedelta(seconds=settings.rendezvous_seconds)
     try:

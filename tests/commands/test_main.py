@@ -69,3 +69,29 @@ def test_a_new_file_in_the_folder_is_a_new_command(monkeypatch, tmp_path, capsys
     with pytest.raises(SystemExit) as end:
         main(["say-hello", "PIRL"])
     assert end.value.code == 3 and capsys.readouterr().out == "hello PIRL\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"), [({}, "2000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_spin_briefly_where_nobody_asked_for_anything_else(given, turns, monkeypatch):
+    for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    commands.spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == turns
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+def test_both_entry_points_spin_briefly_before_torch_is_imported():
+    code = (
+        "import sys, os\nfrom pirl_plugin.commands import __main__ as main, spin_briefly\n"
+        "assert 'torch' not in sys.modules\ntry:\n    main.main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and os.environ['GOMP_SPINCOUNT'] == '2000'\n"
+        "del os.environ['GOMP_SPINCOUNT']\nimport pirl_plugin.commands.__launcher__\n"
+        "assert os.environ['GOMP_SPINCOUNT'] == '2000'\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -146,3 +146,24 @@ except process_group.ConfigError as error:
     seconds, sentence = done.stdout.strip().splitlines()[-1].split(" ", 1)
     assert 1.5 < float(seconds) < 6
     assert sentence.startswith("Rank 0 waited 2 s (TRAINER.PIRL_TRAIN_STEP.rendezvous_seconds) at tcp://localhost:")
+
+
+@pytest.mark.parametrize("asked_for", [None, 2])
+def test_ranks_on_a_cpu_share_its_cores_unless_told_otherwise(asked_for):
+    code = f"""
+import sys, torch
+from pirl_plugin.launch.composition import compose
+from pirl_plugin.training import process_group
+config = compose(["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DISTRIBUTED.NUM_PROC_PER_NODE=2"],
+                 check=False).config
+process_group.join(config, "localhost:{free_port()}", int(sys.argv[1]), int(sys.argv[1]))
+print(torch.get_num_threads())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(asked_for)} if asked_for else {})
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    wanted = asked_for or max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [rank.communicate(timeout=60)[0].split()[-1] for rank in ranks] == [str(wanted)] * 2
