@@ -11,8 +11,12 @@ from typing import Any
 
 from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
 
+from pirl_plugin.evaluation.beside_untrained import knn_beside_untrained
 from pirl_plugin.host.loss_settings import pirl_loss_class
 from pirl_plugin.host.readable_batches import count_listed
+from pirl_plugin.network.checkpoints import load_checkpoint
+from pirl_plugin.training.monitor import MonitorSettings
+from pirl_plugin.training.warning_signs import REMEDIES
 
 
 def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
@@ -59,12 +63,34 @@ def _pretraining(config: Any, folder: Path) -> dict[str, str]:
         lines["kNN"] = f"{100 * float(monitor['knn_accuracy']):.1f}% of {config.HOOKS.PIRL_MONITOR.knn_test}"
     final = final_checkpoint(folder)
     if final is not None:
+        lines |= _beside_untrained(config, final)
         name = shlex.quote(str(final))
         lines["checkpoint"] = str(final)
         lines["features"] = f"pirl embed {name} PHOTOS --output features.npy"
         lines["evaluate"] = f"pirl evaluate {name} --train DIR --test DIR"
         lines["weights"] = f"pirl export {name} --format safetensors --output weights.safetensors"
     return lines
+
+
+def _beside_untrained(config: Any, final: Path) -> dict[str, str]:
+    """kNN of the network and of the one that it started from, where the images lie in class folders."""
+    most = MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})).compare_images
+    paths = config.DATA.TRAIN.DATA_PATHS
+    if not most or len(paths) != 1 or config.DATA.TRAIN.LABEL_TYPE != "sample_index":
+        return {}
+    try:
+        found = knn_beside_untrained(config, load_checkpoint(final), paths[0], most)
+    except Exception as error:  # the run is done, whatever keeps this from being measured
+        return {"kNN beside untrained": f"not measured: {type(error).__name__}: {error}"}
+    if found is None:
+        return {}
+    said = (
+        f"{100 * found['PIRL']:.1f}%, untrained {100 * found['untrained']:.1f}% ({found['images']:.0f} images of the "
+        f"training, whose labels it did not see)"
+    )
+    if found["PIRL"] < found["untrained"]:
+        said += f"\nWarning: the features are worse than before the training. {REMEDIES}"
+    return {"kNN beside untrained": said}
 
 
 def _evaluation(folder: Path) -> dict[str, str]:

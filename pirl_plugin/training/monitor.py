@@ -26,6 +26,7 @@ from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
 from pirl_plugin.network.features import center_view_of, embed
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.progress import keep_rows
+from pirl_plugin.training.warning_signs import SAMPLE, WarningSigns, chance_loss
 from pirl_plugin.validation import ConfigError, check_integer, check_keys, check_mapping, check_number
 
 WHERE = "HOOKS.PIRL_MONITOR"
@@ -45,6 +46,8 @@ class MonitorSettings:
             on.
         knn_images: at most so many of each, as many of one class as of another.
         knn_k: neighbours.
+        compare_images: at the end of a run on a folder with one sub-folder a class, so many of its images at most are
+            looked at for the kNN accuracy beside the untrained network's; 0 for none.
     """
 
     every_iterations: int = 1000
@@ -55,6 +58,7 @@ class MonitorSettings:
     knn_test: str = ""
     knn_images: int = 10_000
     knn_k: int = 200
+    compare_images: int = 2000
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MonitorSettings:
@@ -71,6 +75,7 @@ class MonitorSettings:
         check_integer(settings.knn_every_epochs, f"{WHERE}.knn_every_epochs", 0)
         check_integer(settings.knn_images, f"{WHERE}.knn_images", 2)
         check_integer(settings.knn_k, f"{WHERE}.knn_k", 1)
+        check_integer(settings.compare_images, f"{WHERE}.compare_images", 0)
         for key in ("knn_train", "knn_test"):
             folder = getattr(settings, key)
             if not isinstance(folder, str) or (settings.knn_every_epochs and not folder):
@@ -166,6 +171,7 @@ class MonitorHook(Hook):
         if is_primary():
             keep_rows(self.path, task.iteration)
         self.images = self.settings.images()
+        self.signs = WarningSigns(chance_loss(task.base_loss), task.num_train_phases)
 
     def on_step(self, task: Any) -> None:
         if task.iteration % self.settings.every_iterations == 0:
@@ -177,6 +183,17 @@ class MonitorHook(Hook):
         if every and (epoch % every == 0 or epoch == task.num_train_phases):
             values["knn_accuracy"] = self._knn(task)
         self._say(task, values)
+        if is_primary():
+            self._warn(task, values.get("effective_rank"))
+
+    def _warn(self, task: Any, effective_rank: float | None) -> None:
+        bank = task.base_loss.memory_bank
+        filling = getattr(bank, "fill_first", False) and task.train_phase_idx == 0
+        losses = [] if filling else task.losses
+        loss = sum(losses) / len(losses) if losses else None
+        rows = bank.rows[:: max(1, len(bank.rows) // SAMPLE)]
+        for sentence in self.signs.after_epoch(task.train_phase_idx + 1, loss, effective_rank, rows):
+            logging.warning(sentence)
 
     def _knn(self, task: Any) -> float:
         started = time.perf_counter()

@@ -325,11 +325,12 @@ def test_the_log_is_short_what_is_long_is_in_a_file_and_the_end_says_how_to_go_o
     details = (run / "details.txt").read_text()
     assert "'KEEP_LAST': 3" in details and "_feature_blocks" in details and "PyTorch built with" in details
     assert sum("lines in" in line and "details.txt" in line for line in lines) == 3
-    closing = {line.split("  ")[0].strip(): line for line in lines[-9:]}
+    closing = {line.split("  ")[0].strip(): line for line in lines[-10:]}
     final = str(run / "model_final_checkpoint_phase1.torch")
     assert closing["checkpoint"].endswith(final) and "2 epochs, 6 iterations, loss " in closing["trained"]
     assert f"pirl embed {final} PHOTOS --output features.npy" in closing["features"]
     assert "effective rank" in closing["memory bank"]
+    assert re.search(r"[\d.]+%, untrained [\d.]+% \(8 images of the training", closing["kNN beside untrained"])
 
 
 def test_a_finished_run_says_so_and_an_evaluation_of_other_weights_is_refused(two_ranks, tmp_path, photo_folder):

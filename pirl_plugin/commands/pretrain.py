@@ -1,0 +1,35 @@
+"""Pre-train on your own photos: looks at the folder and the machine, says what it picks and why, and trains.
+
+    pirl pretrain photos                       # the command that it runs is printed, to be copied and changed
+    pirl pretrain photos --dry-run             # only say it
+    pirl pretrain photos --epochs 50 --set config.LOSS.pirl_loss.temperature=0.2
+
+Where the folder has one sub-folder a class, the end of the run says whether the features are better than those of the
+untrained network. For ImageNet and its like, use the paper's configs: `pirl train config=pretrain/pirl/jigsaw_8node`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="a folder of images, with sub-folders or without, or a list of them")
+    parser.add_argument("--output", type=Path, help="checkpoints and logs; default: runs/<name of the folder>")
+    parser.add_argument("--epochs", type=int, help="default: about 1,000 steps on a CPU, 20,000 on a GPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    parser.add_argument("--set", nargs="+", default=[], metavar="config.KEY=value", help="stronger than what is picked")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pirl_plugin import early_stop
+
+    early_stop.end_when_asked()
+    from pirl_plugin.launch import registration
+
+    registration.import_in_children()
+    from pirl_plugin.experiments.recipe import pretrain
+
+    pretrain(options.photos, options.output, options.epochs, options.seed, tuple(options.set), options.dry_run)

@@ -1,0 +1,78 @@
+"""At the end of a run on class folders: is its network better than the one that it started from?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pirl_plugin.data.image_files import class_folders, walk_images
+from pirl_plugin.data.unreadable import Unreadable
+from pirl_plugin.evaluation.quick import compare_with_untrained
+from pirl_plugin.network.devices import Compute, choose_device
+from pirl_plugin.network.preprocessing import Preprocessing
+
+FEWEST_OF_A_CLASS = 10
+MEASURED = 5  # one image of so many is measured on, the others vote
+
+Labelled = tuple[list[str], np.ndarray]
+
+
+def labelled_split(folder: str | os.PathLike[str], most: int) -> tuple[Labelled, Labelled] | None:
+    """Images that vote and images that are voted on, of a folder with one sub-folder a class.
+
+    Of each class the same number at most, spread over the list of its images; every fifth of them is measured on.
+
+    Args:
+        most: images in all.
+
+    Returns:
+        files and class numbers int64 of both parts; None where there are fewer than two classes, or where fewer than
+        FEWEST_OF_A_CLASS images of a class would be taken, of which a vote would say little.
+    """
+    classes = class_folders(folder) if Path(folder).is_dir() else []
+    if len(classes) < 2 or most // len(classes) < FEWEST_OF_A_CLASS:
+        return None
+    parts: tuple[tuple[list[str], list[int]], ...] = (([], []), ([], []))
+    for label, path in enumerate(classes):
+        files = sorted(walk_images(path))
+        if len(files) < FEWEST_OF_A_CLASS:
+            return None
+        count = min(len(files), most // len(classes))
+        for number, place in enumerate(np.linspace(0, len(files) - 1, count).astype(int)):
+            names, labels = parts[number % MEASURED == MEASURED - 1]
+            names.append(files[place])
+            labels.append(label)
+    (voters, own), (measured, wanted) = parts
+    return (voters, np.array(own)), (measured, np.array(wanted))
+
+
+def knn_beside_untrained(
+    config: Mapping[str, Any], checkpoint: dict, folder: str | os.PathLike[str], most: int
+) -> dict[str, float] | None:
+    """kNN accuracies in [0, 1] of the trained and the untrained network, of the images that it was trained on.
+
+    Args:
+        config: of the run.
+        checkpoint: of its end.
+        folder: of its images.
+        most: how many images are looked at.
+
+    Returns:
+        {"untrained": ..., "PIRL": ..., "images": how many were measured on}; None where `labelled_split` is.
+    """
+    split = labelled_split(folder, most)
+    if split is None:
+        return None
+    voters, measured = split
+    k = max(1, min(200, len(voters[0]) // (2 * (int(voters[1].max()) + 1))))
+    view = Preprocessing.of_transforms(config["DATA"]["TRAIN"]["TRANSFORMS"], 224).view()
+    figures, _ = compare_with_untrained(
+        config, checkpoint, voters, measured, view, k, config["SEED_VALUE"], evaluations=("knn",),
+        unreadable=Unreadable(), compute=Compute(choose_device()),
+    )  # fmt: skip
+    (name,) = figures["PIRL"]
+    return {key: values[name] for key, values in figures.items()} | {"images": len(measured[0])}

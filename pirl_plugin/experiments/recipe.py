@@ -1,0 +1,249 @@
+"""What to train on a folder of photos with the machine at hand: every choice with its reason.
+
+The sizes, rates and counts are those that held on small data sets of several kinds (docs/small_data_sets.md). They are
+not the paper's: for ImageNet and its like, its configs are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from pirl_plugin.data.image_files import list_images, load_rgb
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.launch.launcher import run as launch
+from pirl_plugin.validation import ConfigError, check_integer
+
+CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
+FEWEST_PHOTOS = 32
+SAMPLE = 200  # photos whose size is looked at
+LARGEST_EXACT = 65_536  # images, up to which all others are the negatives
+RATE = 0.015 / 32  # learning rate of an image of the batch
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = {"cpu": 1_000, "gpu": 20_000}, 12, {"cpu": 100, "gpu": 400}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes in pixels: of the view, of the canvas that is cut into 3 x 3, of a patch; and the trunk's stem."""
+
+    view: int
+    canvas: int
+    patch: int
+    stem: str
+
+
+# A patch is three eighths of the view or less, as in the paper (64 of 224).
+GEOMETRIES = (Geometry(32, 42, 12, "small"), Geometry(64, 84, 24, "imagenet"), Geometry(96, 126, 36, "imagenet"),
+              Geometry(224, 255, 64, "imagenet"))  # fmt: skip
+LARGEST_VIEW = {"cpu": 96, "gpu": 224}
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What a folder holds.
+
+    Attributes:
+        source: as given.
+        count: of images.
+        side: the median of the shorter sides, in pixels.
+    """
+
+    source: Path
+    count: int
+    side: int
+
+    @classmethod
+    def of(cls, source: Path) -> Photos:
+        """Look at a folder (or list) of images; the sizes of up to SAMPLE of them.
+
+        Raises:
+            ConfigError: where there are too few, or none of the sample can be read.
+        """
+        files = list_images(source)
+        if len(files) < FEWEST_PHOTOS:
+            raise ConfigError(
+                f"{source} has {len(files)} images; PIRL tells each from the others and needs at least {FEWEST_PHOTOS}."
+            )
+        sides = []
+        for place in np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).astype(int):
+            try:
+                sides.append(min(load_rgb(files[place]).size))
+            except Exception:  # the run names and counts those that it cannot read
+                continue
+        if not sides:
+            raise ConfigError(f"None of {min(SAMPLE, len(files))} images of {source} that were tried can be read.")
+        return cls(source, len(files), int(median(sides)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains.
+
+    Attributes:
+        kind: cpu, or gpu where there is one.
+        cores: that this process may use.
+        gpus: how many.
+        bfloat16: whether the GPUs have units for it.
+    """
+
+    kind: str
+    cores: int
+    gpus: int = 0
+    bfloat16: bool = False
+
+    @classmethod
+    def here(cls) -> Machine:
+        cores = len(os.sched_getaffinity(0))
+        if not torch.cuda.is_available():
+            return cls("cpu", cores)
+        return cls("gpu", cores, torch.cuda.device_count(), torch.cuda.get_device_capability() >= (8, 0))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice: what it is about, what was chosen, and why."""
+
+    about: str
+    chosen: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run of the ordinary launcher.
+
+    Attributes:
+        overrides: `config=...`, `config.KEY=value` ...
+        choices: what they say, in words.
+    """
+
+    overrides: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        about, chosen = (max(len(getattr(one, key)) for one in self.choices) for key in ("about", "chosen"))
+        return "\n".join(f"  {one.about:{about}}  {one.chosen:{chosen}}  {one.why}" for one in self.choices)
+
+
+def _value(path: Path) -> str:
+    """A path as an override's value, in quotes where it needs them."""
+    return str(path) if re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) else quote(path)
+
+
+def geometry_for(side: int, kind: str) -> Geometry:
+    """The largest sizes that need no more pixels than the photos have, or hardly more."""
+    fitting = [one for one in GEOMETRIES if one.view <= 1.25 * side and one.view <= LARGEST_VIEW[kind]]
+    return fitting[-1] if fitting else GEOMETRIES[0]
+
+
+def epochs_for(count: int, batch: int, kind: str) -> int:
+    """So many that there are STEPS steps: what small sets lacked were steps, not epochs."""
+    steps_an_epoch = max(1, count // batch)
+    return int(np.clip(-(-STEPS[kind] // steps_an_epoch), FEWEST_EPOCHS, MOST_EPOCHS[kind]))
+
+
+def recipe_for(photos: Photos, machine: Machine, output: Path, epochs: int | None = None, seed: int = 0) -> Recipe:
+    """The run for some photos on a machine.
+
+    Args:
+        output: the checkpoint folder.
+        epochs: None for as many as `epochs_for` says.
+    """
+    gpu = machine.kind == "gpu"
+    sizes = geometry_for(photos.side, machine.kind)
+    per_gpu = 128 if gpu else 32
+    processes = max(1, min(machine.gpus, photos.count // (4 * per_gpu))) if gpu else 1
+    per_gpu = min(per_gpu, max(8, photos.count // (4 * processes)))
+    batch = per_gpu * processes
+    count = epochs or epochs_for(photos.count, batch, machine.kind)
+    rate = RATE * batch
+    exact = photos.count <= LARGEST_EXACT
+    wide = gpu and sizes.view > 96 and photos.count >= 20_000
+    width, depth = (1.0, 50 if wide else 18) if gpu else (0.25, 18)
+    workers = max(2, min(14, machine.cores // processes - 1)) if gpu else min(4, machine.cores // 2) // 2 * 2
+    precision = "bfloat16" if gpu and machine.bfloat16 else "float32"
+
+    transform, trunk = "config.DATA.TRAIN.TRANSFORMS.0", "config.MODEL.TRUNK.RESNETS"
+    schedule, loss = "config.OPTIMIZER.param_schedulers.lr", "config.LOSS.pirl_loss"
+    overrides = [
+        f"config={CONFIG}",
+        f"config.DATA.TRAIN.DATA_PATHS=[{_value(photos.source)}]",
+        f"config.CHECKPOINT.DIR={_value(output)}",
+        f"config.SEED_VALUE={seed}",
+        f"{transform}.image_crop_size={sizes.view}",
+        f"{transform}.patch_crop_size={sizes.canvas}",
+        f"{transform}.patch_size={sizes.patch}",
+        f"{trunk}.STEM={sizes.stem}",
+        f"{trunk}.DEPTH={depth}",
+        f"{trunk}.WIDTH_MULTIPLIER={width:g}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={per_gpu}",
+        f"config.DATA.NUM_DATALOADER_WORKERS={workers}",
+        f"config.OPTIMIZER.num_epochs={count}",
+        f"{schedule}.start_value={rate:g}",
+        f"{schedule}.end_value={rate / 100:g}",
+        f"{loss}.negatives={'all' if exact else 'per_image'}",
+    ]
+    if not exact:
+        overrides.append(f"{loss}.num_negatives=32000")
+    if gpu:
+        overrides += [
+            "config.MACHINE.DEVICE=gpu",
+            "config.DISTRIBUTED.BACKEND=nccl",
+            f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
+            f"config.TRAINER.PIRL_TRAIN_STEP.precision={precision}",
+        ]
+    used = f"{processes} GPU{'s' * (processes > 1)}, {precision}" if gpu else f"{machine.cores} CPU cores, {precision}"
+    largest = f"a {machine.kind.upper()} takes up to {LARGEST_VIEW[machine.kind]} here"
+    tried = "at least four steps an epoch" if per_gpu < (128 if gpu else 32) else "as the recipe was tried"
+    choices = (
+        Choice("photos", f"{photos.count:,}", f"of about {photos.side} pixels, in {photos.source}"),
+        Choice("machine", used, f"{workers or 'no'} processes beside it read images"),
+        Choice("views", f"{sizes.view} pixels, patches of {sizes.patch}", f"photos have {photos.side}; {largest}"),
+        Choice("network", f"ResNet-{depth}, {width:g} wide", f"{sizes.stem} stem; heads with batch normalisation"),
+        Choice("batch", f"{batch}", "not yet tried on a GPU" if gpu else tried),
+        Choice("epochs", f"{count}", "as asked" if epochs else f"{count * (photos.count // batch):,} steps in all"),
+        Choice("learning rate", f"{rate:g}", "0.015 for a batch of 32, in proportion; a cosine to 1% of it"),
+        Choice(
+            "negatives",
+            "all other images" if exact else "32,000 an image",
+            "exact, and cheap for so few" if exact else "all of them would cost more than the network",
+        ),
+    )
+    return Recipe(tuple(overrides), choices)
+
+
+def pretrain(
+    source: Path,
+    output: Path | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    others: tuple[str, ...] = (),
+    dry_run: bool = False,
+) -> None:
+    """Say what is picked for a folder of photos, and run it with the ordinary launcher.
+
+    Args:
+        output: the checkpoint folder; None for runs/<name of the folder>.
+        others: overrides that win over those of the recipe.
+        dry_run: say it only.
+
+    Raises:
+        ConfigError: for what the user can put right.
+    """
+    if epochs is not None:
+        check_integer(epochs, "--epochs", 2)
+    photos = Photos.of(source.absolute())
+    folder = (output or Path("runs") / (source.absolute().stem or "photos")).absolute()
+    recipe = recipe_for(photos, Machine.here(), folder, epochs, seed)
+    replaced = {override.lstrip("+~").partition("=")[0] for override in others}
+    overrides = [one for one in recipe.overrides if one.partition("=")[0] not in replaced] + list(others)
+    print(f"{recipe}\n\npirl train {shlex.join(overrides)}\n", flush=True)
+    if not dry_run:
+        launch(overrides)
