@@ -1,0 +1,144 @@
+"""Photos of one kind, a few hundred or thousand: features before and after, with the paper's heads and with the recipe.
+
+    python benchmarks/small_sets.py --cifar cifar10 --output small_sets [--sets digits tiny] [--seeds 0 1 2] [--jobs 2]
+
+Sets are made of scikit-learn's digits and of a folder with CIFAR-10's photos, cifar10/{train,test}/<class>/. Each is
+trained by the launcher twice: with heads as in the paper, a learning rate of 0.06 and 12 epochs (`paper's heads`), and
+by `pirl pretrain` (`recipe`). Held-out photos are measured as `pirl evaluate` does, beside the untrained network. A
+call goes on where the last one ended; the table at the end is over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from measuring import machine, print_table
+from PIL import Image, ImageOps
+
+VEHICLES = ("airplane", "automobile", "ship", "truck")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HELD_OUT = 1000
+PAPERS_HEADS = [
+    "config.MODEL.HEAD.PARAMS=[[pirl_heads,{branch:image}],[pirl_heads,{branch:jigsaw}]]",
+    "config.OPTIMIZER.param_schedulers.lr.start_value=0.06",
+    "config.OPTIMIZER.param_schedulers.lr.end_value=0.0006",
+    "config.OPTIMIZER.num_epochs=12",
+]
+
+
+def digits(folder: Path, cifar: Path | None, count: int) -> None:
+    """scikit-learn's handwritten digits, grey, enlarged from 8 to 32 pixels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.images))
+    for split, chosen in (("train", order[:count]), ("test", order[1200:])):
+        for number in chosen:
+            target = folder / split / str(data.target[number])
+            target.mkdir(parents=True, exist_ok=True)
+            pixels = (255 / 16 * data.images[number]).round().astype(np.uint8)
+            Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR).save(target / f"{number:04}.png")
+
+
+def photos(folder: Path, cifar: Path | None, classes: tuple[str, ...], count: int, grey: bool = False) -> None:
+    """Some classes of CIFAR-10, `count` photos to train on."""
+    if cifar is None:
+        sys.exit("Error: --cifar is missing, a folder with train/<class> and test/<class>.")
+    for split, most in (("train", count), ("test", HELD_OUT)):
+        for name in classes:
+            files = sorted((cifar / split / name).iterdir())
+            order = np.random.default_rng(0).permutation(len(files))[: most // len(classes)]
+            target = folder / split / name
+            target.mkdir(parents=True)
+            for number in order:
+                if grey:
+                    ImageOps.grayscale(Image.open(files[number])).save(target / f"{files[number].stem}.png")
+                else:
+                    shutil.copy(files[number], target)
+
+
+SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
+    "digits": ("1,200 digits, grey", lambda folder, cifar: digits(folder, cifar, 1200)),
+    "few digits": ("300 digits, grey", lambda folder, cifar: digits(folder, cifar, 300)),
+    "tiny": ("300 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 300)),
+    "grey vehicles": ("600 vehicles, grey, 4 classes", lambda f, c: photos(f, c, VEHICLES, 600, grey=True)),
+    "cats and dogs": ("1,500 cats and dogs", lambda folder, cifar: photos(folder, cifar, ("cat", "dog"), 1500)),
+    "cars": ("1,500 cars and trucks", lambda folder, cifar: photos(folder, cifar, ("automobile", "truck"), 1500)),
+    "mixed": ("2,000 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 2000)),
+}
+RECIPES: dict[str, list[str]] = {"paper's heads": ["--set", *PAPERS_HEADS], "recipe": []}
+
+
+def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
+    """Train and evaluate; what `pirl evaluate --json` wrote. A run that is there is taken as it is."""
+    folder = output / name.replace(" ", "_")
+    run = folder / f"{recipe.replace(' ', '_').replace(chr(39), '')}_{seed}"
+    figures = run.with_suffix(".json")
+    if not figures.exists():
+        started = time.time()
+        pirl = [sys.executable, "-m", "pirl_plugin.commands"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        train = [*pirl, "pretrain", folder / "train", "--output", run, "--seed", str(seed), *RECIPES[recipe]]
+        evaluate = [*pirl, "evaluate", run / "checkpoint.torch", "--train", folder / "train", "--test", folder / "test"]
+        with open(f"{run}.log", "w") as log:
+            for command in (train, [*evaluate, "--json", figures]):
+                subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+        minutes = (time.time() - started) / 60
+        results = json.loads(figures.read_text())
+        print(
+            f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {results['untrained']} -> {results['PIRL']}",
+            flush=True,
+        )
+        for checkpoint in run.glob("*.torch"):
+            checkpoint.unlink()
+    return json.loads(figures.read_text())
+
+
+def said(values: list[float]) -> str:
+    """Mean and standard deviation over seeds, in per cent."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="a folder")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
+    options = parser.parse_args()
+    for name in options.sets:
+        folder = options.output.absolute() / name.replace(" ", "_")
+        if not (folder / "test").is_dir():
+            SETS[name][1](folder, options.cifar)
+    tasks = [(name, recipe, seed) for seed in options.seeds for name in options.sets for recipe in options.recipes]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(tasks, pool.map(lambda task: measure(options.output.absolute(), *task), tasks), strict=True))
+    rows = [["kNN / linear, %", "untrained", *options.recipes]]
+    for name in options.sets:
+        cells = []
+        for which in ("untrained", *options.recipes):
+            recipe, network = (options.recipes[0], which) if which == "untrained" else (which, "PIRL")
+            figures = [found[name, recipe, seed][network] for seed in options.seeds]
+            cells.append(" / ".join(said([one[key] for one in figures]) for key in figures[0]))
+        rows.append([SETS[name][0], *cells])
+    print_table(f"held-out photos, {len(options.seeds)} seed(s), {machine()['processor']}", rows)
+    table = {f"{name}, {recipe}, seed {seed}": figures for (name, recipe, seed), figures in found.items()}
+    (options.output / "results.json").write_text(json.dumps({"machine": machine(), "results": table}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""BatchNorm's running averages anew, of whole images: a copy of a checkpoint that often measures better.
+
+    pirl recompute-batchnorm runs/pirl/checkpoint.torch photos       # writes runs/pirl/checkpoint_batchnorm.torch
+
+In training the averages blend images and patches. The copy serves wherever the checkpoint does: evaluate, embed, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pirl_plugin.commands.__compute__ import add_compute_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("images", type=Path, help="a folder of any depth, or a list: those of the training will do")
+    parser.add_argument(
+        "--most", type=int, default=10_000, help="so many images at most, spread over all; default 10,000"
+    )
+    parser.add_argument("--output", type=Path, help="default: beside the checkpoint, with _batchnorm in its name")
+    add_compute_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from pirl_plugin.data.file_lists import printable
+    from pirl_plugin.data.image_files import list_images
+    from pirl_plugin.network.batchnorm_averages import recompute_checkpoint
+    from pirl_plugin.network.devices import Compute
+    from pirl_plugin.validation import check_integer
+
+    files = list_images(options.images)
+    most = check_integer(options.most, "--most", 2)
+    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
+    output = options.output or options.checkpoint.with_name(f"{options.checkpoint.stem}_batchnorm.torch")
+    unread: list[str] = []
+    read = recompute_checkpoint(
+        options.checkpoint, chosen, output, lambda file, error: unread.append(f"{printable(file)} ({error})"),
+        Compute.of_options(options),
+    )  # fmt: skip
+    for line in unread:
+        print(f"Not read: {line}")
+    print(f"{output}: averages of {read} images")

@@ -1,0 +1,108 @@
+"""BatchNorm's running averages anew, of whole images alone.
+
+In training they blend images and patches, whose features differ; a network is measured and used on whole images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pirl_plugin.network.checkpoints import load_checkpoint, run_config, trunk_state
+from pirl_plugin.network.devices import Compute, choose_device
+from pirl_plugin.network.features import progress_line
+from pirl_plugin.network.image_batches import OnUnreadable, view_batches
+from pirl_plugin.network.preprocessing import preprocessing_of
+from pirl_plugin.network.run_networks import build_trunk
+from pirl_plugin.paths import unfinished
+from pirl_plugin.validation import ConfigError
+
+
+@torch.no_grad()
+def recompute_averages(
+    trunk: nn.Module,
+    images: Sequence[Image.Image | str | Path],
+    view: Callable[[Image.Image], Tensor],
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+    on_unreadable: OnUnreadable | None = None,
+    compute: Compute | None = None,
+) -> int:
+    """Put the averages over `images` in place of a trunk's running means and variances; weights stay.
+
+    Images are taken in a random order that is the same each time, so that a batch is a sample of all; each batch counts
+    the same. The trunk is left in eval mode.
+
+    Args:
+        trunk, view, progress, on_unreadable, compute: as pirl_plugin.network.features.embed's.
+
+    Returns:
+        how many images were read.
+
+    Raises:
+        ConfigError: where the trunk has no running averages, or fewer than two images can be read.
+    """
+    norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        raise ConfigError("The trunk has no BatchNorm with running averages; there is nothing to recompute.")
+    compute = compute or Compute(next(trunk.parameters()).device)
+    trunk.to(compute.device).eval()
+    order = np.random.default_rng(0).permutation(len(images))
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's cumulative average
+        norm.train()
+    read = 0
+    try:
+        chosen = [images[place] for place in order]
+        for batch in view_batches(chosen, view, batch_size, progress, on_unreadable, compute.workers):
+            batch = batch[batch.isfinite().flatten(1).all(1)]
+            if len(batch) < max(2, batch_size // 2) <= read:
+                continue  # the rest of the last batch, which would count as much as a whole one
+            read += len(batch)
+            if len(batch):
+                with compute.autocast():
+                    trunk(batch.to(compute.device), ["flatten"])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    if read < 2:
+        raise ConfigError(f"{read} of {len(images)} images could be read; averages need at least two.")
+    return read
+
+
+def recompute_checkpoint(
+    source: str | os.PathLike[str],
+    images: Sequence[str],
+    output: str | os.PathLike[str],
+    on_unreadable: OnUnreadable | None = None,
+    compute: Compute | None = None,
+) -> int:
+    """A copy of a run's checkpoint with `recompute_averages` of image files; how many were read.
+
+    Args:
+        output: in a folder with the run's train_config.yaml, so that everything reads it as it reads the source.
+    """
+    path = Path(source)
+    config, checkpoint = run_config(path), load_checkpoint(path)
+    usual = 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
+    trunk = build_trunk(config, checkpoint)
+    read = recompute_averages(
+        trunk, images, preprocessing_of(path, checkpoint, usual).view(), progress=progress_line("averages"),
+        on_unreadable=on_unreadable, compute=compute or Compute(choose_device()),
+    )  # fmt: skip
+    weights = {name: value.cpu() for name, value in trunk.state_dict().items()}
+    trunk_state(checkpoint).update(weights)
+    temporary = unfinished(Path(output))
+    torch.save(checkpoint, temporary)
+    temporary.replace(output)
+    return read
