@@ -4,14 +4,15 @@
 
 Sets are made of scikit-learn's digits and of a folder with CIFAR-10's photos, cifar10/{train,test}/<class>/. Each is
 trained by the launcher twice: with heads as in the paper, a learning rate of 0.06 and 12 epochs (`paper's heads`), and
-by `pirl pretrain` (`recipe`). Held-out photos are measured as `pirl evaluate` does, beside the untrained network. A
-call goes on where the last one ended; the table at the end is over seeds.
+by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing changed. Held-out photos are measured as
+`pirl evaluate` does, beside the untrained network. A call goes on where the last one ended; the table is over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import csv
 import json
 import os
 import shutil
@@ -77,19 +78,39 @@ SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
     "cars": ("1,500 cars and trucks", lambda folder, cifar: photos(folder, cifar, ("automobile", "truck"), 1500)),
     "mixed": ("2,000 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 2000)),
 }
-RECIPES: dict[str, list[str]] = {"paper's heads": ["--set", *PAPERS_HEADS], "recipe": []}
+LOSS, OPTIMIZER, TRANSFORM = "config.LOSS.pirl_loss", "config.OPTIMIZER", "config.DATA.TRAIN.TRANSFORMS.0"
+# The first two are the comparison; the others change one thing of the first, to find what the cause is not.
+RECIPES: dict[str, list[str]] = {
+    "paper's heads": PAPERS_HEADS,
+    "recipe": [],
+    "rate 0.004": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.004",
+                   f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00004"],
+    "48 epochs": [*PAPERS_HEADS, f"{OPTIMIZER}.num_epochs=48"],
+    "temperature 0.5": [*PAPERS_HEADS, f"{LOSS}.temperature=0.5"],
+    "64 negatives": [*PAPERS_HEADS, f"{LOSS}.negatives=per_image", f"{LOSS}.num_negatives=64"],
+    "infonce": [*PAPERS_HEADS, f"{LOSS}.contrast=infonce"],
+    "fill_first off": [*PAPERS_HEADS, f"{LOSS}.memory_bank.fill_first=False"],
+    "momentum 0.9": [*PAPERS_HEADS, f"{LOSS}.memory_bank.momentum=0.9"],
+    "larger crops": [*PAPERS_HEADS, f"{TRANSFORM}.image_crop_scale=[0.6,1.0]"],
+    "no weight decay": [*PAPERS_HEADS, f"{OPTIMIZER}.weight_decay=0"],
+    "batch 128": [*PAPERS_HEADS, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=128", f"{OPTIMIZER}.num_epochs=48"],
+    "paper's heads at the recipe's rate": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
+                                           f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
+    "recipe's heads at 0.06, 12 epochs": PAPERS_HEADS[1:],
+}  # fmt: skip
 
 
 def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
     """Train and evaluate; what `pirl evaluate --json` wrote. A run that is there is taken as it is."""
     folder = output / name.replace(" ", "_")
-    run = folder / f"{recipe.replace(' ', '_').replace(chr(39), '')}_{seed}"
-    figures = run.with_suffix(".json")
+    run = folder / f"{''.join(c if c.isalnum() or c == '.' else '_' for c in recipe.replace(chr(39), ''))}_{seed}"
+    figures = Path(f"{run}.json")
     if not figures.exists():
         started = time.time()
         pirl = [sys.executable, "-m", "pirl_plugin.commands"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        train = [*pirl, "pretrain", folder / "train", "--output", run, "--seed", str(seed), *RECIPES[recipe]]
+        train = [*pirl, "pretrain", folder / "train", "--output", run, "--seed", str(seed)]
+        train += ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
         evaluate = [*pirl, "evaluate", run / "checkpoint.torch", "--train", folder / "train", "--test", folder / "test"]
         with open(f"{run}.log", "w") as log:
             for command in (train, [*evaluate, "--json", figures]):
@@ -102,7 +123,9 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
         )
         for checkpoint in run.glob("*.torch"):
             checkpoint.unlink()
-    return json.loads(figures.read_text())
+    with open(run / "monitor.csv", newline="") as file:
+        rank = [row["effective_rank"] for row in csv.DictReader(file)][-1]
+    return json.loads(figures.read_text()) | {"effective_rank": float(rank)}
 
 
 def said(values: list[float]) -> str:
@@ -116,7 +139,7 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="a folder")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES)[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     options = parser.parse_args()
@@ -127,15 +150,19 @@ def main() -> None:
     tasks = [(name, recipe, seed) for seed in options.seeds for name in options.sets for recipe in options.recipes]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(tasks, pool.map(lambda task: measure(options.output.absolute(), *task), tasks), strict=True))
-    rows = [["kNN / linear, %", "untrained", *options.recipes]]
+    rows = [["", "untrained", *options.recipes]]
     for name in options.sets:
         cells = []
         for which in ("untrained", *options.recipes):
             recipe, network = (options.recipes[0], which) if which == "untrained" else (which, "PIRL")
             figures = [found[name, recipe, seed][network] for seed in options.seeds]
             cells.append(" / ".join(said([one[key] for one in figures]) for key in figures[0]))
+            if which != "untrained":
+                ranks = [found[name, which, seed]["effective_rank"] for seed in options.seeds]
+                cells[-1] += f" / {mean(ranks):.1f}"
         rows.append([SETS[name][0], *cells])
-    print_table(f"held-out photos, {len(options.seeds)} seed(s), {machine()['processor']}", rows)
+    title = f"kNN / linear of held-out photos, % / effective rank, {len(options.seeds)} seed(s)"
+    print_table(f"{title}, {machine()['processor']}", [list(column) for column in zip(*rows, strict=True)])
     table = {f"{name}, {recipe}, seed {seed}": figures for (name, recipe, seed), figures in found.items()}
     (options.output / "results.json").write_text(json.dumps({"machine": machine(), "results": table}, indent=2) + "\n")
 
