@@ -76,6 +76,7 @@ def test_the_heads_are_those_of_the_checkpoint(config, tmp_path):
     model = {"trunk": trunk.state_dict(), "heads": heads.state_dict()}
     encoders = Encoders(config, {"classy_state_dict": {"base_model": {"model": model}}}, statistics="running")
     images, views = torch.randn(2, 3, 32, 32), torch.randn(2, 9, 3, 12, 12)
+    heads.eval()
     with torch.no_grad():
         first, second = encoders(images, views)
         torch.testing.assert_close(first, heads[0](trunk(images, ["flatten"])[0]))
