@@ -162,7 +162,9 @@ def main() -> None:
                 cells[-1] += f" / {mean(ranks):.1f}"
         rows.append([SETS[name][0], *cells])
     title = f"kNN / linear of held-out photos, % / effective rank, {len(options.seeds)} seed(s)"
-    print_table(f"{title}, {machine()['processor']}", [list(column) for column in zip(*rows, strict=True)])
+    if len(rows) < len(rows[0]):
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    print_table(f"{title}, {machine()['processor']}", rows)
     table = {f"{name}, {recipe}, seed {seed}": figures for (name, recipe, seed), figures in found.items()}
     (options.output / "results.json").write_text(json.dumps({"machine": machine(), "results": table}, indent=2) + "\n")
 
