@@ -24,21 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import numpy as np
-
     from pirl_plugin.data.file_lists import printable
-    from pirl_plugin.data.image_files import list_images
+    from pirl_plugin.evaluation.analyses import chosen
     from pirl_plugin.network.batchnorm_averages import recompute_checkpoint
     from pirl_plugin.network.devices import Compute
     from pirl_plugin.validation import check_integer
 
-    files = list_images(options.images)
-    most = check_integer(options.most, "--most", 2)
-    chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
+    files = chosen(options.images, check_integer(options.most, "--most", 2))
     output = options.output or options.checkpoint.with_name(f"{options.checkpoint.stem}_batchnorm.torch")
     unread: list[str] = []
     read = recompute_checkpoint(
-        options.checkpoint, chosen, output, lambda file, error: unread.append(f"{printable(file)} ({error})"),
+        options.checkpoint, files, output, lambda file, error: unread.append(f"{printable(file)} ({error})"),
         Compute.of_options(options),
     )  # fmt: skip
     for line in unread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ from pirl_plugin.network.weights import Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer
 
 
-def chosen(path: str, limit: int) -> list[str]:
+def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
     """At most `limit` images of a folder or list, evenly over it."""
     files = list_images(path)
     return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from pirl_plugin.data.image_files import class_folders, walk_images
 from pirl_plugin.data.unreadable import Unreadable
+from pirl_plugin.evaluation.measures import usual_neighbors
 from pirl_plugin.evaluation.quick import compare_with_untrained
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.preprocessing import Preprocessing
@@ -68,7 +69,7 @@ def knn_beside_untrained(
     if split is None:
         return None
     voters, measured = split
-    k = max(1, min(200, len(voters[0]) // (2 * (int(voters[1].max()) + 1))))
+    k = usual_neighbors(len(voters[0]), classes=int(voters[1].max()) + 1)
     view = Preprocessing.of_transforms(config["DATA"]["TRAIN"]["TRANSFORMS"], 224).view()
     figures, _ = compare_with_untrained(
         config, checkpoint, voters, measured, view, k, config["SEED_VALUE"], evaluations=("knn",),

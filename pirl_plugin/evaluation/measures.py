@@ -37,6 +37,11 @@ def unit(features: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndar
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
+def usual_neighbors(images: int, classes: int) -> int:
+    """k of a kNN among so many images: 200, where that is at most half of a class."""
+    return max(1, min(200, images // (2 * classes)))
+
+
 @register_evaluation("knn")
 def weighted_knn(
     train_features: np.ndarray,

@@ -19,7 +19,7 @@ from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_
 from pirl_plugin.network.checkpoints import load_checkpoint, run_config
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import embed, progress_line
-from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
+from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of, usual_size
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import check_integer
 
@@ -158,8 +158,7 @@ def evaluate_checkpoint(
     check_same_classes(train_folder, test_folder)
     splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
     config, checkpoint = run_config(path), load_checkpoint(path)
-    usual = 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
-    wanted = preprocessing_of(path, checkpoint, usual)
+    wanted = preprocessing_of(path, checkpoint, usual_size(config))
     if size is not None:
         wanted = dataclasses.replace(wanted, size=check_integer(size, "--size", 8))
     unreadable = Unreadable()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pirl_plugin.data.image_files import load_rgb
-from pirl_plugin.evaluation.measures import instance_retrieval
+from pirl_plugin.evaluation.measures import instance_retrieval, usual_neighbors
 from pirl_plugin.evaluation.quick import compare_with_untrained, table
 from pirl_plugin.experiments.demo_data import DemoData, make_bundled_data, make_own_data
 from pirl_plugin.experiments.demo_picture import draw
@@ -166,7 +166,7 @@ def evaluate(config, checkpoint: dict, data: DemoData) -> tuple[dict, tuple[np.n
     compute = Compute(choose_device())
     if data.train_labels is not None and data.test_labels is not None:
         train, test = (data.train_files, data.train_labels), (data.test_files, data.test_labels)
-        k = max(1, min(200, len(data.train_files) // (2 * len(data.class_names))))
+        k = usual_neighbors(len(data.train_files), len(data.class_names))
         seed = config.SEED_VALUE
         return compare_with_untrained(config, checkpoint, train, test, view, k, seed, progress, compute=compute)
     results = {}

@@ -19,7 +19,7 @@ from pirl_plugin.network.checkpoints import load_checkpoint, run_config, trunk_s
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import progress_line
 from pirl_plugin.network.image_batches import OnUnreadable, view_batches
-from pirl_plugin.network.preprocessing import preprocessing_of
+from pirl_plugin.network.preprocessing import preprocessing_of, usual_size
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.paths import unfinished
 from pirl_plugin.validation import ConfigError
@@ -94,10 +94,10 @@ def recompute_checkpoint(
     """
     path = Path(source)
     config, checkpoint = run_config(path), load_checkpoint(path)
-    usual = 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
+    wanted = preprocessing_of(path, checkpoint, usual_size(config))
     trunk = build_trunk(config, checkpoint)
     read = recompute_averages(
-        trunk, images, preprocessing_of(path, checkpoint, usual).view(), progress=progress_line("averages"),
+        trunk, images, wanted.view(), progress=progress_line("averages"),
         on_unreadable=on_unreadable, compute=compute or Compute(choose_device()),
     )  # fmt: skip
     weights = {name: value.cpu() for name, value in trunk.state_dict().items()}

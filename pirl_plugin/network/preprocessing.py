@@ -97,6 +97,11 @@ class Preprocessing:
         return f"images of {self.size} pixels (shorter side to {self.resize}), mean and std {levels} ({origin})"
 
 
+def usual_size(config: Mapping[str, Any]) -> int:
+    """Pixels of the images of a run's network whose file does not say: those of its stem."""
+    return 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
+
+
 def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preprocessing:
     """What the network of a file wants.
 

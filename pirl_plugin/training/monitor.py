@@ -25,7 +25,7 @@ from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
 from pirl_plugin.network.features import center_view_of, embed
 from pirl_plugin.training.base_hook import Hook
-from pirl_plugin.training.progress import keep_rows
+from pirl_plugin.training.progress import fills_the_bank, keep_rows
 from pirl_plugin.training.warning_signs import SAMPLE, WarningSigns, chance_loss
 from pirl_plugin.validation import ConfigError, check_integer, check_keys, check_mapping, check_number
 
@@ -187,11 +187,10 @@ class MonitorHook(Hook):
             self._warn(task, values.get("effective_rank"))
 
     def _warn(self, task: Any, effective_rank: float | None) -> None:
-        bank = task.base_loss.memory_bank
-        filling = getattr(bank, "fill_first", False) and task.train_phase_idx == 0
-        losses = [] if filling else task.losses
+        losses = [] if fills_the_bank(task) else task.losses
         loss = sum(losses) / len(losses) if losses else None
-        rows = bank.rows[:: max(1, len(bank.rows) // SAMPLE)]
+        rows = task.base_loss.memory_bank.rows
+        rows = rows[:: max(1, len(rows) // SAMPLE)]
         for sentence in self.signs.after_epoch(task.train_phase_idx + 1, loss, effective_rank, rows):
             logging.warning(sentence)
 

@@ -47,6 +47,12 @@ class WholeCheckpointHook(LogLossMetricsCheckpointHook):
         self._checkpoint_model(task, mode_frequency=1, mode_num=task.iteration, mode="iteration")
 
 
+def fills_the_bank(task: Any) -> bool:
+    """Whether this is an epoch that only fills the memory bank and has no loss."""
+    bank = getattr(task.base_loss, "memory_bank", None)
+    return bool(getattr(bank, "fill_first", False)) and task.train_phase_idx == 0
+
+
 class ProgressHook(Hook):
     """Reads the losses of the last steps, stops where one is not finite, and says where the run is.
 
@@ -203,9 +209,9 @@ class ProgressHook(Hook):
 
     @staticmethod
     def _loss_in_words(task: Any, loss: float) -> str:
-        bank = getattr(task.base_loss, "memory_bank", None)
-        filling = loss == 0 and getattr(bank, "fill_first", False) and task.train_phase_idx == 0
-        return "no loss yet (fill_first: the first epoch fills the memory bank)" if filling else f"loss {loss:.4f}"
+        if loss == 0 and fills_the_bank(task):
+            return "no loss yet (fill_first: the first epoch fills the memory bank)"
+        return f"loss {loss:.4f}"
 
     def publish(self, scalars: dict[str, float], iteration: int) -> None:
         """Scalars to TensorBoard and Weights & Biases, where they are; on the primary rank."""
