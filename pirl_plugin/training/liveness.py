@@ -52,6 +52,7 @@ class Liveness:
         others = range(1, world_size) if rank == 0 else [0]  # whom this rank listens to
         self.heard = {other: (0, time.monotonic()) for other in others}  # last beat, and when it came
         self.contact = time.monotonic()
+        self.unanswered = False  # whether the last thing asked within a time is still waiting
 
     def __enter__(self) -> Liveness:
         self.store.set(f"host/{self.rank}", socket.gethostname())
@@ -124,7 +125,7 @@ class Liveness:
         if self._over():
             return
         if now - self.contact > self.silence:
-            self._end(f"Nothing was heard of {self.name(0)} for {now - self.contact:.0f} s: its machine is gone.")
+            self._end(self._unheard(now))
         silent = [other for other, (beat, when) in self.heard.items() if beat != DONE and now - when > self.silence]
         if silent:
             seconds = now - self.heard[silent[0]][1]
@@ -134,6 +135,9 @@ class Liveness:
                 self._tell(verdict)
             if not self.ended.is_set():
                 self._end(verdict)
+
+    def _unheard(self, now: float) -> str:
+        return f"Nothing was heard of {self.name(0)} for {now - self.contact:.0f} s: its machine is gone."
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -157,6 +161,7 @@ class Liveness:
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(seconds)
+        self.unanswered = thread.is_alive()
         return results[0] if results else None
 
     def failed(self, error: Exception) -> Exception:
@@ -173,6 +178,11 @@ class Liveness:
                 if verdict:
                     return ConfigError(self._in_words(verdict))
                 time.sleep(self.interval)
+            if verdict is None and not self._over():  # the first rank is gone, and nobody could be told
+                if self.unanswered:  # another that listens to it noticed a moment sooner
+                    time.sleep(max(0.0, self.contact + self.silence - time.monotonic()))
+                    return ConfigError(self._in_words(self._unheard(time.monotonic())))
+                return ConfigError(self._in_words(f"{self.name(0).capitalize()} ended without a word."))
         self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
         self._stay()
         return error

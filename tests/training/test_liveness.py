@@ -30,6 +30,10 @@ def run(rank, world_size, port, what):
         if what == "follow":
             time.sleep(0.6)
             raise RuntimeError("[gloo/transport/tcp/pair.cc:533] Connection closed by peer [127.0.0.1]:29501")
+        if what == "told":
+            while not os.path.exists("now"):
+                time.sleep(0.01)
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.97.0.3]:36507")
         if what == "busy":
             end = time.monotonic() + {2 * SILENCE}
             while time.monotonic() < end:
@@ -96,6 +100,22 @@ def test_a_rank_that_falls_silent_ends_all_others_in_time_with_its_name(gone, ho
     for code, when, printed in found.values():
         assert code == 1 and re.search(said, printed), printed
         assert SILENCE * 0.8 < when - began < 2 * SILENCE + 3
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [(signal.SIGSTOP, r"Nothing was heard of rank 0 \(.+\) for [2-9] s"),
+                  (signal.SIGKILL, r"Rank 0 \(.+\) ended without a word")],
+)  # fmt: skip
+def test_a_connection_closed_because_another_noticed_sooner_names_the_rank_that_is_gone(how, said, tmp_path):
+    ranks = Ranks(tmp_path, "long", "told", "told")
+    os.kill(ranks.pids[0], how)
+    (tmp_path / "now").touch()
+    found = ranks.ends(3 if how == signal.SIGKILL else 2)
+    os.kill(ranks.pids[0], signal.SIGKILL) if how == signal.SIGSTOP else found.pop(0)
+    assert sorted(found) == [1, 2]
+    for code, _, printed in found.values():
+        last = printed.strip().splitlines()[-1]
+        assert code == 1 and re.match(f"Error: {said}", last) and "Traceback" not in printed, printed
 
 
 def test_a_busy_rank_and_one_that_is_done_early_are_not_taken_for_gone(tmp_path):
