@@ -1,4 +1,7 @@
-"""Kill a run with SIGKILL at random moments and resume it: is the end, bit by bit, that of the run left alone?"""
+"""Kill a run with SIGKILL at random moments and resume it: is the end, bit by bit, that of the run left alone?
+
+With `--kill one`, only one process is killed, the launcher or one of its ranks: do all others end, too?
+"""
 
 from __future__ import annotations
 
@@ -93,25 +96,64 @@ def steps_done(folder: Path) -> int:
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
-def kill_at(folder: Path, process: subprocess.Popen, iteration: int, delay: float, during_a_write: bool) -> bool:
-    """SIGKILL to a run and all it started, `delay` seconds after an iteration; whether it was still running."""
+def living(group: int) -> list[int]:
+    """Processes of a process group, without those that have ended and were not waited for."""
+    found = subprocess.run(["pgrep", "-g", str(group), "--runstates", "R,S,D,T"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def kill_one(process: subprocess.Popen, rng: random.Random) -> int:
+    """SIGKILL to the launcher or one of its ranks; how many of the run's processes are left ten seconds later."""
+    command = ["pgrep", "-P", str(process.pid), "-f", "multiprocessing.spawn"]
+    ranks = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    os.kill(rng.choice([process.pid, *map(int, ranks)]), signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while living(process.pid) and time.monotonic() < deadline:
+        process.poll()
+        time.sleep(0.1)
+    left = living(process.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return len(left)
+
+
+def kill_at(
+    folder: Path,
+    process: subprocess.Popen,
+    iteration: int,
+    delay: float,
+    during_a_write: bool,
+    rng: random.Random | None,
+) -> tuple[bool, int]:
+    """SIGKILL to a run, `delay` seconds after an iteration.
+
+    Args:
+        rng: draws which one of its processes is killed; None kills all that the run started.
+
+    Returns:
+        whether it was still running, and how many processes were left.
+    """
     deadline = time.monotonic() + 300
     while steps_done(folder) < iteration and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(delay)
     while during_a_write and not list(folder.glob("*.unfinished")) and process.poll() is None:
         time.sleep(0.0002)
-    running = process.poll() is None
-    if running:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return running
+    if process.poll() is not None:
+        return False, 0
+    if rng is not None:
+        return True, kill_one(process, rng)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True, 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="in all, over 1 and 2 processes with 0 and 2 workers")
     parser.add_argument("--bank", default="memory_bank", help="or sharded_memory_bank, with two processes only")
+    parser.add_argument("--kill", choices=("all", "one"), default="all", help="processes of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill_and_resume_cpu.json"))
     options = parser.parse_args()
@@ -131,7 +173,9 @@ def main() -> None:
                 references[kind] = final(folder)
             folder = Path(temporary, f"killed_{number}")
             iteration, delay = rng.randrange(1, references[kind]["iteration"] - 1), rng.uniform(0, 0.1)
-            running = kill_at(folder, start(folder, photos, *kind, options.bank), iteration, delay, rng.random() < 0.3)
+            process, during = start(folder, photos, *kind, options.bank), rng.random() < 0.3
+            one = rng if options.kill == "one" else None
+            running, orphans = kill_at(folder, process, iteration, delay, during, one)
             torn += bool(list(folder.glob("*.unfinished")))
             killed_at, found = steps_done(folder), checkpoints_in(folder)
             resumed_from = found[-1][0] if found else 0
@@ -140,17 +184,19 @@ def main() -> None:
             result = {
                 "processes": kind[0], "workers": kind[1], "killed_at_iteration": killed_at, "was_running": running,
                 "resumed_from_iteration": resumed_from, "differences": wrong,
+                "orphans": orphans,
             }  # fmt: skip
             results.append(result)
             print(f"kill {number + 1} of {options.kills}: {result}", flush=True)
-    good = sum(not result["differences"] and result["was_running"] for result in results)
+    good = sum(not result["differences"] and not result["orphans"] and result["was_running"] for result in results)
     rows = [["processes", "workers", "killed at > resumed from iteration", "bit-equal at the end"]]
     for kind in kinds:
         of_kind = [result for result in results if (result["processes"], result["workers"]) == kind]
         froms = ", ".join(f"{one['killed_at_iteration']} > {one['resumed_from_iteration']}" for one in of_kind)
         same = sum(not result["differences"] for result in of_kind)
         rows.append([*map(str, kind), froms, f"{same} of {len(of_kind)}"])
-    print_table(f"{len(results)} kills, {torn} of them with a checkpoint half written", rows)
+    left = sum(result["orphans"] for result in results)
+    print_table(f"{len(results)} kills, {torn} of them with a checkpoint half written; processes left: {left}", rows)
     write_json(options.output, {"bank": options.bank, "kills": results, "during_a_write": torn})
     sys.exit(good != len(results))
 

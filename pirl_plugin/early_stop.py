@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -47,6 +48,19 @@ def end_when_asked() -> None:
     for name in SIGNALS:
         if signal.getsignal(name) is signal.SIG_DFL:
             signal.signal(name, _end)
+
+
+def shield_resource_tracker() -> None:
+    """Start multiprocessing's resource tracker such that a signal to all processes of a job does not end it.
+
+    Else another is started in its place, which prints a KeyError for every semaphore that it has not heard of. It keeps
+    the signals blocked that are blocked when it starts.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def is_early(handler: object) -> bool:

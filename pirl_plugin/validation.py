@@ -11,6 +11,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from pirl_plugin import out_of_memory
+
 # Of the operating system: full or read-only disks, files where folders should be, what is not permitted.
 USERS_TO_MEND = (
     errno.ENOSPC,
@@ -146,7 +148,8 @@ def keyword_arguments(cls: type) -> set[str]:
 def one_sentence_errors() -> Iterator[None]:
     """End the program with "Error: <sentence>" for what the user can put right.
 
-    That is a ConfigError, raised here or in a rank that was started here, and a file that the operating system refuses.
+    That is a ConfigError, raised here or in a rank that was started here, a file that the operating system refuses, and
+    memory that ran out.
     """
     try:
         yield
@@ -160,6 +163,7 @@ def one_sentence_errors() -> Iterator[None]:
     except Exception as error:
         # A rank's own ConfigError arrives as the text of its traceback.
         found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)
-        if not found:
+        sentence = found[-1] if found else out_of_memory.in_words(str(error))
+        if not sentence:
             raise
-        sys.exit(f"Error: {found[-1]}")
+        sys.exit(f"Error: {sentence}")

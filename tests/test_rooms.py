@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pirl_plugin"
-GROUND = {"validation", "distributed", "figures", "registry", "early_stop", "safe_loading", "paths", "__init__"}
+GROUND = {
+    "validation", "distributed", "figures", "registry", "early_stop", "safe_loading", "paths", "out_of_memory",
+    "__init__",
+}  # fmt: skip
 ABOVE = {  # room -> rooms that it may import
     "pretext": set(),
     "data": {"pretext"},

@@ -25,7 +25,7 @@ from vissl.utils import checkpoint, distributed_launcher
 from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
 from vissl.utils.slurm import is_submitit_available
 
-from pirl_plugin import early_stop
+from pirl_plugin import early_stop, out_of_memory
 from pirl_plugin.host import mends
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
@@ -91,6 +91,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         ConfigError: where this machine or the files named cannot serve the config.
     """
     check_machine(config)
+    early_stop.shield_resource_tracker()
     mends.register_data_paths(config)
     bank = sharded_bank_settings(config)
     if bank is not None:
@@ -111,9 +112,11 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         # A rank that was asked to stop while Python still imported has no handler yet, and dies of the signal.
         if error.exit_code == preemption.EXIT_CODE or (preemption.forwarded.is_set() and error.signal_name is not None):
             raise SystemExit(preemption.EXIT_CODE) from error
+        killed = error.signal_name == "SIGKILL"
+        how = f"was killed (SIGKILL) {out_of_memory.cause_of_a_kill()}" if killed else f"ended with {error}"
         raise ConfigError(
-            f"Rank {error.error_index} of this node ended with {error}; the others were ended, too. A training goes on "
-            f"from its last checkpoint by the same command."
+            f"Rank {error.error_index} of this node {how}; the others were ended, too. A training goes on from its "
+            f"last checkpoint by the same command."
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""The README's job script under a real SLURM, cut at random times: it requeues itself and ends bit-equal."""
+"""The README's job script and submitit under a real SLURM, cut at random times: requeued, they end bit-equal."""
 
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -52,33 +53,80 @@ def slurm() -> Iterator[SmallSlurm]:
             made.stop()
 
 
+@pytest.fixture
+def variables(slurm, photo_folder) -> dict[str, str]:
+    """What a job finds in its environment."""
+    return {"PHOTOS": str(photo_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"}  # fmt: skip
+
+
+def wait_and_cut(
+    slurm: SmallSlurm, job: str, log: Path, name: str, cut: tuple[str, ...] = (), after: float = 0
+) -> None:
+    """Until the job has ended as it should; signalled once, `after` seconds of running."""
+    deadline, ran = time.monotonic() + 300, time.monotonic()
+    while (state := slurm.field(job, "JobState")) not in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"):
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        if state == "PENDING":
+            ran = time.monotonic()
+        if cut and state == "RUNNING" and time.monotonic() - ran > after:
+            slurm.run("scancel", *cut, job)
+            print(f"{name}: {' '.join(cut)} after {after:.1f} s")
+            cut = ()
+        time.sleep(0.2)
+    assert state == "COMPLETED", (state, log.read_text()[-3000:])
+    print(f"{name}: {state}, requeued {slurm.field(job, 'Restarts')} times", flush=True)
+
+
+def final(folder: Path) -> dict:
+    return load_checkpoint(next(folder.glob("model_final_checkpoint*.torch")))
+
+
+needs_jobs = pytest.mark.skipif(JOBS == 0, reason="PIRL_SLURM_JOBS says how many jobs to run: minutes each")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(JOBS == 0, reason="PIRL_SLURM_JOBS says how many jobs to run: minutes each")
-def test_the_readmes_job_cut_at_random_times_requeues_itself_and_ends_bit_equal(slurm, photo_folder, tmp_path):
+@needs_jobs
+@pytest.mark.timeout(0)
+def test_the_readmes_job_cut_at_random_times_requeues_itself_and_ends_bit_equal(slurm, variables, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(readmes_job())
-    variables = {"PHOTOS": str(photo_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                 "PATH": f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"}  # fmt: skip
 
     def finished(name: str, seed: int | None) -> dict:
         folder, log = tmp_path / name, tmp_path / f"{name}.log"
         job = slurm.submit(script, log, RUN_FOLDER=str(folder), **variables)
         draw = random.Random(seed)
-        left = [] if seed is None else [draw.uniform(0, 20)]
+        after = draw.uniform(0, 20)
         signal = draw.choice([("--signal=USR1",), ("--signal=USR1", "--full"), ("--signal=TERM",)])
-        deadline, ran = time.monotonic() + 300, time.monotonic()
-        while (state := slurm.field(job, "JobState")) not in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"):
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            if state == "PENDING":
-                ran = time.monotonic()
-            if left and state == "RUNNING" and time.monotonic() - ran > left[0]:
-                slurm.run("scancel", *signal, job)
-                print(f"{name}: {' '.join(signal)} after {left.pop():.1f} s")
-            time.sleep(0.2)
-        assert state == "COMPLETED", (signal, log.read_text()[-3000:])
-        print(f"{name}: {state}, requeued {slurm.field(job, 'Restarts')} times")
-        return load_checkpoint(next(folder.glob("model_final_checkpoint*.torch")))
+        wait_and_cut(slurm, job, log, name, () if seed is None else signal, after)
+        return final(folder)
 
     alone = finished("alone", None)
     for seed in range(JOBS):
         assert same(alone, finished(f"run{seed}", seed))
+
+
+@pytest.mark.slow
+@needs_jobs
+@pytest.mark.timeout(0)
+def test_a_job_that_submitit_submits_is_put_back_into_the_queue_and_ends_bit_equal(slurm, variables, tmp_path):
+    run = RUN.replace("$PHOTOS", variables["PHOTOS"]).split()
+
+    def finished(name: str, *cut: str) -> dict:
+        folder, jobs = tmp_path / name, tmp_path / f"{name}_jobs"
+        submitted = subprocess.run(
+            [sys.executable, "-m", "pirl_plugin.launch.launcher", "config=pretrain/pirl/jigsaw_small_images_cpu",
+             *(word.replace("$RUN_FOLDER", str(folder)) for word in run), "config.SLURM.USE_SLURM=true",
+             "config.SLURM.PARTITION=all", "config.SLURM.MEM_GB=1", "config.SLURM.NUM_CPU_PER_PROC=1",
+             f"config.SLURM.LOG_FOLDER={jobs}"],
+            env={**slurm.environment, **variables}, capture_output=True, text=True, timeout=200, cwd=tmp_path,
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stderr[-3000:]
+        job = re.search(r"SUBMITTED: (\d+)", submitted.stdout).group(1)
+        wait_and_cut(slurm, job, jobs / f"{job}_0_log.err", name, cut, 18)
+        return final(folder)
+
+    alone = finished("alone")
+    # As at the end of a job's time: to its steps, or to all of its processes.
+    for number, cut in enumerate([("--signal=USR2",), ("--signal=USR2", "--full")]):
+        assert same(alone, finished(f"cut{number}", *cut))

@@ -63,12 +63,11 @@ class Record(TorchDispatchMode):
                 return made
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
         on_gpu = any(tensor.is_cuda for tensor in tensors)
-        if packet in ASKS_FOR_VALUES and not on_gpu:  # of the host's own memory, which it need not wait for
-            if packet is aten._local_scalar_dense:
-                with unset_fake_temporarily():
-                    return function(torch.ones((), dtype=arguments[0].dtype))
-        elif packet in ASKS_FOR_VALUES:
+        if packet in ASKS_FOR_VALUES and on_gpu:  # not of the host's own memory, for which nobody need wait
             self.waits.append(f"{packet.__name__}: {where()}")
+        if packet is aten._local_scalar_dense:
+            with unset_fake_temporarily():
+                return function(torch.ones((), dtype=arguments[0].dtype))
         if packet in INDEXED and on_gpu:
             self._indexed([index for index in arguments[1] if isinstance(index, Tensor)])
         if packet in COPIES:

@@ -1,0 +1,54 @@
+"""Where memory ran out: the kernel kills a process without a word, and what is left of the run must say so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+COUNTERS = Path("/proc/vmstat")
+LESS = (
+    "use fewer workers (DATA.NUM_DATALOADER_WORKERS) or smaller batches (DATA.TRAIN.BATCHSIZE_PER_REPLICA), or ask for "
+    "more memory"
+)
+
+
+def kills() -> int | None:
+    """Processes of this machine that the kernel has killed for want of memory so far; None where it does not say."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", COUNTERS.read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) if found else None
+
+
+_before = kills()  # this module is imported as a program starts
+
+
+def cause_of_a_kill() -> str:
+    """Why a process of this program was most likely killed by SIGKILL, and what to do, in words."""
+    now = kills()
+    if now is None or _before is None:
+        return f"most likely by the kernel, because memory ran out; {LESS}"
+    if now > _before:
+        return f"by the kernel, because memory ran out (processes killed so since the start: {now - _before}); {LESS}"
+    return "by somebody or something else than the kernel, which had memory left"
+
+
+def in_words(error: str) -> str:
+    """A sentence for an error that tells of memory that ran out; '' for any other.
+
+    Args:
+        error: its text, or that of a traceback with it.
+    """
+    if re.search(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly)", error):
+        return f"A worker that reads images was killed {cause_of_a_kill()}."
+    if re.search(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Bus error", error):
+        return f"A worker that reads images found no room in shared memory (/dev/shm); {LESS} there."
+    found = re.search(r"CUDA out of memory\. Tried to allocate [\d.]+ \w+\.", error)
+    if found:
+        return (
+            f"The GPU's memory ran out ({found.group()[:-1]}): use smaller batches (DATA.TRAIN.BATCHSIZE_PER_REPLICA), "
+            f"parts of a batch one after the other (TRAINER.PIRL_TRAIN_STEP.accumulation_steps) or "
+            f"TRAINER.PIRL_TRAIN_STEP.precision=bfloat16."
+        )
+    return ""

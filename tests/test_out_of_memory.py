@@ -1,0 +1,99 @@
+"""Processes that the kernel really kills for want of memory, in a cgroup with a limit."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pirl_plugin import out_of_memory
+from pirl_plugin.validation import one_sentence_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 1_500_000_000
+PROGRAM = """
+import os, signal, sys
+from torch.utils.data import DataLoader, Dataset
+from pirl_plugin.validation import one_sentence_errors
+
+class Images(Dataset):
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        if index == 5 and sys.argv[1] == "hungry":
+            bytearray(b"1") * 4_000_000_000
+        if index == 5 and sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+with one_sentence_errors():
+    for _ in DataLoader(Images(), 2, num_workers=2):
+        pass
+"""
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A new one whose processes may have LIMIT bytes."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    folder = (first if first.is_dir() else second) / f"pirl_{secrets.token_hex(4)}"
+    try:
+        folder.mkdir()
+        limit = folder / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+        if not limit.exists():
+            folder.rmdir()
+            pytest.skip("this machine lets no test limit memory: no memory controller")
+        limit.write_text(str(LIMIT))
+    except OSError as error:
+        pytest.skip(f"this machine lets no test limit memory: {error}")
+    yield folder
+    folder.rmdir()
+
+
+def run(what: str, cgroup: Path | None = None) -> str:
+    join = f'echo $$ > {cgroup}/cgroup.procs; exec "$@"' if cgroup else 'exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", join, "sh", sys.executable, "-c", PROGRAM, what],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(out_of_memory.kills() is None, reason="this kernel does not count what it kills")
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_called_that(cgroup):
+    last = run("hungry", cgroup)
+    assert last.startswith("Error: A worker that reads images was killed by the kernel, because memory ran out")
+    assert "DATA.NUM_DATALOADER_WORKERS" in last
+
+
+def test_a_worker_that_somebody_kills_is_not_said_to_have_lacked_memory():
+    before = out_of_memory.kills()
+    last = run("killed")
+    others = out_of_memory.kills() != before  # of another test at the same time
+    assert last.startswith("Error: A worker that reads images was killed ")
+    assert ("by somebody" in last) == (before is not None and not others)
+
+
+def test_a_kernel_that_does_not_count_is_not_quoted(monkeypatch, tmp_path):
+    monkeypatch.setattr(out_of_memory, "COUNTERS", tmp_path / "none")
+    assert out_of_memory.kills() is None
+    assert out_of_memory.cause_of_a_kill().startswith("most likely by the kernel, because memory ran out;")
+
+
+def test_a_gpu_without_room_is_a_sentence_with_what_to_do(capsys):
+    text = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.25 GiB of which 1.2 GiB"
+    with pytest.raises(SystemExit) as end, one_sentence_errors():
+        raise torch.OutOfMemoryError(f"{text} is free.")
+    assert "(CUDA out of memory. Tried to allocate 2.50 GiB)" in str(end.value)
+    assert "TRAINER.PIRL_TRAIN_STEP.accumulation_steps" in str(end.value)
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError), one_sentence_errors():
+        raise RuntimeError(f"DataLoader worker (pid 12) is killed by signal: {signal.SIGTERM.name}")
