@@ -25,7 +25,7 @@ SETTINGS = {
     ],
     "in parts": ["config.TRAINER.PIRL_TRAIN_STEP.accumulation_steps=2"],
     "augmented and normalised on the device": [
-        "config.DATA.TRAIN.TRANSFORMS.0.augment_on=device", "config.DATA.TRAIN.TRANSFORMS.0.normalize_on=device",
+        "+config.DATA.TRAIN.TRANSFORMS.0.augment_on=device", "+config.DATA.TRAIN.TRANSFORMS.0.normalize_on=device",
     ],
     "sharded bank, infonce": [
         "config.LOSS.pirl_loss.memory_bank.name=sharded_memory_bank", "config.LOSS.pirl_loss.contrast=infonce",
