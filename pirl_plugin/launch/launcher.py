@@ -305,4 +305,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from pirl_plugin.launch import launcher
+
+    launcher.main()  # by its name: what is pickled here must be found where it is read, in ranks and jobs

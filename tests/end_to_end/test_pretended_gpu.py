@@ -1,11 +1,16 @@
 """On a GPU that is not there: nothing waits for it, nothing mixes devices, and ranks exchange what NCCL takes."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from pirl_plugin.data.image_files import list_images
+from pirl_plugin.evaluation.layers import embed_layers
+from pirl_plugin.evaluation.measures import EVALUATIONS, weighted_knn
 from pirl_plugin.launch import registration  # noqa: F401
 from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.features import center_view, embed
@@ -136,15 +141,18 @@ def test_finishing_a_batch_on_the_device_waits_for_nothing():
         assert gpu.waits == [] and gpu.mixed == []
 
 
+def zeros_of(tensor: torch.Tensor) -> np.ndarray:
+    """In place of Tensor.numpy, for tensors without values."""
+    return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_features_are_computed_where_it_was_asked_for(photo_folder, bfloat16, monkeypatch):
-    from pirl_plugin.data.image_files import list_images
-
     seen = []
     with pretended_gpu() as gpu:
         trunk = Trunk(Architecture(18, 0.125, "small")).eval().resnet
         trunk.register_forward_hook(lambda _, given, made: seen.append((given[0].device.type, made[0].dtype)))
-        monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(tuple(tensor.shape), np.float32))
+        monkeypatch.setattr(torch.Tensor, "numpy", zeros_of)
         compute = Compute(torch.device("cuda"), bfloat16=bfloat16)
         embed(trunk, list_images(photo_folder)[:6], center_view(32), batch_size=3, compute=compute)
         assert sum("to the host" in wait for wait in gpu.waits) == 2  # the features of each batch, and nothing else
@@ -172,3 +180,48 @@ def test_the_pretended_gpu_notes_a_planted(fault):
         except torch._subclasses.fake_tensor.DynamicOutputShapeException:
             pass
         assert len(gpu.waits) + len(gpu.mixed) >= 1
+
+
+def on_the_pretended_gpu(evaluate, monkeypatch):
+    """Call an evaluation with features of 300 and 40 images of 5 classes; returns the record of what it did."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(count, 64)).astype(np.float32) for count in (300, 40))
+    labels = [rng.integers(0, 5, count) for count in (300, 40)]
+
+    def backward(*_):  # autograd's engine asks for real devices
+        for tensor in leaves:
+            tensor.grad = torch.zeros_like(tensor)
+
+    def solver(self, parameters, **more):
+        leaves.extend(parameters)
+        lbfgs(self, parameters, **more)
+
+    leaves, lbfgs = [], torch.optim.LBFGS.__init__
+    with pretended_gpu() as gpu:
+        monkeypatch.setattr(torch.Tensor, "numpy", zeros_of)
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        monkeypatch.setattr(torch.optim.LBFGS, "__init__", solver)
+        evaluate(train, labels[0], test, labels[1])
+    assert gpu.mixed == []
+    return gpu
+
+
+@pytest.mark.parametrize("name", ["knn", "linear"])
+def test_an_evaluation_computes_on_the_gpu_where_there_is_one(name, monkeypatch):
+    gpu = on_the_pretended_gpu(EVALUATIONS[name], monkeypatch)
+    assert gpu.products["cuda"] > 0 and set(gpu.products) == {"cuda"}
+
+
+def test_an_evaluation_stays_on_the_cpu_where_that_was_asked_for(monkeypatch):
+    gpu = on_the_pretended_gpu(functools.partial(weighted_knn, device="cpu"), monkeypatch)
+    assert set(gpu.products) == {"cpu"}
+
+
+def test_features_of_layers_are_computed_where_it_was_asked_for(photo_folder, monkeypatch):
+    files = list_images(photo_folder)[:6]
+    with pretended_gpu() as gpu:
+        monkeypatch.setattr(torch.Tensor, "numpy", zeros_of)
+        trunk = Trunk(Architecture(18, 0.125, "small")).eval().resnet
+        compute = Compute(torch.device("cuda"))
+        embed_layers(trunk, files, center_view(32), ["res4", "res5"], batch_size=3, compute=compute)
+        assert set(gpu.products) == {"cuda"} and gpu.mixed == []

@@ -31,6 +31,7 @@ aten = torch.ops.aten
 # The host learns a value, or how large the result is, only once the device has come so far.
 ASKS_FOR_VALUES = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten._unique2}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.convolution}
 COPIES = {aten._to_copy: 0, aten.copy_: 1}  # which argument is the source
 
 
@@ -41,6 +42,7 @@ class Record(TorchDispatchMode):
         waits: what the host would have waited for, and where in the plugin.
         mixed: what was indexed on the GPU by indices of the host, which copies them and waits.
         launches: of the plugin's kernels, by name.
+        products: of matrices, by the kind of device that computed them.
     """
 
     def __init__(self) -> None:
@@ -48,11 +50,13 @@ class Record(TorchDispatchMode):
         self.waits: list[str] = []
         self.mixed: list[str] = []
         self.launches: Counter[str] = Counter()
+        self.products: Counter[str] = Counter()
 
     def forget(self) -> None:
         """Begin anew, after what happens once only."""
         self.waits, self.mixed = [], []
         self.launches.clear()
+        self.products.clear()
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords, packet = keywords or {}, function.overloadpacket
@@ -68,6 +72,8 @@ class Record(TorchDispatchMode):
         if packet is aten._local_scalar_dense:
             with unset_fake_temporarily():
                 return function(torch.ones((), dtype=arguments[0].dtype))
+        if packet in PRODUCTS:
+            self.products.update({tensor.device.type for tensor in tensors})
         if packet in INDEXED and on_gpu:
             self._indexed([index for index in arguments[1] if isinstance(index, Tensor)])
         if packet in COPIES:
