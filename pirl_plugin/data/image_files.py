@@ -1,4 +1,4 @@
-"""A data source for photos as they lie on disk: a folder of any depth, or a list of files.
+"""A data source for photos as they lie on disk: a folder of any depth, an archive, or a list of files.
 
 Register name `image_files`. VISSL's own `disk_folder` wants one sub-folder a class and reads a broken file
 as a grey square; this source wants nothing of the folder, and says which files it could not read.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import re
@@ -20,20 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pirl_plugin.data import archives
 from pirl_plugin.data.file_lists import printable, read_list
+from pirl_plugin.data.file_names import EXTENSIONS, is_hidden, is_image
 from pirl_plugin.distributed import world_size
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.validation import ConfigError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-HIDDEN = ("@eadir", "__macosx", "#recycle", "lost+found", "$recycle.bin")  # what NAS boxes and archives leave behind
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is another program's: .ipynb_checkpoints, .Trash, a NAS box's @eaDir of thumbnails."""
-    return name.startswith(".") or name.lower() in HIDDEN
 
 
 def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
@@ -47,13 +40,14 @@ def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
             continue
         visited.add(real)
         for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS) and not is_hidden(name):
+            if is_image(name) and not is_hidden(name):
                 yield os.path.join(parent, name)
 
 
 def class_folders(folder: str | os.PathLike) -> list[Path]:
-    """The sub-folders of `folder`, one a class, in the order of their names."""
-    return sorted(path for path in Path(folder).glob("*") if path.is_dir() and not is_hidden(path.name))
+    """The sub-folders of a folder or archive, one a class, in the order of their names."""
+    found = sorted(path for path in Path(folder).glob("*") if path.is_dir() and not is_hidden(path.name))
+    return found or [Path(folder, name) for name in archives.class_names(folder) or ()]
 
 
 def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
@@ -91,19 +85,20 @@ def list_images(path: str | os.PathLike) -> list[str]:
     """All images of a data set, in an order that depends on their names only.
 
     Args:
-        path: a folder (searched at any depth, hidden ones left out), a .txt file (one path a line, see
-            pirl_plugin.data.file_lists) or a .npy array of paths.
-            Relative paths of a list start at the list's folder.
+        path: a folder (searched at any depth, hidden ones left out), a tar or zip, a folder of such without any other
+            image (see pirl_plugin.data.archives), a .txt file (one path a line, see pirl_plugin.data.file_lists) or a
+            .npy array of paths. Relative paths of a list start at the list's folder.
 
     Raises:
         ConfigError: where there is no such path, or no image in it.
     """
     path = Path(path)
     if path.is_dir():
-        files = list(walk_images(path))
+        files = list(walk_images(path)) or list(archives.images_in_archives(path))
         if not files:
             raise ConfigError(
-                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth."
+                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth, or "
+                f"tar or zip archives of such."
             )
     elif path.is_file() and path.suffix in (".txt", ".npy"):
         names = list(read_list(path)) if path.suffix == ".txt" else _names_in_array(path)
@@ -111,9 +106,13 @@ def list_images(path: str | os.PathLike) -> list[str]:
         if not files:
             raise ConfigError(f"The file list {path} names no image; it needs one path a line.")
     else:
-        raise ConfigError(
-            f"There is no data at {path}; DATA_PATHS must name a folder of images, or a .txt or .npy list of them."
-        )
+        in_archive = archives.members(path)
+        if in_archive is None:
+            raise ConfigError(
+                f"There is no data at {path}; DATA_PATHS must name a folder or archive (tar, zip) of images, or a .txt "
+                f"or .npy list of them."
+            )
+        files = list(in_archive)
     return files
 
 
@@ -153,7 +152,7 @@ def check_list(path: str | os.PathLike[str], files: Sequence[str], count: int = 
         ConfigError: naming the first, and what would be right where that can be seen.
     """
     places = sorted({round(place) for place in np.linspace(0, len(files) - 1, count)})
-    if any(os.path.isfile(files[place]) for place in places):
+    if any(archives.is_there(files[place]) for place in places):
         return
     first = files[0]
     without_label, _, label = first.rpartition(" ")
@@ -174,7 +173,8 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
     Raises:
         OSError and other errors of PIL: where the file cannot be read to its end.
     """
-    with Image.open(path) as opened:
+    whole = path if os.path.isfile(path) else io.BytesIO(archives.read_file(path))
+    with Image.open(whole) as opened:
         opened.load()
         image: Image.Image = opened
         if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey, which PIL would clip to 255
@@ -199,8 +199,7 @@ def load_pixels(
         largest_reduction: (width, height) -> how many times smaller the image may be; a JPEG is then decoded to 1/2,
             1/4 or 1/8 of its size, which takes a fraction of the time.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = archives.read_file(path)
     if data.startswith(b"\xff\xd8"):
         with contextlib.suppress(ValueError):  # whatever is wrong with it, PIL decides
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -226,7 +225,8 @@ class ImageFiles:
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         files = list_images(path)
-        self.root = path if os.path.isdir(path) else os.path.dirname(path)
+        listed = os.path.isfile(path) and not archives.is_archive(path)
+        self.root = os.path.dirname(path) if listed else path
         # One array of bytes: a quarter of an array of str, and every loader worker gets a copy.
         self.files = np.array([os.fsencode(file) for file in files])
         logging.info(f"{split}: {len(self.files)} images in {path}")

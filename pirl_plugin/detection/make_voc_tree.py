@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pirl_plugin.data.file_lists import printable
-from pirl_plugin.data.image_files import EXTENSIONS, is_hidden
+from pirl_plugin.data.file_names import EXTENSIONS, is_hidden
 from pirl_plugin.detection.voc_trees import OBJECT_TAGS, SIDES, check_split, read_annotation, shown_size
 from pirl_plugin.validation import ConfigError, check_number
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pirl_plugin.data.image_files import EXTENSIONS, check_list, list_images, walk_images
+from pirl_plugin.data import archives
+from pirl_plugin.data.file_names import EXTENSIONS
+from pirl_plugin.data.image_files import check_list, list_images, walk_images
 from pirl_plugin.host.loss_settings import pirl_loss_class
 from pirl_plugin.launch.pirl_check import check_pirl
 from pirl_plugin.validation import ConfigError, check_integer
@@ -66,6 +68,13 @@ def _check_folder(key: str, path: str, source: str) -> None:
         check_list(path, list_images(path))
         return
     if not os.path.isdir(path):
-        raise ConfigError(f"{key} is {path!r}; there is no such folder (or .txt or .npy list) of images.")
-    if next(walk_images(path), None) is None:
+        if archives.members(path) is None:
+            raise ConfigError(f"{key} is {path!r}; there is no such folder, archive, or .txt or .npy list of images.")
+        if source != "image_files":
+            raise ConfigError(
+                f"{key} is {path!r}, an archive, which {source} does not read: use DATA_SOURCES=[image_files] (with "
+                f"LABEL_SOURCES=[torchvision_dataset] where labels are wanted)."
+            )
+        return
+    if next(walk_images(path), None) is None and (source != "image_files" or not archives.archives_below(path)):
         raise ConfigError(f"{key} is {path!r}, which holds no image; it needs files ending in {', '.join(EXTENSIONS)}.")
