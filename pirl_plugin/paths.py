@@ -13,6 +13,11 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept from run to run: the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pirl_plugin")
+
+
 def config_folder() -> Path:
     """The folder `configs`: inside the package (wheel) or beside it (checkout, editable)."""
     spec = find_spec("pirl_plugin")

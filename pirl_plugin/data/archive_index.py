@@ -20,7 +20,7 @@ import numpy as np
 
 from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.file_names import is_hidden, is_image
-from pirl_plugin.paths import unfinished
+from pirl_plugin.paths import cache_folder, unfinished
 from pirl_plugin.validation import ConfigError
 
 ENDINGS = (".tar", ".zip")
@@ -58,7 +58,7 @@ def index_of(path: str) -> np.ndarray:
     key = f"{known.st_size}-{known.st_mtime_ns}.v{VERSION}.npy"
     beside = Path(path).with_name(f".{Path(path).name}.{key}")
     name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pirl_plugin", f"{name}.{key}")
+    cache = cache_folder() / f"{name}.{key}"
     for file in (beside, cache):
         with contextlib.suppress(OSError, ValueError):  # not there, or torn
             return np.load(file, mmap_mode="r", allow_pickle=False)

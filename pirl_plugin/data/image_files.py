@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data import archives
+from pirl_plugin.data import archives, listing_cache
 from pirl_plugin.data.file_lists import printable, read_list
 from pirl_plugin.data.file_names import EXTENSIONS, is_hidden, is_image
 from pirl_plugin.distributed import world_size
@@ -30,18 +31,33 @@ from pirl_plugin.validation import ConfigError
 
 
 def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Paths of the image files below `folder`, known by their extension, in sorted order, hidden ones left out."""
-    visited = set()
-    for parent, folders, files in os.walk(os.fspath(folder), onerror=_refuse_folder, followlinks=True):
+    """Paths of the image files below `folder`, known by their extension, in sorted order, hidden ones left out.
+
+    The list of a large folder is kept, and walked anew only once a folder in it has changed.
+    """
+    top = os.fspath(folder)
+    kept = listing_cache.read(top)
+    if kept is not None:
+        yield from (os.path.join(top, name) for name in kept)
+        return
+    visited, began = set(), time.time()
+    names: list[str] = []
+    times: dict[str, int] = {}
+    for parent, folders, files in os.walk(top, onerror=_refuse_folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above, or to one already listed
             folders.clear()
             continue
         visited.add(real)
+        below = os.path.relpath(parent, top) if parent != top else ""
+        times[below] = listing_cache.changed(parent)
         for name in sorted(files):
             if is_image(name) and not is_hidden(name):
+                names.append(os.path.join(below, name))
                 yield os.path.join(parent, name)
+    if len(names) >= listing_cache.MANY:
+        listing_cache.write(top, names, times, began)
 
 
 def class_folders(folder: str | os.PathLike) -> list[Path]:
