@@ -133,13 +133,13 @@ assert value.isfinite() and int(loss.memory_bank.updated.sum()) == 8
 torch.save(trunk.state_dict(), "trunk.pth")
 loaded = pirl_plugin.load_trunk("trunk.pth")
 from pirl_plugin.network.features import center_view
-features = pirl_plugin.embed(loaded.resnet, files, center_view(32))
+features = pirl_plugin.embed(loaded.network, files, center_view(32))
 assert np.allclose(features, pirl_plugin.embed(trunk.eval(), files, center_view(32)), atol=1e-5)
 from pirl_plugin.evaluation import layers, measures, spread
 labels = np.arange(len(files)) %% 4
 everything = (features[::2], labels[::2], features[1::2], labels[1::2])
 assert all(0 <= evaluation(*everything) <= 1 for evaluation in measures.EVALUATIONS.values())
-by_layer = layers.embed_layers(loaded.resnet, files, center_view(32))
+by_layer = layers.embed_layers(loaded.network, files, center_view(32))
 assert set(layers.layer_accuracies(by_layer, labels, by_layer, labels)) == {"conv1", "res2", "res3", "res4", "res5"}
 assert spread.effective_rank(spread.Moments.of(torch.from_numpy(measures.unit(features)))) > 1
 from pirl_plugin.evaluation.invariance import figures_of

@@ -17,6 +17,7 @@ import numpy as np
 from pirl_plugin.detection.make_voc_tree import classes_of
 from pirl_plugin.detection.voc_trees import check_split
 from pirl_plugin.network.export import export, preprocessing_notes
+from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.network.weights import load_trunk
 from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, nearest, one_sentence_errors
@@ -73,6 +74,8 @@ def check_weights_fit(config: Any, weights: str | Path) -> None:
         ConfigError: naming each wrong key, its value and the right one, as they can be added to the command.
     """
     trunk = load_trunk(weights)
+    if isinstance(trunk.architecture, TimmArchitecture):
+        raise ConfigError(f"{weights} holds {trunk.architecture}; the detector's backbone is a ResNet.")
     wanted, wrong = preprocessing_notes(trunk.architecture, "detectron2", trunk.preprocessing), {}
     for key, value in wanted.items():
         if "." not in key:

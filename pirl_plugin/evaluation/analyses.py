@@ -28,7 +28,6 @@ from pirl_plugin.figures import new_figure, save
 from pirl_plugin.network.checkpoints import run_config
 from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.features import embed, progress_line
-from pirl_plugin.network.trunks import STAGES
 from pirl_plugin.network.weights import Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer
 
@@ -85,7 +84,7 @@ def layers(options: Namespace, models: dict[str, Path], unreadable: Unreadable) 
         view, parts = view_of(name, trunk, options.size), list[Any]()
         for files, labels in splits:
             how = {"progress": progress_line(name), "on_unreadable": unreadable, "compute": options.compute}
-            features = embed_layers(trunk.resnet, files, view, STAGES, 9000, **how)
+            features = embed_layers(trunk.network, files, view, trunk.stages, 9000, **how)
             read = unreadable.read(files)
             parts += [{layer: values[read] for layer, values in features.items()}, labels[read]]
         results[name] = layer_accuracies(*parts)
@@ -148,7 +147,8 @@ def embed_readable(
     compute: Compute,
 ) -> tuple[np.ndarray, list[str]]:
     """Features float32 [n, D] of the files that can be read, and those files."""
-    features = embed(trunk.resnet, files, view, progress=progress_line(name), on_unreadable=unreadable, compute=compute)
+    shown = progress_line(name)
+    features = embed(trunk.network, files, view, progress=shown, on_unreadable=unreadable, compute=compute)
     read = unreadable.read(files)
     return features[read], [file for file, good in zip(files, read, strict=True) if good]
 

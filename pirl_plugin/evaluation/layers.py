@@ -43,12 +43,14 @@ def embed_layers(
     Args:
         trunk: a ResNetTrunk, or a trunk of VISSL, in eval mode.
         view: image -> float tensor [3, H, W].
-        layers: of conv1, res2 ... res5, pooled to at most `most_dimensions`; or res5avg, flatten.
+        layers: of conv1, res2 ... res5, or stage1, stage2 ... of timm's, pooled to at most `most_dimensions`; or
+            res5avg, flatten.
         progress: called with (done, total) after every batch.
         on_unreadable: as for pirl_plugin.network.features.embed: the features of such a file are NaN.
         compute: as there.
     """
-    layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
+    if set(layers) <= set(LAYERS):
+        layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     compute = compute or Compute(next(trunk.parameters()).device)
     trunk = trunk.to(compute.device)

@@ -8,6 +8,7 @@
     shuffle_patches_transform (covariant Jigsaw)        TRANSFORMS           host/covariant_jigsaw.py
     pirl_heads                                          MODEL.HEAD           network/heads.py
     pirl_resnet                                         MODEL.TRUNK          network/trunks.py
+    timm                                                MODEL.TRUNK          network/timm_trunk.py
     pirl_collator                                       COLLATE_FUNCTION     data/collator.py
     image_files                                         DATA_SOURCES         data/image_files.py
 
@@ -35,6 +36,7 @@ from pirl_plugin.data.image_files import ImageFiles
 from pirl_plugin.host import covariant_jigsaw  # noqa: F401  (registers itself)
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.run_networks import TRUNKS, resnet_arguments
+from pirl_plugin.network.timm_trunk import TimmArchitecture, TimmTrunk
 from pirl_plugin.network.trunks import BLOCK_OF_LAYER, ResNetTrunk
 from pirl_plugin.objective.loss import PIRL_LOSSES, PIRLLoss
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
@@ -100,6 +102,19 @@ class VisslResNet(ResNetTrunk):
             use_checkpointing=checkpointing.USE_ACTIVATION_CHECKPOINTING,
             checkpointing_splits=checkpointing.NUM_ACTIVATION_CHECKPOINTING_SPLITS,
         )
+
+
+@register_model_trunk("timm")
+class VisslTimm(TimmTrunk):
+    """TimmTrunk as VISSL builds and calls it: of MODEL.TRUNK.TIMM."""
+
+    def __init__(self, model_config: Any, model_name: str) -> None:
+        super().__init__(TimmArchitecture.of_settings(model_config.TRUNK.get("TIMM")))
+        self.config = model_config
+
+    def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> list[Tensor]:
+        """images [B, 3, H, W] -> the features named in `layers`, one tensor each."""
+        return super().forward(transform_model_input_data_type(images, self.config.INPUT_TYPE), layers)
 
 
 def _vissl_trunk(name: str) -> Any:

@@ -187,7 +187,7 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(path)), str(path))
     chosen = np.unique(np.linspace(0, len(files) - 1, count).astype(int))
     view = preprocessing_of(path, checkpoint, trunk.architecture.input_size).view(size)
-    features = embed(trunk.resnet, [files[number] for number in chosen], view, compute=Compute(choose_device()))
+    features = embed(trunk.network, [files[number] for number in chosen], view, compute=Compute(choose_device()))
     own = _head_state(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"], 0)
     mlp = "projection.2.weight" in own
     last = own["projection.2.weight" if mlp else "projection.weight"]

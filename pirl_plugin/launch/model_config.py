@@ -7,17 +7,20 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from pirl_plugin.network.timm_trunk import timm_channels
 from pirl_plugin.network.trunks import LAYOUTS, feature_channels
 from pirl_plugin.validation import ConfigError
 
 
 def trunk_channels(config: Any) -> int | None:
-    """Channels of res5, where the trunk is one of the ResNets."""
+    """Features that the trunk gives a view: of one of the ResNets (channels of res5) or of timm's; else None."""
     trunk = config.MODEL.TRUNK
     if trunk.NAME == "resnet":
         return round(2048 * trunk.RESNETS.WIDTH_MULTIPLIER)
     if trunk.NAME == "pirl_resnet" and trunk.RESNETS.DEPTH in LAYOUTS:
         return feature_channels(trunk.RESNETS.DEPTH, trunk.RESNETS.WIDTH_MULTIPLIER)["res5"]
+    if trunk.NAME == "timm":
+        return timm_channels(trunk.get("TIMM"))
     return None
 
 

@@ -42,9 +42,11 @@ def check_other_trunk(config: Any, task: PretextTransform) -> None:
             try:
                 features = network.eval()(torch.zeros(2, 3, size, size), names)
             except Exception as error:  # as above
+                several = "MODEL.TRUNK.TIMM.arguments.dynamic_img_size=True, by which a ViT sees images of any size, "
                 raise ConfigError(
                     f"MODEL.TRUNK.NAME is {trunk.NAME!r}, which cannot see the views of {size} pixels that {task.name} "
-                    f"makes: {_reason(error)}; take pirl_resnet, or views of another size."
+                    f"makes: {_reason(error)}; take {several * (trunk.NAME == 'timm')}pirl_resnet, or views of another "
+                    f"size."
                 ) from error
             if features is None or len(features) != 1 or features[0].shape[0] != 2:
                 raise ConfigError(

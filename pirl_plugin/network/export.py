@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pirl_plugin.network.preprocessing import Preprocessing
+from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.network.weights import Architecture, Trunk, load_trunk, read_trunk_weights, trunk_from_weights
+from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError, check_choice
 
 SUFFIXES = {
@@ -39,14 +40,17 @@ def detectron2_name(name: str) -> str:
     return name if name.startswith("res") else f"stem.{name}"
 
 
-def preprocessing_notes(architecture: Architecture, form: str, wanted: Preprocessing) -> dict[str, Any]:
+def preprocessing_notes(
+    architecture: Architecture | TimmArchitecture, form: str, wanted: Preprocessing
+) -> dict[str, Any]:
     """What images must be before these weights see them, in the words of a library.
 
     `images` is what `preprocessing_of` reads back; null where it is not known and ImageNet's is assumed.
     """
-    common: dict[str, Any] = {"architecture": asdict(architecture), "format": form, "interpolation": "bilinear"}
+    common: dict[str, Any] = {"architecture": architecture.record(), "format": form, "interpolation": "bilinear"}
     common |= {"images": wanted.record() if wanted.known else None, "note": str(wanted)}
     if form == "detectron2":
+        assert isinstance(architecture, Architecture)
         return {
             **common,
             "INPUT.FORMAT": "RGB",
@@ -134,8 +138,10 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     if output.suffix != SUFFIXES[form]:
         raise ConfigError(f"--output is {output}; weights in the format {form} end in {SUFFIXES[form]}.")
     trunk = load_trunk(source)
-    weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.resnet.state_dict().items()}
+    weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.network.state_dict().items()}
     architecture, wanted = trunk.architecture, trunk.preprocessing
+    if isinstance(architecture, TimmArchitecture):
+        return _export_timm(trunk, form, output)
     other_width = architecture.width_multiplier != 1 and form != "detectron2"
     if form in _MODELS and (other_width or architecture.stem != "imagenet"):
         raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
@@ -146,7 +152,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
             {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
         )
     elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
-        model = {"trunk": trunk.resnet.state_dict(), "heads": {}}
+        model = {"trunk": trunk.network.state_dict(), "heads": {}}
         state: dict[str, Any] = {"base_model": {"model": model}}
         if wanted.known:
             state["pirl_plugin"] = {"images": wanted.record()}
@@ -160,10 +166,31 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it wants {wanted}"
 
 
+def _export_timm(trunk: Trunk, form: str, output: Path) -> str:
+    """`export` of a network of timm: for timm itself, or as safetensors for `load_trunk`."""
+    check_choice(form, ["timm", "safetensors"], f"--format, for {trunk.architecture},")
+    notes = preprocessing_notes(trunk.architecture, form, trunk.preprocessing)
+    weights = trunk.network.state_dict()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if form == "timm":
+        torch.save({key.removeprefix("model."): value for key, value in weights.items()}, output)
+        read = Trunk(trunk.architecture)
+        read.network.load_state_dict({f"model.{key}": value for key, value in read_safely(output).items()})
+    else:
+        save_file(
+            {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
+        )
+        read = load_trunk(output)
+    output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
+    same = _difference(trunk, read, trunk.preprocessing.size, output, form)
+    return f"{output}: {trunk.architecture}, {form}; {same}; it wants {trunk.preprocessing}"
+
+
 @torch.inference_mode()
 def _check(output: Path, form: str, trunk: Trunk) -> str:
     """Read the file back in its library and compare the features of a random image with the trunk's."""
     architecture = trunk.architecture
+    assert isinstance(architecture, Architecture)
     other: nn.Module
     if form not in _MODELS:
         other = trunk_from_weights(read_trunk_weights(output))
@@ -179,6 +206,11 @@ def _check(output: Path, form: str, trunk: Trunk) -> str:
         if left:
             raise RuntimeError(f"{form} does not take {output}: {left[:5]}; please report this.")
     size = 96 if architecture.stem == "imagenet" else 32
+    return _difference(trunk, other, size, output, form)
+
+
+@torch.inference_mode()
+def _difference(trunk: Trunk, other: nn.Module, size: int, output: Path, form: str) -> str:
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected, got = trunk(images), other.eval()(images)
     difference = float((got - expected).abs().max() / expected.abs().max())

@@ -118,16 +118,25 @@ def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preproc
     state = run.get("pirl_plugin") if isinstance(run, Mapping) else None
     if isinstance(state, Mapping) and "images" in state:
         return Preprocessing.from_record(state["images"], str(path))
-    for text, source in ((_header(path), path), (_beside(path), path.with_name(path.name + ".json"))):
-        notes = _json(text)
-        if isinstance(notes, dict) and "images" in notes:
-            known = notes["images"] is not None
-            return Preprocessing.from_record(notes["images"], str(source)) if known else Preprocessing(usual_size)
+    notes = notes_of(path)
+    if notes is not None and "images" in notes:
+        if notes["images"] is None:
+            return Preprocessing(usual_size)
+        return Preprocessing.from_record(notes["images"], f"{path} (or the .json beside it)")
     config = path.resolve().parent / "train_config.yaml"
     if isinstance(run, Mapping) and config.is_file():
         data = (yaml.safe_load(config.read_text()) or {}).get("DATA", {}).get("TRAIN", {})
         return Preprocessing.of_transforms(data.get("TRANSFORMS") or [], usual_size)
     return Preprocessing(usual_size)
+
+
+def notes_of(path: str | Path) -> dict[str, Any] | None:
+    """What an export says of its file, in a .safetensors file itself or in the .json beside it."""
+    for text in (_header(Path(path)), _beside(Path(path))):
+        notes = _json(text)
+        if isinstance(notes, dict):
+            return notes
+    return None
 
 
 def _header(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pirl_plugin.network.checkpoints import trunk_state
+from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.network.trunks import ResNetTrunk
 from pirl_plugin.registry import Registry
 from pirl_plugin.validation import ConfigError
@@ -51,6 +52,14 @@ def _resnet(model: Mapping[str, Any]) -> nn.Module:
     return ResNetTrunk(**resnet_arguments(model))
 
 
+def timm_trunk(model: Mapping[str, Any]) -> nn.Module:
+    """The network of MODEL.TRUNK.TIMM."""
+    if model.get("INPUT_TYPE", "rgb") != "rgb":
+        raise ConfigError(f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; a trunk of timm sees rgb alone.")
+    return TimmArchitecture.of_settings(model["TRUNK"].get("TIMM")).build()
+
+
+TRUNKS.register("timm", timm_trunk)
 TRUNKS.register("pirl_resnet", _resnet)
 TRUNKS.register("resnet", _resnet)
 
@@ -75,7 +84,7 @@ def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = N
             trunk.load_state_dict(trunk_state(checkpoint))
         except RuntimeError as error:
             raise ConfigError(
-                f"The checkpoint does not fit the trunk {model['TRUNK']['NAME']} of depth "
-                f"{model['TRUNK']['RESNETS']['DEPTH']}: {' '.join(str(error).split())[:300]}"
+                f"The checkpoint does not fit the trunk {model['TRUNK']['NAME']} of its config: "
+                f"{' '.join(str(error).split())[:300]}"
             ) from error
     return trunk.eval()

@@ -22,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pirl_plugin.network.checkpoints import trunk_state
 from pirl_plugin.network.networks_in_files import choose_network, networks_in
-from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of
-from pirl_plugin.network.trunks import LAYOUTS, ResNetTrunk
+from pirl_plugin.network.preprocessing import Preprocessing, notes_of, preprocessing_of
+from pirl_plugin.network.timm_trunk import TimmArchitecture, TimmTrunk
+from pirl_plugin.network.trunks import LAYOUTS, STAGES, ResNetTrunk
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
@@ -49,6 +51,14 @@ class Architecture:
     def input_size(self) -> int:
         """Side of the images that it is usually measured on, in pixels."""
         return 32 if self.stem == "small" else 224
+
+    def record(self) -> dict[str, Any]:
+        """What an export says of it."""
+        return asdict(self)
+
+    def build(self) -> ResNetTrunk:
+        """The network, untrained."""
+        return ResNetTrunk(**asdict(self))
 
     def __str__(self) -> str:
         width = "" if self.width_multiplier == 1 else f" of {self.width_multiplier:g} times the width"
@@ -103,10 +113,19 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
     if "conv2.weight" in networks[chosen]:
         raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; known are those with one.")
     weights = {key: value for key, value in networks[chosen].items() if _OURS.match(key)}
+    check_finite(weights, source)
+    return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with a NaN or an infinity.
+
+    Raises:
+        ConfigError: naming the first tensor.
+    """
     for key, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ConfigError(f"{source} has numbers in {key} that are not finite: the run that wrote it diverged.")
-    return weights
 
 
 def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
@@ -128,27 +147,40 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
 
 
 class Trunk(nn.Module):
-    """A ResNet without its classifier.
+    """A ResNet, or a network of timm, without its classifier.
 
     Attributes:
         architecture: which.
         preprocessing: what images it wants.
+        network: the network itself: (images, [layers]) -> [features].
     """
 
-    def __init__(self, architecture: Architecture, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(
+        self, architecture: Architecture | TimmArchitecture, preprocessing: Preprocessing | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.preprocessing = preprocessing or Preprocessing(architecture.input_size)
-        self.resnet = ResNetTrunk(**asdict(architecture))
+        self.network: ResNetTrunk | TimmTrunk = architecture.build()
 
     def forward(self, images: Tensor, layer: str = "flatten") -> Tensor:
         """Features of images float [B, 3, H, W], normalised as the weights want: [B, C] of res5, averaged.
 
         Args:
-            layer: or another of trunks.LAYERS: conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1].
+            layer: or another of trunks.LAYERS: conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1]; of timm's:
+                stage1, stage2 ...
         """
-        (features,) = self.resnet(images, [layer])
+        (features,) = self.network(images, [layer])
         return features
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The layers that are compared: conv1 and res2 to res5; of timm's networks at most five, evenly spaced."""
+        if isinstance(self.network, ResNetTrunk):
+            return STAGES
+        names = self.network.stages or ("flatten",)
+        count = min(5, len(names))
+        return tuple(names[(len(names) * (place + 1)) // count - 1] for place in range(count))
 
     def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
         """PIL image -> float32 [3, size, size], normalised as in training; the size is that of training, too."""
@@ -162,16 +194,43 @@ def load_trunk(path: str | Path) -> Trunk:
         ConfigError: as `read_trunk_weights`, and where weights are missing or of another shape.
     """
     content = read_content(path)
-    trunk = trunk_from_weights(trunk_weights_in(content, str(path)), str(path))
+    timm = _timm_architecture(path, content)
+    if timm is None:
+        trunk = trunk_from_weights(trunk_weights_in(content, str(path)), str(path))
+    else:
+        trunk = Trunk(timm)
+        _load(trunk, content if "classy_state_dict" not in content else trunk_state(content), str(path))
     trunk.preprocessing = preprocessing_of(path, content, trunk.architecture.input_size)
     return trunk
+
+
+def _timm_architecture(path: str | Path, content: Any) -> TimmArchitecture | None:
+    """The network of timm of which a run's checkpoint or an export says that it holds its weights; None for ResNets."""
+    run = content.get("classy_state_dict") if isinstance(content, Mapping) else None
+    if isinstance(run, Mapping):
+        trunk = (run.get("pirl_plugin") or {}).get("trunk")
+    else:
+        trunk = (notes_of(path) or {}).get("architecture")
+    if not isinstance(trunk, Mapping) or "model" not in trunk:
+        return None
+    return TimmArchitecture.of_settings(trunk, f"{path}: its network")
 
 
 def trunk_from_weights(weights: Mapping[str, Tensor], source: str = "the weights") -> Trunk:
     """The trunk that weights of torchvision's names make."""
     trunk = Trunk(infer_architecture(weights))
+    return _load(trunk, {f"_feature_blocks.{key}": value for key, value in weights.items()}, source)
+
+
+def _load(trunk: Trunk, weights: Mapping[str, Tensor], source: str) -> Trunk:
+    """The trunk with weights by its network's own names, in eval mode.
+
+    Raises:
+        ConfigError: where they are not whole, not this network's, or not finite.
+    """
+    check_finite(weights, source)
     try:
-        trunk.resnet.load_state_dict({f"_feature_blocks.{key}": value for key, value in weights.items()})
+        trunk.network.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
             f"{source} is not a whole {trunk.architecture}: {' '.join(str(error).split())[:400]}"

@@ -18,6 +18,7 @@ from pirl_plugin.distributed import rank
 from pirl_plugin.host.agreement import changes, check_same_images, settings_of_the_run
 from pirl_plugin.network.devices import refuse_wrong_gradients
 from pirl_plugin.network.preprocessing import Preprocessing
+from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError
@@ -165,6 +166,8 @@ class PIRLTask(SelfSupervisionTask):
         size = self.transform.image_crop_size
         images = Preprocessing.of_transforms([{"image_crop_size": size, **self.config.DATA.TRAIN.TRANSFORMS[0]}], size)
         own = {"images": images.record(), "files": self.images_identity, "settings": settings_of_the_run(self.config)}
+        if self.config.MODEL.TRUNK.NAME == "timm":
+            own["trunk"] = TimmArchitecture.of_settings(self.config.MODEL.TRUNK.TIMM).record()
         state["pirl_plugin"] = {**self._step_identity(), **place, **own, "unreadable": list(self.unreadable_so_far)}
         return state
 

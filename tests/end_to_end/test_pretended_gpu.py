@@ -150,7 +150,7 @@ def zeros_of(tensor: torch.Tensor) -> np.ndarray:
 def test_features_are_computed_where_it_was_asked_for(photo_folder, bfloat16, monkeypatch):
     seen = []
     with pretended_gpu() as gpu:
-        trunk = Trunk(Architecture(18, 0.125, "small")).eval().resnet
+        trunk = Trunk(Architecture(18, 0.125, "small")).eval().network
         trunk.register_forward_hook(lambda _, given, made: seen.append((given[0].device.type, made[0].dtype)))
         monkeypatch.setattr(torch.Tensor, "numpy", zeros_of)
         compute = Compute(torch.device("cuda"), bfloat16=bfloat16)
@@ -221,7 +221,7 @@ def test_features_of_layers_are_computed_where_it_was_asked_for(photo_folder, mo
     files = list_images(photo_folder)[:6]
     with pretended_gpu() as gpu:
         monkeypatch.setattr(torch.Tensor, "numpy", zeros_of)
-        trunk = Trunk(Architecture(18, 0.125, "small")).eval().resnet
+        trunk = Trunk(Architecture(18, 0.125, "small")).eval().network
         compute = Compute(torch.device("cuda"))
         embed_layers(trunk, files, center_view(32), ["res4", "res5"], batch_size=3, compute=compute)
         assert set(gpu.products) == {"cuda"} and gpu.mixed == []

@@ -96,7 +96,7 @@ def test_agreement_tells_the_right_order_of_images_from_a_wrong_one(tmp_path, ph
     convert(checkpoint_of_vissl(tmp_path / "vissl.torch", torch.randn(len(files), DIM)), tmp_path / "warm.torch")
     content = load_checkpoint(tmp_path / "warm.torch")
     trunk = trunk_from_weights(trunk_weights_in(content, ""))
-    features = torch.from_numpy(embed(trunk.resnet, files, center_view(32)))
+    features = torch.from_numpy(embed(trunk.network, files, center_view(32)))
     heads = content["classy_state_dict"]["base_model"]["model"]["heads"]
     heads["0.projection.bias"] = -heads["0.projection.weight"] @ features.mean(0)  # embeddings around 0
     embeddings = features @ heads["0.projection.weight"].T + heads["0.projection.bias"]

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
             torch.manual_seed(0)
             trunk = randomised(Trunk(architecture))
             path = folder / f"{len(made)}.torch"
-            model = {"trunk": trunk.resnet.state_dict(), "heads": {"0.weight": torch.ones(3)}}
+            model = {"trunk": trunk.network.state_dict(), "heads": {"0.weight": torch.ones(3)}}
             torch.save({"classy_state_dict": {"base_model": {"model": model}}, "loss": {"steps": 3}}, path)
             made[architecture] = path, trunk
         return made[architecture]
@@ -166,7 +166,7 @@ def as_old_vissl(state):
 )
 def test_weights_are_found_wherever_people_have_them(wrap, checkpoint, tmp_path):
     trunk = checkpoint(Architecture(18))[1]
-    plain = {key.removeprefix("_feature_blocks."): value for key, value in trunk.resnet.state_dict().items()}
+    plain = {key.removeprefix("_feature_blocks."): value for key, value in trunk.network.state_dict().items()}
     torch.save(wrap({**plain, "fc.weight": torch.ones(10, 512)}), tmp_path / "w.pth")
     assert torch.equal(load_trunk(tmp_path / "w.pth")(IMAGES), trunk(IMAGES))
 
@@ -213,7 +213,7 @@ def test_depths_are_told_apart():
     for depth in LAYOUTS:
         with torch.device("meta"):
             trunk = Trunk(Architecture(depth))
-        weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.resnet.state_dict().items()}
+        weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.network.state_dict().items()}
         assert infer_architecture(weights) == Architecture(depth)
 
 

@@ -28,12 +28,12 @@ def test_features_of_a_file_that_cannot_be_read_are_nan_and_no_others(photo_fold
     broken.write_bytes(b"no image")
     files = [*list_images(photo_folder)[:3], broken, *list_images(photo_folder)[3:5]]
     trunk, named = Trunk(Architecture(18, 0.125, "small")).eval(), []
-    features = embed(trunk.resnet, files, center_view(32), on_unreadable=lambda file, error: named.append(file))
+    features = embed(trunk.network, files, center_view(32), on_unreadable=lambda file, error: named.append(file))
     assert named == [broken] and np.isnan(features[3]).all()
-    rest = embed(trunk.resnet, [file for file in files if file != broken], center_view(32))
+    rest = embed(trunk.network, [file for file in files if file != broken], center_view(32))
     np.testing.assert_allclose(np.delete(features, 3, axis=0), rest, rtol=1e-5, atol=1e-6)
     with pytest.raises(OSError, match="cannot identify"):
-        embed(trunk.resnet, files, center_view(32))
+        embed(trunk.network, files, center_view(32))
 
 
 def test_a_checkpoints_trunk_gives_the_features_of_the_network_that_wrote_it(config, tmp_path, photo_folder):

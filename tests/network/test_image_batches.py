@@ -37,7 +37,7 @@ def files(photo_folder, tmp_path):
 @pytest.fixture
 def trunk():
     torch.manual_seed(0)
-    return Trunk(Architecture(18, 0.125, "small")).eval().resnet
+    return Trunk(Architecture(18, 0.125, "small")).eval().network
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -133,7 +133,7 @@ def test_a_run_of_before_is_known_by_its_config_and_a_foreign_file_is_said_to_be
     assert not load_trunk(tmp_path / "old.torch").preprocessing.known
     (tmp_path / "train_config.yaml").write_text((run.parent / "train_config.yaml").read_text())
     assert load_trunk(tmp_path / "old.torch").preprocessing.record() == OWN
-    torch.save(Trunk(Architecture(18)).resnet.state_dict(), tmp_path / "foreign.pth")
+    torch.save(Trunk(Architecture(18)).network.state_dict(), tmp_path / "foreign.pth")
     wanted = load_trunk(tmp_path / "foreign.pth").preprocessing
     assert str(wanted) == (
         "images of 224 pixels (shorter side to 256), mean and std 0.485, 0.456, 0.406, 0.229, 0.224, 0.225 (unknown: "

@@ -190,10 +190,10 @@ def test_a_run_says_how_its_bank_does_and_how_well_neighbours_vote(monitored, ph
     # The last one again, from the final checkpoint, in one process.
     trunk = load_trunk(monitored / "model_final_checkpoint_phase2.torch")
     files, labels = labelled_images(photo_folder)
-    features = embed_among_ranks(trunk.resnet, files, center_view(32))
+    features = embed_among_ranks(trunk.network, files, center_view(32))
     accuracy = weighted_knn(features, labels, features, labels, k=5)
     assert float(rows[-1]["knn_accuracy"]) == pytest.approx(accuracy, abs=1e-6)
-    np.testing.assert_array_equal(features, embed(trunk.resnet, files, center_view(32)))
+    np.testing.assert_array_equal(features, embed(trunk.network, files, center_view(32)))
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_the_training_images_vote_on_the_test_images(tmp_path, make_photo):
     )
     hook = MonitorHook(tmp_path, settings, lambda *_: None)
     hook.images = settings.images()
-    trunk = Trunk(Architecture(18, 0.125, "small")).resnet.train()
+    trunk = Trunk(Architecture(18, 0.125, "small")).network.train()
     task = SimpleNamespace(
         transform=JigsawPatchTransform(image_crop_size=32, patch_crop_size=42, patch_size=12),
         base_model=SimpleNamespace(trunk=trunk),

@@ -1,0 +1,147 @@
+"""Any backbone of timm as a trunk: RegNets, ConvNeXts, ViTs ... (MODEL.TRUNK.NAME: timm).
+
+    MODEL.TRUNK:
+      NAME: timm
+      TIMM: {model: vit_small_patch16_224, arguments: {dynamic_img_size: true}}
+
+A ViT sees views of two sizes only with dynamic_img_size, by which its position embeddings are resized to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pirl_plugin.validation import ConfigError, MissingPackageError, check_keys, check_mapping, nearest
+
+KEY = "MODEL.TRUNK.TIMM"
+# Of create_model: what would bring other weights, or another network, than those of the run.
+NOT_GIVEN = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes", "in_chans",
+    "features_only", "scriptable", "exportable",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TimmArchitecture:
+    """A network of timm.
+
+    Attributes:
+        model: one of timm.list_models().
+        arguments: of timm.create_model, numbers, words and lists of such.
+    """
+
+    model: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_settings(cls, settings: Any, where: str = KEY) -> TimmArchitecture:
+        """Of MODEL.TRUNK.TIMM, or of what a checkpoint or an export says.
+
+        Raises:
+            ConfigError: for unknown keys, a model that timm does not have, or an argument that a run must not give.
+            MissingPackageError: without timm.
+        """
+        check_keys(check_mapping(settings, where), ("model", "arguments"), where)
+        model, arguments = settings.get("model"), settings.get("arguments") or {}
+        known = _timm().list_models()
+        if model not in known:
+            raise ConfigError(
+                f"{where}.model is {model!r}{nearest(str(model), known)}; it must be one of the {len(known)} of "
+                f"timm.list_models()."
+            )
+        check_mapping(arguments, f"{where}.arguments")
+        refused = NOT_GIVEN.intersection(arguments)
+        if refused:
+            raise ConfigError(
+                f"{where}.arguments has {', '.join(sorted(refused))}; a trunk starts untrained (or from "
+                f"MODEL.WEIGHTS_INIT.PARAMS_FILE), has no classifier, and sees RGB."
+            )
+        return cls(model, dict(arguments))
+
+    @property
+    def input_size(self) -> int:
+        """Side of the images that it is usually measured on, in pixels."""
+        given = self.arguments.get("img_size")
+        return int(given or _timm().get_pretrained_cfg_value(self.model, "input_size")[-1])
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint or an export keeps of it; `of_settings` reads it."""
+        return {"model": self.model, "arguments": dict(self.arguments)}
+
+    def build(self) -> TimmTrunk:
+        """The network, untrained."""
+        return TimmTrunk(self)
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.model} of timm{f' ({given})' * bool(given)}"
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingPackageError(
+            "MODEL.TRUNK.NAME is 'timm', and timm is not installed; install it with: pip install timm"
+        ) from error
+    return timm
+
+
+class TimmTrunk(nn.Module):
+    """A network of timm without its classifier, with features of every stage.
+
+    Attributes:
+        channels: of the features `flatten`.
+        stages: names of the layers that it has beside `flatten`: stage1, stage2 ... (of a ViT, its blocks).
+    """
+
+    def __init__(self, architecture: TimmArchitecture) -> None:
+        super().__init__()
+        try:
+            self.model = _timm().create_model(architecture.model, num_classes=0, **architecture.arguments)
+        except TypeError as error:
+            raise ConfigError(f"{KEY}.arguments does not fit {architecture.model}: {error}.") from error
+        self.channels = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        several = hasattr(self.model, "forward_intermediates")
+        self.stages = tuple(f"stage{n + 1}" for n in range(len(self.model.feature_info))) if several else ()
+
+    def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> list[Tensor]:
+        """Features of images float [B, 3, H, W], normalised.
+
+        Args:
+            layers: `flatten` (the default), which is pooled as the network pools before its classifier [B, C], or of
+                `stages`, maps [B, c, h, w].
+
+        Returns:
+            one tensor a layer, in the order of `layers`.
+
+        Raises:
+            ConfigError: for a layer that the network does not have.
+        """
+        wanted = list(layers or ("flatten",))
+        if wanted == ["flatten"]:
+            return [self.model(images)]
+        for name in wanted:
+            if name != "flatten" and name not in self.stages:
+                raise ConfigError(f"The trunk has no layer {name!r}; it has {', '.join((*self.stages, 'flatten'))}.")
+        places = [self.stages.index(name) for name in wanted if name != "flatten"]
+        last, maps = self.model.forward_intermediates(images, indices=places, output_fmt="NCHW")
+        found = dict(zip(sorted(places), maps, strict=True))
+
+        def layer(name: str) -> Tensor:
+            if name != "flatten":
+                return found[self.stages.index(name)]
+            return self.model.forward_head(last, pre_logits=True)
+
+        return [layer(name) for name in wanted]
+
+
+def timm_channels(settings: Any) -> int:
+    """Features a view of the network of MODEL.TRUNK.TIMM, without making its weights."""
+    with torch.device("meta"):
+        return TimmArchitecture.of_settings(settings).build().channels
