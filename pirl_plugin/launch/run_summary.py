@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pirl_plugin.host.loss_settings import pirl_loss_class, pirl_loss_settings
+from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.training.settings import StepSettings
 
@@ -50,6 +51,8 @@ def _transform(entry: Mapping[str, Any]) -> str:
 
 
 def _trunk(trunk: Any) -> str:
+    if trunk.NAME == "timm":
+        return str(TimmArchitecture.of_settings(trunk.get("TIMM")))
     resnets = trunk.RESNETS
     width = "" if resnets.WIDTH_MULTIPLIER == 1 else f", {resnets.WIDTH_MULTIPLIER:g} times the width"
     stem = f", stem {resnets.STEM}" if "STEM" in resnets else ""

@@ -100,3 +100,10 @@ def rows_of(text: str) -> list[str]:
     return [
         line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| VISSL's |"))
     ]
+
+
+@pytest.mark.slow
+def test_archives_work_as_written(tmp_path, photo_folder):
+    printed = follow("archives.md", tmp_path, photo_folder)
+    assert len((tmp_path / "features.txt").read_text().splitlines()) == 48 and "photos.tar" in printed
+    assert len(list(tmp_path.glob(".photos.tar.*.npy"))) == 1

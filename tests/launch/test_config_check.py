@@ -94,6 +94,7 @@ PIRL_CONFIGS = {
     "npid/npid_1node": {**NO_TASK, "epochs": 200, "num_negatives": 4096, "batch": 256, "contrast": "npid"},
 }
 BASELINES = ("jigsaw/covariant_100", "jigsaw/covariant_2000", "jigsaw/covariant_10000", "rotnet/covariant")
+TIMM = ("pirl/jigsaw_vit_1gpu", "pirl/jigsaw_regnet_1gpu")  # tests/network/test_timm_trunk.py
 OPTIONS = ("pirl/analysis", "pirl/nodes/1node", "pirl/nodes/4node", "pirl/nodes/8node")
 BENCHMARKS = [  # tests/end_to_end/test_benchmarks.py
     *(f"benchmark/linear/{name}" for name in ("imagenet", "imagenet_wide", "places205", "inaturalist18")),
@@ -118,7 +119,7 @@ SMALL_CONFIGS = (
 
 
 def test_every_shipped_config_is_in_these_tests():
-    known = {f"pretrain/{name}" for name in (*PIRL_CONFIGS, *BASELINES, *OPTIONS, "supervised/resnet50")}
+    known = {f"pretrain/{name}" for name in (*PIRL_CONFIGS, *BASELINES, *TIMM, *OPTIONS, "supervised/resnet50")}
     assert set(config_names()) == known | set(SMALL_CONFIGS) | set(BENCHMARKS)
     for name in SMALL_CONFIGS:
         assert compose([f"config={name}"], check=False).LOSS.name
