@@ -29,14 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # Where a room's behaviour is tested beside its own folder of tests.
 MORE_TESTS = {
     "ground": ["tests/test_registry.py", "tests/test_rooms.py", "tests/launch/test_config_check.py", "tests/evaluation",
-               "tests/network", "tests/objective/test_distributed.py"],
+               "tests/network", "tests/objective/test_distributed.py", "tests/test_out_of_memory.py"],
     "commands": ["tests/network/test_export.py", "tests/evaluation/test_quick.py", "tests/data"],
     "data": ["tests/training/test_faults.py", "tests/training/test_resume.py", "tests/evaluation"],
     "evaluation": ["tests/experiments/test_study.py", "tests/training/test_monitor.py", "tests/network"],
     "network": ["tests/evaluation", "tests/host"],
     "host": ["tests/launch/test_launcher.py", "tests/launch/test_config_check.py"],
     "training": ["tests/launch/test_launcher.py"],
-    "launch": ["tests/network/test_preprocessing.py"],
+    "launch": ["tests/network/test_preprocessing.py", "tests/training/test_train_step.py",
+               "tests/training/test_monitor.py"],
 }  # fmt: skip
 SYMMETRIC = ("max", "min", "np.maximum", "torch.equal", "np.array_equal", "math.hypot")  # or nearly
 TIME_LIMIT = 900  # seconds for the tests of a fault: one that hangs is noticed
