@@ -13,7 +13,7 @@ def test_packages_that_detectron2_lacks_are_named_with_the_command(monkeypatch, 
     called = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command))
     monkeypatch.setattr(install_detectron2, "NEEDS", ("json", "nonesuch_a", "nonesuch_b"))
-    with pytest.raises(SystemExit, match="needs nonesuch_a, nonesuch_b: pip install nonesuch_a nonesuch_b$"):
+    with pytest.raises(SystemExit, match=r"needs nonesuch_a, nonesuch_b: pip install nonesuch_a nonesuch_b$"):
         install_detectron2.run(Namespace(checkout=tmp_path))
     assert called[0][-1] == str(tmp_path) and "--no-deps" in called[0] and len(called) == 1
 

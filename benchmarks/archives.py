@@ -1,0 +1,104 @@
+"""Images a second that one core reads from a folder, a tar, a tar of tars and a zip; the size of a million's index."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from input_pipeline import make_photos
+from measuring import alternate, machine, print_table, write_json
+
+from pirl_plugin.data import archives
+from pirl_plugin.data.archive_index import Member, entries_dtype
+from pirl_plugin.data.image_files import list_images, load_pixels
+from pirl_plugin.training.progress import resident_bytes
+
+MILLION = 1_281_167
+
+
+def pack(photos: Path, target: Path) -> dict[str, Path]:
+    """The same photos in every form that an archive may have."""
+    forms = {"folder": photos, "tar": target / "all.tar", "tar of tars": target / "nested.tar",
+             "zip, stored": target / "stored.zip", "zip, deflated": target / "deflated.zip"}  # fmt: skip
+    with tarfile.open(forms["tar"], "w") as made:
+        made.add(photos, ".")
+    with tarfile.open(forms["tar of tars"], "w") as made:
+        for folder in sorted(photos.iterdir()):
+            with tarfile.open(target / "inner.tar", "w") as inner:
+                inner.add(folder, ".")
+            made.add(target / "inner.tar", f"{folder.name}.tar")
+    for name, method in (("zip, stored", zipfile.ZIP_STORED), ("zip, deflated", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(forms[name], "w", method) as made:
+            for file in list_images(photos):
+                made.write(file, os.path.relpath(file, photos))
+    return forms
+
+
+def read_all(files: list[str]) -> None:
+    for file in files:
+        load_pixels(file)
+
+
+def index_of_a_million(folder: Path) -> dict[str, float]:
+    """A tar's index with ImageNet's names, opened: bytes on the disk, private memory, microseconds to find a name."""
+    names = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number:07d}.JPEG".encode() for number in range(MILLION)]
+    entries = np.zeros(MILLION, entries_dtype(max(map(len, names))))
+    entries["name"] = sorted(names)
+    entries["packed"], entries["by_name"] = Member(b"", 0, 0).packed, np.arange(MILLION)
+    np.save(folder / "index.npy", entries)
+    chosen = [names[place] for place in np.random.default_rng(0).integers(0, MILLION, 2000)]
+    del entries, names
+    (folder / "all.tar").write_bytes(b"")
+    archive = archives.Archive.__new__(archives.Archive)
+    before = resident_bytes()
+    archive.entries = np.load(folder / "index.npy", mmap_mode="r")
+    archive.names, archive.by_name = archive.entries["name"], archive.entries["by_name"]
+    seconds = []
+    for name in chosen:
+        began = time.perf_counter()
+        assert archive.place(name) is not None
+        seconds.append(time.perf_counter() - began)
+    return {
+        "megabytes": (folder / "index.npy").stat().st_size / 1e6,
+        "resident_megabytes": (resident_bytes() - before) / 1e6,
+        "microseconds_to_find": 1e6 * statistics.median(seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/archives.json"))
+    options = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["XDG_CACHE_HOME"] = f"{temporary}/cache"
+        photos = Path(temporary, "photos")
+        make_photos(photos / "all", options.photos)
+        for number, file in enumerate(sorted((photos / "all").iterdir())):
+            (photos / f"n{number % 10}").mkdir(exist_ok=True)
+            file.rename(photos / f"n{number % 10}" / file.name)
+        (photos / "all").rmdir()
+        forms = pack(photos, Path(temporary))
+        files = {name: list_images(path) for name, path in forms.items()}
+        seconds = alternate({name: lambda some=some: read_all(some) for name, some in files.items()}, options.repeats)
+        speeds = {name: options.photos / statistics.median(values) for name, values in seconds.items()}
+        rows = [["form", "images/s a core", "of the folder's"]]
+        rows += [[name, f"{speed:.0f}", f"{speed / speeds['folder']:.3f}"] for name, speed in speeds.items()]
+        print_table(f"{options.photos} JPEGs of 500 x 375, decoded whole, warm cache", rows)
+        million = index_of_a_million(Path(temporary))
+        said = ", ".join(f"{key} {value:.1f}" for key, value in million.items())
+        print(f"An index of {MILLION:,} images: {said}")
+        write_json(options.output, {"images_per_second": speeds, "index_of_a_million": million})
+
+
+if __name__ == "__main__":
+    main()
