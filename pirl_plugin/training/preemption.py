@@ -22,6 +22,7 @@ from pirl_plugin.early_stop import EXIT_CODE, SIGNALS
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.process_group import TORCHRUN
 
+LOOK_SECONDS = 0.2  # how often it is looked whether another rank has started after a signal
 # For the step that is under way: torchrun kills after 30 seconds; a SLURM job says itself how early it is told.
 GRACE_SECONDS = {"torchrun": 25.0, "otherwise": 100.0}
 
@@ -130,13 +131,28 @@ forwarded = threading.Event()  # whether this process, which started the ranks, 
 
 
 def forward_signals() -> None:
-    """For the process that started the ranks: hand the signals on to them, and let them end by themselves."""
+    """For the process that starts the ranks: hand the signals on to them, and let them end by themselves.
+
+    A rank that starts only after the signal gets it all the same: on another node the ranks have ended, and it would
+    wait for them until it is killed.
+    """
+    told: set[int] = set()
+
+    def hand_on(number: int) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                told.add(child.pid)
+                os.kill(child.pid, number)
+
+    def later(number: int, frame: Any) -> None:
+        if any(child.pid not in told for child in multiprocessing.active_children()):
+            hand_on(signal.SIGTERM)
 
     def forward(number: int, frame: Any) -> None:
         forwarded.set()
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
+        hand_on(number)
+        signal.signal(signal.SIGALRM, later)  # in this thread, which alone may look after children
+        signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
 
     for name in SIGNALS:
         before = signal.getsignal(name)

@@ -84,6 +84,31 @@ def test_the_grace_is_that_of_whoever_started_the_run_unless_it_is_given(monkeyp
     assert (grace_seconds(None), grace_seconds(7)) == (25, 7)
 
 
+BEFORE_THE_RANKS = """
+import multiprocessing, os, signal, time
+from pirl_plugin.training import preemption
+
+if __name__ == "__main__":
+    preemption.forward_signals()
+    os.kill(os.getpid(), signal.SIGUSR1)  # there is no rank yet
+    began = time.monotonic()
+    ranks = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+        time.sleep(1)
+    for rank in ranks:
+        rank.join()
+    print([rank.exitcode for rank in ranks], time.monotonic() - began < 30, preemption.forwarded.is_set())
+"""
+
+
+def test_a_rank_that_starts_after_the_signal_is_told_all_the_same(tmp_path):
+    (tmp_path / "launcher.py").write_text(BEFORE_THE_RANKS)
+    done = subprocess.run([sys.executable, "launcher.py"], capture_output=True, text=True, timeout=100, cwd=tmp_path,
+                          env=ENVIRONMENT)  # fmt: skip
+    assert done.stdout.strip() == f"[-{signal.SIGTERM:d}, -{signal.SIGTERM:d}] True True", done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_at_any_time_of_the_start_ends_with_75_and_the_same_command_trains(processes, photo_folder, tmp_path):
