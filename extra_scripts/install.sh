@@ -32,11 +32,11 @@ pinned() { # the line "name==version" of the lock
 }
 
 find_python() { # prints the interpreter to use
-    local candidates=(python3.12 python3.11 python3) candidate version without_venv=
+    local candidates=(python3.12 python3.11 python3.13 python3) candidate version without_venv=
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
         version=$(version_of "$candidate") || continue
-        case $version in 3.11 | 3.12) ;; *) continue ;; esac
+        case $version in 3.11 | 3.12 | 3.13) ;; *) continue ;; esac
         if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
             "$candidate" -c 'import sys; print(sys.executable)'
             return
@@ -46,9 +46,9 @@ find_python() { # prints the interpreter to use
     if [ -n "$without_venv" ]; then
         die "$without_venv has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv)."
     elif [ -n "${PYTHON:-}" ]; then
-        die "PYTHON=$PYTHON does not run as Python 3.11 or 3.12."
+        die "PYTHON=$PYTHON does not run as Python 3.11, 3.12 or 3.13."
     fi
-    die "no Python 3.11 or 3.12 found on PATH; install one, or name it: make install PYTHON=/path/to/python3.12"
+    die "no Python 3.11, 3.12 or 3.13 found on PATH; install one, or name it: make install PYTHON=/path/to/python3.12"
 }
 
 step() { # step NUMBER TEXT COMMAND...: runs the command into the log and says how long it took

@@ -61,9 +61,9 @@ WITH_VENV = f'case "$2" in *version_info*) echo 3.12 ;; *executable*) echo {os._
 @pytest.mark.parametrize(
     ("commands", "environment", "sentence"),
     [
-        ({"python3.12": BROKEN_SHIM}, {}, "no Python 3.11 or 3.12 found on PATH"),
-        ({"python3": "echo 3.13"}, {}, "no Python 3.11 or 3.12 found on PATH"),
-        ({}, {"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python does not run as Python 3.11 or 3.12"),
+        ({"python3.12": BROKEN_SHIM}, {}, "no Python 3.11, 3.12 or 3.13 found on PATH"),
+        ({"python3": "echo 3.10"}, {}, "no Python 3.11, 3.12 or 3.13 found on PATH"),
+        ({}, {"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python does not run as Python 3.11, 3.12 or 3.13"),
         ({"python3.12": WITHOUT_VENV}, {}, "python3.12 has no venv module; install it"),
         (
             {"python3.12": WITH_VENV, "df": "echo Filesystem 1024-blocks Used Available; echo x 9 9 4194304 9% /"},
