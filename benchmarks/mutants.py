@@ -3,9 +3,11 @@
     python benchmarks/mutants.py --count 200 --jobs 2 --output mutants.json
 
 Faults are drawn over all modules: another comparison, sign, constant, order of arguments, a statement that is gone. For
-each, the fast tests of the module's room run up to the first failure, those that name the module first. The table at
-the end has the kill rate by room; the JSON has every fault, and a run that is started again goes on. What survives is
-a fault that no test notices, or no fault at all: look at it.
+each, the fast tests that run the line run up to the first failure (a map of them, --map, is made first, in the time
+of the fast tests); where none does, since only processes that tests start get there, those of the module's room. What
+survives the tests of the line is tried with all of the room. The table at the end has the kill rate by room; the JSON
+has every fault, and a run that is started again goes on. What survives is a fault that no test notices, or no fault at
+all: look at it.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ MORE_TESTS = {
                "tests/training/test_monitor.py"],
 }  # fmt: skip
 SYMMETRIC = ("max", "min", "np.maximum", "torch.equal", "np.array_equal", "math.hypot")  # or nearly
+MOST_TESTS = 40
 TIME_LIMIT = 900  # seconds for the tests of a fault: one that hangs is noticed
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -143,8 +146,42 @@ def tests_of(path: Path) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files]
 
 
-def is_noticed(path: Path, changed: str) -> tuple[bool, str]:
-    """Whether a test fails with the fault, and which."""
+def make_map(folder: Path, jobs: int) -> None:
+    """Run all fast tests once and keep which lines of the plugin each runs."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "covered_lines", "-m", "not slow", "-n", str(jobs)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}", "COVERED_LINES": str(folder)}
+    subprocess.run([*command, "--dist", "loadfile"], cwd=ROOT, env=environment, check=False)
+
+
+def tests_by_line(folder: Path) -> dict[tuple[str, int], list[str]]:
+    """(file below pirl_plugin, line) -> tests that run it, those that run the fewest lines first."""
+    found: dict[tuple[str, int], list[tuple[int, str]]] = {}
+    for part in folder.glob("*.json"):
+        for test, files in json.loads(part.read_text()).items():
+            size = sum(map(len, files.values()))
+            for file, lines in files.items():
+                for line in lines:
+                    found.setdefault((file, line), []).append((size, test))
+    return {place: [test for _, test in sorted(tests)] for place, tests in found.items()}
+
+
+def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
+    """At most MOST_TESTS of those that run the line of a fault, or the line's statement where it has several."""
+    file, line, _ = name.split(":")
+    below = str(Path(file).relative_to("pirl_plugin"))
+    for above in range(4):  # a statement is traced at its first line
+        if found := by_line.get((below, int(line) - above)):
+            return found[:MOST_TESTS]
+    return []
+
+
+def is_noticed(path: Path, changed: str, chosen: list[str], lines_only: bool) -> tuple[bool, str]:
+    """Whether a test fails with the fault, and which: of those chosen, then of all of the room."""
+    noticed, by = _fails(path, changed, chosen) if chosen else (False, "")
+    return (noticed, by) if noticed or (chosen and lines_only) else _fails(path, changed, tests_of(path))
+
+
+def _fails(path: Path, changed: str, tests: list[str]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         ignored = shutil.ignore_patterns(".git", ".venv", "*.pyc", "__pycache__", "demo_output", "runs", "docs")
@@ -154,7 +191,7 @@ def is_noticed(path: Path, changed: str) -> tuple[bool, str]:
         environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
-                [*command, f"--basetemp={folder}/tmp", *tests_of(path)],
+                [*command, f"--basetemp={folder}/tmp", *tests],
                 cwd=copy, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -192,11 +229,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rooms", nargs="+", help="only these")
+    parser.add_argument("--map", type=Path, default=Path("covered_lines"), help="folder of the map of lines and tests")
+    parser.add_argument("--lines-only", action="store_true", help="a lower bound, sooner: not all tests of the room")
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
     chosen = [one for one in drawn(options.count, options.seed)
               if not options.rooms or room_of(ROOT / one[0].split(":")[0]) in options.rooms]  # fmt: skip
+    if not options.map.is_dir():
+        make_map(options.map.absolute(), options.jobs)
+    by_line = tests_by_line(options.map)
     started, done = time.monotonic(), 0
 
     def key(name: str, changed: str) -> str:
@@ -207,7 +249,12 @@ def main() -> None:
         running = {}
         for name, changed, what in todo:
             path = ROOT / name.split(":")[0]
-            running[pool.submit(is_noticed, path, changed)] = (key(name, changed), name, what, path)
+            running[pool.submit(is_noticed, path, changed, tests_for(name, by_line), options.lines_only)] = (
+                key(name, changed),
+                name,
+                what,
+                path,
+            )
         for future in concurrent.futures.as_completed(running):
             (noticed, by), (identity, name, what, path) = future.result(), running[future]
             results[identity] = {"room": room_of(path), "where": name, "what": what, "noticed": noticed, "by": by}
