@@ -177,11 +177,12 @@ def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]
 
 def is_noticed(path: Path, changed: str, chosen: list[str], lines_only: bool) -> tuple[bool, str]:
     """Whether a test fails with the fault, and which: of those chosen, then of all of the room."""
-    noticed, by = _fails(path, changed, chosen) if chosen else (False, "")
-    return (noticed, by) if noticed or (chosen and lines_only) else _fails(path, changed, tests_of(path))
+    noticed, by = fails(path, changed, chosen) if chosen else (False, "")
+    return (noticed, by) if noticed or (chosen and lines_only) else fails(path, changed, tests_of(path))
 
 
-def _fails(path: Path, changed: str, tests: list[str]) -> tuple[bool, str]:
+def fails(path: Path, changed: str, tests: list[str]) -> tuple[bool, str]:
+    """Whether one of some tests fails in a copy of the project with a module's text changed, and which."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         ignored = shutil.ignore_patterns(".git", ".venv", "*.pyc", "__pycache__", "demo_output", "runs", "docs")

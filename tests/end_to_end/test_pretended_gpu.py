@@ -19,6 +19,7 @@ from pirl_plugin.objective import triton_contrast
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.pretext import photometric
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
+from pirl_plugin.pretext.batch_views import draw_jigsaw_views, jigsaw_views
 from pirl_plugin.pretext.photometric import PhotometricSettings
 from pretended_gpu import pretended_gpu
 
@@ -144,6 +145,21 @@ def test_finishing_a_batch_on_the_device_waits_for_nothing():
 def zeros_of(tensor: torch.Tensor) -> np.ndarray:
     """In place of Tensor.numpy, for tensors without values."""
     return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def test_views_of_images_in_memory_are_made_on_the_device_without_waiting():
+    transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"](
+        image_crop_size=32, patch_crop_size=42, patch_size=12, augment_on="device", normalize_on="device",
+        photometric=ALL_KINDS,
+    )  # fmt: skip
+    drawn = draw_jigsaw_views(transform, 5, 32, 32)
+    with pretended_gpu() as gpu:
+        views = jigsaw_views(transform, torch.zeros(5, 3, 32, 32, dtype=torch.uint8, device="cuda"), drawn)
+        assert {name: tuple(view.shape) for name, view in views.items()} == {
+            "images": (5, 3, 32, 32), "pretext": (45, 3, 12, 12),
+        }  # fmt: skip
+        assert all(view.is_cuda and view.dtype == torch.float32 for view in views.values())
+        assert gpu.waits == [] and gpu.mixed == []
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
