@@ -3,19 +3,20 @@
     python benchmarks/mutants.py --count 200 --jobs 2 --output mutants.json
 
 Faults are drawn over all modules: another comparison, sign, constant, order of arguments, a statement that is gone. For
-each, the fast tests that run the line run up to the first failure (a map of them, --map, is made first, in the time
-of the fast tests); where none does, since only processes that tests start get there, those of the module's room. What
-survives the tests of the line is tried with all of the room. The table at the end has the kill rate by room; the JSON
-has every fault, and a run that is started again goes on. What survives is a fault that no test notices, or no fault at
-all: look at it.
+each, the fast tests that run the line run up to the first failure; which they are, coverage.py notes first (--map, in
+twice the time of the fast tests). Where none does, since only processes that tests start get there, and for what
+survives, all of the module's room run. The table at the end has the kill rate by room; the JSON has every fault, and a
+run that is started again goes on. What survives is a fault that no test notices, or no fault at all: look at it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import concurrent.futures
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -146,31 +147,38 @@ def tests_of(path: Path) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files]
 
 
-def make_map(folder: Path, jobs: int) -> None:
-    """Run all fast tests once and keep which lines of the plugin each runs."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "covered_lines", "-m", "not slow", "-n", str(jobs)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}", "COVERED_LINES": str(folder)}
-    subprocess.run([*command, "--dist", "loadfile"], cwd=ROOT, env=environment, check=False)
+def make_map(file: Path) -> None:
+    """Run all fast tests once under coverage.py (pip install coverage), which notes the test that runs each line."""
+    settings = file.with_suffix(".ini")
+    settings.write_text("[run]\ndynamic_context = test_function\nsource = pirl_plugin\n")
+    shared = [f"--rcfile={settings}", f"--data-file={file.with_suffix('.coverage')}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "coverage", "run", *shared, "-m", "pytest", "-q", "-m", "not slow"]
+    subprocess.run(run, cwd=ROOT, env=environment, check=False)
+    export = [sys.executable, "-m", "coverage", "json", *shared, "--show-contexts", "-o", str(file)]
+    subprocess.run(export, cwd=ROOT, env=environment, check=True)
 
 
-def tests_by_line(folder: Path) -> dict[tuple[str, int], list[str]]:
-    """(file below pirl_plugin, line) -> tests that run it, those that run the fewest lines first."""
-    found: dict[tuple[str, int], list[tuple[int, str]]] = {}
-    for part in folder.glob("*.json"):
-        for test, files in json.loads(part.read_text()).items():
-            size = sum(map(len, files.values()))
-            for file, lines in files.items():
-                for line in lines:
-                    found.setdefault((file, line), []).append((size, test))
-    return {place: [test for _, test in sorted(tests)] for place, tests in found.items()}
+def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
+    """(file, line) -> tests that run it, as pytest takes them, those that run the fewest lines first."""
+    places = {path.stem: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+
+    def test(context: str) -> str:  # module.function
+        module, _, function = context.partition(".")
+        return f"{places[module]}::{function}"
+
+    lines = {(name, int(line)): [test(context) for context in contexts if context.partition(".")[0] in places]
+             for name, one in json.loads(file.read_text())["files"].items()
+             for line, contexts in one["contexts"].items()}  # fmt: skip
+    sizes = collections.Counter(test for tests in lines.values() for test in tests)
+    return {place: sorted(tests, key=lambda test: sizes[test]) for place, tests in lines.items()}
 
 
 def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
-    """At most MOST_TESTS of those that run the line of a fault, or the line's statement where it has several."""
+    """At most MOST_TESTS of those that run the line of a fault; none where no test does."""
     file, line, _ = name.split(":")
-    below = str(Path(file).relative_to("pirl_plugin"))
-    for above in range(4):  # a statement is traced at its first line
-        if found := by_line.get((below, int(line) - above)):
+    for above in range(4):  # of a statement of several lines, the first is noted
+        if found := by_line.get((file, int(line) - above)):
             return found[:MOST_TESTS]
     return []
 
@@ -230,15 +238,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rooms", nargs="+", help="only these")
-    parser.add_argument("--map", type=Path, default=Path("covered_lines"), help="folder of the map of lines and tests")
+    parser.add_argument("--map", type=Path, default=Path("covered_lines.json"), help="which tests run which line")
     parser.add_argument("--lines-only", action="store_true", help="a lower bound, sooner: not all tests of the room")
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
     chosen = [one for one in drawn(options.count, options.seed)
               if not options.rooms or room_of(ROOT / one[0].split(":")[0]) in options.rooms]  # fmt: skip
-    if not options.map.is_dir():
-        make_map(options.map.absolute(), options.jobs)
+    if not options.map.is_file():
+        if importlib.util.find_spec("coverage") is None:
+            sys.exit("Error: which tests run which line is found by coverage.py: pip install coverage")
+        make_map(options.map.absolute())
     by_line = tests_by_line(options.map)
     started, done = time.monotonic(), 0
 
