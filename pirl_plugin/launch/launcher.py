@@ -56,8 +56,10 @@ def distributed_worker(
     local_rank: int, cfg: AttrDict, node_id: int, dist_run_id: str, *args: Any, **kwargs: Any
 ) -> None:
     """One rank. That a spawned process must import this function is what registers the plugin in it."""
-    early_stop.end_when_asked()
-    if "SUBMITIT_EXECUTOR" in os.environ and multiprocessing.parent_process() is not None:
+    spawned = multiprocessing.parent_process() is not None
+    if not spawned:  # else a signal ends it at once, also while it waits for others, where no handler of Python's runs
+        early_stop.end_when_asked()
+    elif "SUBMITIT_EXECUTOR" in os.environ:
         signal.signal(REQUEUE, signal.SIG_IGN)  # SLURM may send it to all; the launcher hands on what it means
     # Workers of the data loader then start from a process that has the plugin imported: registered whatever
     # __main__ is, and in a fraction of the time.
@@ -102,15 +104,17 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     if TORCHRUN in os.environ:
         _one_rank(config, engine_name)
         return
-    if config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1:  # else the rank is this process
-        preemption.forward_signals()
+    several = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1  # else the rank is this process
     try:
-        distributed_launcher.launch_distributed(
-            cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
-        )
+        with preemption.forwarded_signals() if several else contextlib.nullcontext():
+            distributed_launcher.launch_distributed(
+                cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
+            )
     except ProcessExitedException as error:
-        # A rank that was asked to stop while Python still imported has no handler yet, and dies of the signal.
-        if error.exit_code == preemption.EXIT_CODE or (preemption.forwarded.is_set() and error.signal_name is not None):
+        # A rank that was asked to stop before it trains has no handler and dies of the signal; to all processes of a
+        # job it may come to the rank first.
+        asked = error.signal_name in {name.name for name in early_stop.SIGNALS} and preemption.forwarded.wait(2)
+        if asked or error.exit_code == preemption.EXIT_CODE:
             raise SystemExit(preemption.EXIT_CODE) from error
         killed = error.signal_name == "SIGKILL"
         how = f"was killed (SIGKILL) {out_of_memory.cause_of_a_kill()}" if killed else f"ended with {error}"

@@ -5,12 +5,14 @@ SLURM sends them before the time of a job is up (`--signal=USR1@120`), torchrun 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -130,13 +132,15 @@ class PreemptionHook(Hook):
 forwarded = threading.Event()  # whether this process, which started the ranks, was asked to stop
 
 
-def forward_signals() -> None:
+@contextlib.contextmanager
+def forwarded_signals() -> Iterator[None]:
     """For the process that starts the ranks: hand the signals on to them, and let them end by themselves.
 
     A rank that starts only after the signal gets it all the same: on another node the ranks have ended, and it would
     wait for them until it is killed.
     """
     told: set[int] = set()
+    running = True
 
     def hand_on(number: int) -> None:
         for child in multiprocessing.active_children():
@@ -151,11 +155,17 @@ def forward_signals() -> None:
     def forward(number: int, frame: Any) -> None:
         forwarded.set()
         hand_on(number)
-        signal.signal(signal.SIGALRM, later)  # in this thread, which alone may look after children
-        signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+        if running:
+            signal.signal(signal.SIGALRM, later)  # in this thread, which alone may look after children
+            signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
 
     for name in SIGNALS:
         before = signal.getsignal(name)
         # Else whoever runs this, submitit for one, has plans of its own.
         if before is signal.SIG_DFL or early_stop.is_early(before):
             signal.signal(name, forward)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the alarm would end Python as it ends

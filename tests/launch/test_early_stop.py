@@ -1,8 +1,10 @@
 """A signal before training has begun is no failure: the job goes back into the queue."""
 
 import atexit
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 
 from pirl_plugin import early_stop
 from pirl_plugin.training.preemption import grace_seconds
+from runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -89,15 +92,16 @@ import multiprocessing, os, signal, time
 from pirl_plugin.training import preemption
 
 if __name__ == "__main__":
-    preemption.forward_signals()
-    os.kill(os.getpid(), signal.SIGUSR1)  # there is no rank yet
     began = time.monotonic()
-    ranks = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in range(2)]
-    for rank in ranks:
-        rank.start()
-        time.sleep(1)
-    for rank in ranks:
-        rank.join()
+    with preemption.forwarded_signals():
+        os.kill(os.getpid(), signal.SIGUSR1)  # there is no rank yet
+        ranks = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in range(2)]
+        for rank in ranks:
+            rank.start()
+            time.sleep(1)
+        for rank in ranks:
+            rank.join()
+    os.kill(os.getpid(), signal.SIGUSR1)
     print([rank.exitcode for rank in ranks], time.monotonic() - began < 30, preemption.forwarded.is_set())
 """
 
@@ -107,6 +111,7 @@ def test_a_rank_that_starts_after_the_signal_is_told_all_the_same(tmp_path):
     done = subprocess.run([sys.executable, "launcher.py"], capture_output=True, text=True, timeout=100, cwd=tmp_path,
                           env=ENVIRONMENT)  # fmt: skip
     assert done.stdout.strip() == f"[-{signal.SIGTERM:d}, -{signal.SIGTERM:d}] True True", done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -135,3 +140,26 @@ def test_a_signal_at_any_time_of_the_start_ends_with_75_and_the_same_command_tra
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     assert (tmp_path / "run" / "model_final_checkpoint_phase1.torch").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_rank_that_waits_for_another_node_ends_at_once_with_75(to_all, photo_folder, tmp_path):
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pirl_plugin.launch.launcher", "config=pretrain/pirl/jigsaw_small_images_cpu",
+         f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={tmp_path}/run", "node_id=0",
+         "config.DISTRIBUTED.NUM_NODES=2", f"config.DISTRIBUTED.RUN_ID=localhost:{port}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while True:  # until the rank has opened the port at which it waits
+        assert process.poll() is None and time.monotonic() < deadline
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+            break
+        time.sleep(0.2)
+    time.sleep(1)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGUSR1) if to_all else process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and time.monotonic() - began < 10, errors[-2000:]
