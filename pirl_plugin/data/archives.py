@@ -17,33 +17,60 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pirl_plugin.data.archive_index import ENDINGS, index_of, refuse_compressed
 from pirl_plugin.validation import ConfigError
 
 
+class _File:
+    """A file that is open for reading until this object is gone."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.number)
+
+
+@functools.lru_cache(maxsize=64)  # few stay open; a forked process reads by its parent's, which pread allows
+def _file(path: str, size: int, changed: int) -> _File:
+    return _File(path)
+
+
 class Archive:
-    """An archive, open; its members by their names, as os.walk would list them.
+    """An archive; its members by their names, as os.walk would list them.
+
+    Args:
+        size, changed: of the file, in bytes and ns.
 
     Attributes:
         entries: one of `pirl_plugin.data.archive_index.entries_dtype` for each image, in the order of a walk.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, path: str, size: int, changed: int) -> None:
+        self.path, self.state = path, (size, changed)
         self.entries = index_of(path)
         self.names, self.by_name = self.entries["name"], self.entries["by_name"]
 
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(self.file)
-
     def place(self, name: bytes) -> int | None:
         """The number of the entry of a name; None where there is none."""
-        found = bisect.bisect_left(self.by_name, name, key=self.names.__getitem__)
+        found = self._before(name)
         if found == len(self.by_name) or self.names[self.by_name[found]] != name:
             return None
         return int(self.by_name[found])
+
+    def below(self, folder: bytes) -> np.ndarray:
+        """Numbers of the entries below a folder, b"a/b/" or b"" for all, in the order of a walk."""
+        if not folder:
+            return np.arange(len(self.names))
+        after = folder[:-1] + bytes([folder[-1] + 1])
+        return np.sort(self.by_name[self._before(folder) : self._before(after)])
+
+    def _before(self, name: bytes) -> int:
+        """How many names come before one."""
+        return bisect.bisect_left(self.by_name, name, key=self.names.__getitem__)
 
     def read(self, place: int) -> bytes:
         """The bytes of an entry.
@@ -51,9 +78,9 @@ class Archive:
         Raises:
             OSError: where the archive is shorter than its index says.
         """
-        entry = self.entries[place]
+        entry, file = self.entries[place], _file(self.path, *self.state)
         packed, size = int(entry["packed"]), int(entry["size"])
-        data = os.pread(self.file, size if packed < 0 else packed, int(entry["offset"]))
+        data = os.pread(file.number, size if packed < 0 else packed, int(entry["offset"]))
         if packed >= 0:
             data = zlib.decompress(data, -zlib.MAX_WBITS, size)
         if len(data) != size:
@@ -61,9 +88,7 @@ class Archive:
         return data
 
 
-@functools.lru_cache(maxsize=64)  # few files stay open; a forked process reads by its parent's, which pread allows
-def _opened(path: str, size: int, changed: int) -> Archive:
-    return Archive(path)
+_opened = functools.lru_cache(maxsize=4096)(Archive)
 
 
 def _open(path: str) -> Archive:
@@ -135,9 +160,8 @@ def members(path: str | os.PathLike[str]) -> Iterator[str] | None:
     found = (path, b"") if is_archive(path) else None if os.path.exists(path) else _folder(path)
     if found is None:
         return None
-    archive, prefix = _open(found[0]), found[1]
-    names = (bytes(name) for name in archive.names)
-    return (os.path.join(path, os.fsdecode(name[len(prefix) :])) for name in names if name.startswith(prefix))
+    archive, below = _open(found[0]), found[1]
+    return (os.path.join(path, os.fsdecode(archive.names[n][len(below) :])) for n in archive.below(below))
 
 
 def archives_below(folder: str | os.PathLike[str]) -> list[str]:
@@ -162,7 +186,7 @@ def images_in_archives(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Paths of the images of all archives directly in a folder, each below a folder of its name without the ending."""
     for path in archives_below(folder):
         below, names = os.path.splitext(path)[0], _open(path).names
-        yield from (os.path.join(below, os.fsdecode(bytes(name))) for name in names)
+        yield from (os.path.join(below, os.fsdecode(name)) for name in names)
 
 
 def class_names(path: str | os.PathLike[str]) -> list[str] | None:
