@@ -57,7 +57,7 @@ def index_of_a_million(folder: Path) -> dict[str, float]:
     chosen = [names[place] for place in np.random.default_rng(0).integers(0, MILLION, 2000)]
     del entries, names
     before = resident_bytes()
-    with mock.patch.object(archives, "index_of", lambda _: np.load(folder / "index.npy", mmap_mode="r")):
+    with mock.patch.object(archives, "index_of", return_value=np.load(folder / "index.npy", mmap_mode="r")):
         archive = archives.Archive(str(folder / "all.tar"), 0, 0)
     seconds = []
     for name in chosen:

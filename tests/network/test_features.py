@@ -85,7 +85,7 @@ def test_weights_of_another_architecture_are_refused(config, photo_folder):
             "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.5",
         ]
     )
-    with pytest.raises(ConfigError, match="does not fit the trunk pirl_resnet of depth 18"):
+    with pytest.raises(ConfigError, match="does not fit the trunk pirl_resnet of its config"):
         build_trunk(config, checkpoint_of(build_trunk(wide)))
 
 

@@ -51,6 +51,16 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+def left_after(group: int, seconds: float) -> list[int]:
+    """Processes of a group that have not ended within some seconds; they are killed."""
+    deadline = time.monotonic() + seconds
+    while (left := processes_of(group)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     (folder / "rank.py").write_text(RANK)
     return subprocess.Popen(
@@ -68,17 +78,11 @@ def test_workers_and_their_server_end_within_seconds_of_a_killed_rank(tmp_path):
         os.killpg(process.pid, signal.SIGUSR2)
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 5
-    while (left := processes_of(process.pid)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not left_after(process.pid, 5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_rank_that_ends_as_it_should_is_not_cut_short_by_its_server(tmp_path):
     with start(tmp_path, "forkserver", "end") as process:
         assert process.wait(60) == 0
-    time.sleep(1)
-    assert not processes_of(process.pid)
+    assert not left_after(process.pid, 10)
