@@ -159,7 +159,10 @@ def _check_head(config: Any, key: str, head: dict[str, Any], loss: PIRLLoss, tas
             f"The head of `{key}` is pirl_heads with branch {branch!r}; {task.name} needs branch {wanted!r}."
         )
     check_keys(head, keyword_arguments(PIRLHead), "pirl_heads")
-    PIRLHead(**head)
+    if PIRLHead(**head).batch_norm and config.DATA.TRAIN.BATCHSIZE_PER_REPLICA < 2:
+        raise ConfigError(
+            "pirl_heads.batch_norm is true, and DATA.TRAIN.BATCHSIZE_PER_REPLICA 1 has no variance: give at least 2."
+        )
     channels = trunk_channels(config)
     if channels is not None and head["in_channels"] != channels:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pirl_plugin.validation import ConfigError, check_boolean, check_choice, check_integer
 
@@ -94,6 +95,7 @@ class PIRLHead(nn.Module):
             embeddings = self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))
         if not self.batch_norm:
             return embeddings
-        if self.training and len(embeddings) < 2:
-            raise ValueError("pirl_heads.batch_norm is true and the batch holds 1 image, which has no variance.")
+        if self.training and len(embeddings) < 2:  # the only one of its batch that could be read has no variance
+            norm = self.normalization
+            return functional.batch_norm(embeddings, norm.running_mean, norm.running_var, eps=norm.eps)
         return self.normalization(embeddings)

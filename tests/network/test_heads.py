@@ -64,8 +64,12 @@ def test_with_batch_norm_embeddings_have_mean_0_and_variance_1_over_the_batch(br
     torch.testing.assert_close(normalised.eval()(features), got, rtol=0.05, atol=0.05)
 
 
-def test_a_batch_of_one_image_has_no_variance_and_is_refused():
+def test_the_only_image_of_its_batch_that_could_be_read_is_normalised_by_the_running_averages():
     head = PIRLHead("image", 8, 4, batch_norm=True)
-    with pytest.raises(ValueError, match=r"batch_norm is true and the batch holds 1 image"):
-        head(torch.randn(1, 8))
-    assert head.eval()(torch.randn(1, 8)).shape == (1, 4)
+    for _ in range(50):
+        head(torch.randn(16, 8) + 3)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    alone = torch.randn(1, 8)
+    got = head(alone)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    torch.testing.assert_close(got, head.eval()(alone))
