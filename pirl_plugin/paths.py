@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import socket
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 
 def unfinished(path: Path) -> Path:
@@ -13,9 +17,26 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
-def cache_folder() -> Path:
-    """Where what can be made again is kept from run to run: the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pirl_plugin")
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which comes under its name once all of it is there, or not at all."""
+    torn = unfinished(path)
+    try:
+        with torn.open("wb") as file:
+            yield file
+        os.replace(torn, path)
+    finally:
+        torn.unlink(missing_ok=True)
+
+
+def cache_of(path: str, ending: str) -> Path:
+    """Where what was found out about a file or folder is kept from run to run: in the user's cache folder.
+
+    That is XDG_CACHE_HOME, else ~/.cache.
+    """
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=12).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "pirl_plugin" / f"{name}.{ending}"
 
 
 def config_folder() -> Path:

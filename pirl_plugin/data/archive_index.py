@@ -6,7 +6,7 @@ The array's name has the archive's size and time: of one that was replaced, anot
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import glob
 import logging
 import os
 import stat
@@ -20,7 +20,7 @@ import numpy as np
 
 from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.file_names import is_hidden, is_image
-from pirl_plugin.paths import cache_folder, unfinished
+from pirl_plugin.paths import cache_of, written_whole
 from pirl_plugin.validation import ConfigError
 
 ENDINGS = (".tar", ".zip")
@@ -56,39 +56,29 @@ def index_of(path: str) -> np.ndarray:
     """
     known = os.stat(path)
     key = f"{known.st_size}-{known.st_mtime_ns}.v{VERSION}.npy"
-    beside = Path(path).with_name(f".{Path(path).name}.{key}")
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=12).hexdigest()
-    cache = cache_folder() / f"{name}.{key}"
-    for file in (beside, cache):
+    files = [Path(path).with_name(f".{Path(path).name}.{key}"), cache_of(path, key)]
+    for file in files:
         with contextlib.suppress(OSError, ValueError):  # not there, or torn
             return np.load(file, mmap_mode="r", allow_pickle=False)
     logging.info(f"Listing the archive {printable(path)}, once ...")
     entries = _entries(path)
-    for file in (beside, cache):
+    for file in files:
         with contextlib.suppress(OSError):
-            if file is cache:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, entries)
+            _write(file, entries, file.name.removesuffix(key))
             return np.load(file, mmap_mode="r", allow_pickle=False)
-    logging.warning(f"The index of {printable(path)} can be kept neither in {beside.parent} nor in {cache.parent}.")
+    folders = " nor in ".join(str(file.parent) for file in files)
+    logging.warning(f"The index of {printable(path)} can be kept neither in {folders}.")
     return entries
 
 
-def _write(file: Path, entries: np.ndarray) -> None:
-    torn = unfinished(file)
-    try:
-        with torn.open("wb") as written:
-            np.save(written, entries, allow_pickle=False)
-        os.replace(torn, file)
-    finally:
-        torn.unlink(missing_ok=True)
-    for old in file.parent.glob(f"{file.name[: -len(_key_of(file.name))]}*.npy"):
-        if old != file:  # of the archive before it was replaced
+def _write(file: Path, entries: np.ndarray, start: str) -> None:
+    """Write an index, and delete those of the archive before it was replaced, whose names start alike."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as written:
+        np.save(written, entries, allow_pickle=False)
+    for old in file.parent.glob(f"{glob.escape(start)}*-*.v*.npy"):
+        if old != file:
             old.unlink(missing_ok=True)
-
-
-def _key_of(name: str) -> str:
-    return ".".join(name.rsplit(".", 3)[-3:])
 
 
 def _entries(path: str) -> np.ndarray:

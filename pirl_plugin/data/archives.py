@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pirl_plugin.data.archive_index import ENDINGS, index_of, refuse_compressed
+from pirl_plugin.data.archive_index import ENDINGS, STORED, index_of, refuse_compressed
 from pirl_plugin.validation import ConfigError
 
 
@@ -80,8 +80,8 @@ class Archive:
         """
         entry, file = self.entries[place], _file(self.path, *self.state)
         packed, size = int(entry["packed"]), int(entry["size"])
-        data = os.pread(file.number, size if packed < 0 else packed, int(entry["offset"]))
-        if packed >= 0:
+        data = os.pread(file.number, size if packed == STORED else packed, int(entry["offset"]))
+        if packed != STORED:
             data = zlib.decompress(data, -zlib.MAX_WBITS, size)
         if len(data) != size:
             raise OSError(errno.EIO, "the archive ends before this member does", self.path)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pirl_plugin.paths import unfinished
+from pirl_plugin.paths import written_whole
 from pirl_plugin.validation import ConfigError
 
 _BOM = b"\xef\xbb\xbf"
@@ -33,14 +33,8 @@ def as_line(name: str) -> str:
 
 def write_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Write a list whole or not at all."""
-    path = Path(path)
-    torn = unfinished(path)
-    try:
-        with torn.open("wb") as file:
-            file.writelines(os.fsencode(as_line(name)) + b"\n" for name in names)
-        os.replace(torn, path)
-    finally:
-        torn.unlink(missing_ok=True)
+    with written_whole(Path(path)) as file:
+        file.writelines(os.fsencode(as_line(name)) + b"\n" for name in names)
 
 
 def read_list(path: str | os.PathLike[str]) -> Iterator[str]:

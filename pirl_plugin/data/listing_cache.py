@@ -6,16 +6,15 @@ A list holds as long as no folder in it has changed: the time of a folder change
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
-from pirl_plugin.paths import cache_folder, unfinished
+from pirl_plugin.paths import cache_of, written_whole
 
 MANY = 10_000  # images; fewer are listed in a moment
 SETTLED_SECONDS = 2.0  # a folder that changed so shortly ago may change again within the same tick of its clock
@@ -23,8 +22,7 @@ VERSION = 1  # of what counts as an image, and of the file
 
 
 def _file(folder: str) -> Path:
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=12).hexdigest()
-    return cache_folder() / f"{name}.v{VERSION}.npz"
+    return cache_of(folder, f"v{VERSION}.npz")
 
 
 def changed(folder: str) -> int:
@@ -35,7 +33,7 @@ def changed(folder: str) -> int:
         return -1
 
 
-def read(folder: str) -> list[str] | None:
+def read(folder: str) -> Iterator[str] | None:
     """Names of the images of a folder, relative to it and in the order of a walk; None where no list holds."""
     try:
         with np.load(_file(folder), allow_pickle=False) as kept:
@@ -43,11 +41,11 @@ def read(folder: str) -> list[str] | None:
             times = kept["times"].tolist()
             if any(changed(os.path.join(folder, name)) != when for name, when in zip(folders, times, strict=True)):
                 return None
-            names = [os.fsdecode(name) for name in kept["names"].tolist()]
+            names = kept["names"].tolist()
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or torn
         return None
     logging.info(f"{folder}: {len(names)} images, by the list of before; none of its folders has changed")
-    return names
+    return map(os.fsdecode, names)
 
 
 def write(folder: str, names: Sequence[str], folders: Mapping[str, int], began: float) -> None:
@@ -61,17 +59,12 @@ def write(folder: str, names: Sequence[str], folders: Mapping[str, int], began: 
     if max(folders.values()) > (began - SETTLED_SECONDS) * 1e9:
         return
     file = _file(folder)
-    torn = unfinished(file)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with torn.open("wb") as written:
-                np.savez(
-                    written,
-                    names=np.array([os.fsencode(name) for name in names]),
-                    folders=np.array([os.fsencode(name) for name in folders]),
-                    times=np.array(list(folders.values()), dtype=np.int64),
-                )
-            os.replace(torn, file)
-        finally:
-            torn.unlink(missing_ok=True)
+        with written_whole(file) as written:
+            np.savez(
+                written,
+                names=np.array([os.fsencode(name) for name in names]),
+                folders=np.array([os.fsencode(name) for name in folders]),
+                times=np.array(list(folders.values()), dtype=np.int64),
+            )

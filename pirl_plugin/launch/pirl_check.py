@@ -51,8 +51,9 @@ def check_pirl(config: Any) -> None:
             f"MODEL.HEAD.PARAMS has {len(config.MODEL.HEAD.PARAMS)} heads, of which {len(heads)} pirl_heads; the "
             f"inputs {inputs} need one pirl_heads each."
         )
+    channels = trunk_channels(config)
     for key, head in heads:
-        _check_head(config, key, head, loss, task)
+        _check_head(config, key, head, loss, task, channels)
 
 
 def _trial_loss(config: Any) -> PIRLLoss:
@@ -150,8 +151,10 @@ def _check_inputs(config: Any, loss: PIRLLoss, task: PretextTransform) -> None:
         )
 
 
-def _check_head(config: Any, key: str, head: dict[str, Any], loss: PIRLLoss, task: PretextTransform) -> None:
-    """One pirl_heads: its branch, its channels and its dimension."""
+def _check_head(
+    config: Any, key: str, head: dict[str, Any], loss: PIRLLoss, task: PretextTransform, channels: int | None
+) -> None:
+    """One pirl_heads: its branch, its channels, which are the trunk's where those are known, and its dimension."""
     branch, dim = head.get("branch"), head.get("embedding_dim", 128)
     wanted = "image" if key == "images" else task.branch
     if branch != wanted:
@@ -163,7 +166,6 @@ def _check_head(config: Any, key: str, head: dict[str, Any], loss: PIRLLoss, tas
         raise ConfigError(
             "pirl_heads.batch_norm is true, and DATA.TRAIN.BATCHSIZE_PER_REPLICA 1 has no variance: give at least 2."
         )
-    channels = trunk_channels(config)
     if channels is not None and head["in_channels"] != channels:
         raise ConfigError(
             f"pirl_heads.in_channels ({branch}) is {head['in_channels']}, but the trunk gives {channels} features "

@@ -21,7 +21,7 @@ from pirl_plugin.network.features import progress_line
 from pirl_plugin.network.image_batches import OnUnreadable, view_batches
 from pirl_plugin.network.preprocessing import preprocessing_of, usual_size
 from pirl_plugin.network.run_networks import build_trunk
-from pirl_plugin.paths import unfinished
+from pirl_plugin.paths import written_whole
 from pirl_plugin.validation import ConfigError
 
 
@@ -102,7 +102,6 @@ def recompute_checkpoint(
     )  # fmt: skip
     weights = {name: value.cpu() for name, value in trunk.state_dict().items()}
     trunk_state(checkpoint).update(weights)
-    temporary = unfinished(Path(output))
-    torch.save(checkpoint, temporary)
-    temporary.replace(output)
+    with written_whole(Path(output)) as file:
+        torch.save(checkpoint, file)
     return read

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.timm_trunk import TimmArchitecture
-from pirl_plugin.network.weights import Architecture, Trunk, load_trunk, read_trunk_weights, trunk_from_weights
-from pirl_plugin.safe_loading import read_safely
+from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_choice
 
 SUFFIXES = {
@@ -82,7 +81,9 @@ def _torchvision_model(architecture: Architecture) -> nn.Module:
     return model
 
 
-def _timm_model(architecture: Architecture) -> nn.Module:
+def _timm_model(architecture: Architecture | TimmArchitecture) -> nn.Module:
+    if isinstance(architecture, TimmArchitecture):
+        return architecture.build().model
     import timm
 
     return timm.create_model(f"resnet{architecture.depth}", pretrained=False, num_classes=0)
@@ -112,7 +113,7 @@ def _detectron2_model(architecture: Architecture) -> nn.Module:
     return Averaged()
 
 
-_MODELS: dict[str, Callable[[Architecture], nn.Module]] = {
+_MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "torchvision": _torchvision_model,
     "timm": _timm_model,
     "detectron2": _detectron2_model,
@@ -138,21 +139,17 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     if output.suffix != SUFFIXES[form]:
         raise ConfigError(f"--output is {output}; weights in the format {form} end in {SUFFIXES[form]}.")
     trunk = load_trunk(source)
-    weights = {key.removeprefix("_feature_blocks."): value for key, value in trunk.network.state_dict().items()}
-    architecture, wanted = trunk.architecture, trunk.preprocessing
-    if isinstance(architecture, TimmArchitecture):
-        return _export_timm(trunk, form, output)
-    other_width = architecture.width_multiplier != 1 and form != "detectron2"
-    if form in _MODELS and (other_width or architecture.stem != "imagenet"):
-        raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
+    architecture, wanted, own = trunk.architecture, trunk.preprocessing, trunk.network.state_dict()
+    _check_form(architecture, form)
+    weights = {re.sub(r"^(_feature_blocks|model)\.", "", key): value for key, value in own.items()}
     notes = preprocessing_notes(architecture, form, wanted)
     output.parent.mkdir(parents=True, exist_ok=True)
     if form == "safetensors":
-        save_file(
-            {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
-        )
+        named = own if isinstance(architecture, TimmArchitecture) else weights  # as load_trunk wants them
+        whole = {key: value.contiguous() for key, value in named.items()}
+        save_file(whole, output, {"pirl_plugin": json.dumps(notes)})
     elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
-        model = {"trunk": trunk.network.state_dict(), "heads": {}}
+        model = {"trunk": own, "heads": {}}
         state: dict[str, Any] = {"base_model": {"model": model}}
         if wanted.known:
             state["pirl_plugin"] = {"images": wanted.record()}
@@ -166,34 +163,25 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it wants {wanted}"
 
 
-def _export_timm(trunk: Trunk, form: str, output: Path) -> str:
-    """`export` of a network of timm: for timm itself, or as safetensors for `load_trunk`."""
-    check_choice(form, ["timm", "safetensors"], f"--format, for {trunk.architecture},")
-    notes = preprocessing_notes(trunk.architecture, form, trunk.preprocessing)
-    weights = trunk.network.state_dict()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if form == "timm":
-        torch.save({key.removeprefix("model."): value for key, value in weights.items()}, output)
-        read = Trunk(trunk.architecture)
-        read.network.load_state_dict({f"model.{key}": value for key, value in read_safely(output).items()})
-    else:
-        save_file(
-            {key: value.contiguous() for key, value in weights.items()}, output, {"pirl_plugin": json.dumps(notes)}
-        )
-        read = load_trunk(output)
-    output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
-    same = _difference(trunk, read, trunk.preprocessing.size, output, form)
-    return f"{output}: {trunk.architecture}, {form}; {same}; it wants {trunk.preprocessing}"
+def _check_form(architecture: Architecture | TimmArchitecture, form: str) -> None:
+    """Refuse a form whose library does not have the network."""
+    if isinstance(architecture, TimmArchitecture):
+        check_choice(form, ["timm", "safetensors"], f"--format, for {architecture},")
+        return
+    other_width = architecture.width_multiplier != 1 and form != "detectron2"
+    if form in _MODELS and (other_width or architecture.stem != "imagenet"):
+        raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
 
 
 @torch.inference_mode()
 def _check(output: Path, form: str, trunk: Trunk) -> str:
     """Read the file back in its library and compare the features of a random image with the trunk's."""
-    architecture = trunk.architecture
-    assert isinstance(architecture, Architecture)
+    architecture, size = trunk.architecture, trunk.preprocessing.size
+    if isinstance(architecture, Architecture):
+        size = 96 if architecture.stem == "imagenet" else 32
     other: nn.Module
     if form not in _MODELS:
-        other = trunk_from_weights(read_trunk_weights(output))
+        other = load_trunk(output)
     else:
         try:
             other = _MODELS[form](architecture)
@@ -205,12 +193,6 @@ def _check(output: Path, form: str, trunk: Trunk) -> str:
         left = [key for key in (*missing.missing_keys, *missing.unexpected_keys) if "num_batches_tracked" not in key]
         if left:
             raise RuntimeError(f"{form} does not take {output}: {left[:5]}; please report this.")
-    size = 96 if architecture.stem == "imagenet" else 32
-    return _difference(trunk, other, size, output, form)
-
-
-@torch.inference_mode()
-def _difference(trunk: Trunk, other: nn.Module, size: int, output: Path, form: str) -> str:
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected, got = trunk(images), other.eval()(images)
     difference = float((got - expected).abs().max() / expected.abs().max())

@@ -52,14 +52,14 @@ def _resnet(model: Mapping[str, Any]) -> nn.Module:
     return ResNetTrunk(**resnet_arguments(model))
 
 
-def timm_trunk(model: Mapping[str, Any]) -> nn.Module:
+def _timm(model: Mapping[str, Any]) -> nn.Module:
     """The network of MODEL.TRUNK.TIMM."""
     if model.get("INPUT_TYPE", "rgb") != "rgb":
         raise ConfigError(f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; a trunk of timm sees rgb alone.")
     return TimmArchitecture.of_settings(model["TRUNK"].get("TIMM")).build()
 
 
-TRUNKS.register("timm", timm_trunk)
+TRUNKS.register("timm", _timm)
 TRUNKS.register("pirl_resnet", _resnet)
 TRUNKS.register("resnet", _resnet)
 

@@ -198,8 +198,9 @@ def load_trunk(path: str | Path) -> Trunk:
     if timm is None:
         trunk = trunk_from_weights(trunk_weights_in(content, str(path)), str(path))
     else:
-        trunk = Trunk(timm)
-        _load(trunk, content if "classy_state_dict" not in content else trunk_state(content), str(path))
+        weights = trunk_state(content) if "classy_state_dict" in content else content
+        check_finite(weights, str(path))
+        trunk = _load(Trunk(timm), weights, str(path))
     trunk.preprocessing = preprocessing_of(path, content, trunk.architecture.input_size)
     return trunk
 
@@ -226,9 +227,8 @@ def _load(trunk: Trunk, weights: Mapping[str, Tensor], source: str) -> Trunk:
     """The trunk with weights by its network's own names, in eval mode.
 
     Raises:
-        ConfigError: where they are not whole, not this network's, or not finite.
+        ConfigError: where they are not whole, or not this network's.
     """
-    check_finite(weights, source)
     try:
         trunk.network.load_state_dict(weights)
     except RuntimeError as error:

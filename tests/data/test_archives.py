@@ -182,10 +182,10 @@ def test_beside_a_read_only_archive_the_index_is_in_the_cache_folder(photos, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write = archive_index._write
 
-    def refused(file, entries):  # root may write anywhere
+    def refused(file, *rest):  # root may write anywhere
         if file.parent == path.parent:
             raise PermissionError(13, "Permission denied", str(file))
-        write(file, entries)
+        write(file, *rest)
 
     monkeypatch.setattr(archive_index, "_write", refused)
     assert len(list_images(path)) == 7
