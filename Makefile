@@ -6,7 +6,7 @@ export PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow lint demo bench clean
+.PHONY: help install test test-slow lint demo docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' "$(ROOT)Makefile"
@@ -30,6 +30,9 @@ lint: install ## check style and formatting with ruff, types with mypy
 
 demo: install ## train and show PIRL on a CPU: make demo [DATA=folder] [BUDGET_MINUTES=n]
 	@"$(BIN)/pirl" demo $(if $(DATA),--data "$(DATA)") $(if $(BUDGET_MINUTES),--budget-minutes "$(BUDGET_MINUTES)")
+
+docs: install ## build the site into docs/_build/html; a warning is an error
+	cd "$(ROOT)" && .venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 bench: install ## measure side by side with VISSL
 	@"$(BIN)/python" "$(ROOT)benchmarks/run.py"

@@ -70,6 +70,8 @@ EXTRAS_REQUIRE = {
     "demo": ["scikit-image"],
     # Completion of `pirl` in a shell: eval "$(register-python-argcomplete pirl)".
     "completion": ["argcomplete"],
+    # The site, `make docs`.
+    "docs": ["furo", "myst-parser", "sphinx", "sphinx-copybutton"],
     "test": [
         "argcomplete",
         "lightning",

@@ -1,0 +1,89 @@
+"""Curves of one or several runs, from the progress.csv and monitor.csv that a run writes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from pirl_plugin.evaluation.figures import COLORS
+from pirl_plugin.figures import new_figure, save, style
+from pirl_plugin.validation import ConfigError
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: a column of a file of the run."""
+
+    file: str
+    column: str
+    title: str
+    scale: float = 1.0
+
+
+PANELS = (
+    Panel("progress.csv", "loss", "loss"),
+    Panel("progress.csv", "learning_rate", "learning rate"),
+    Panel("monitor.csv", "effective_rank", "effective rank of the memory bank"),
+    Panel("monitor.csv", "spread", "spread of the memory bank"),
+    Panel("monitor.csv", "knn_accuracy", "kNN accuracy, %", 100),
+    Panel("progress.csv", "images_per_second", "images per second"),
+)
+
+
+def series(folder: Path, panel: Panel) -> tuple[list[int], list[float]]:
+    """Iterations and values of a panel's column; empty if the run has not written any.
+
+    Loss is left out where it is exactly 0: that epoch only fills the memory bank.
+    """
+    iterations, values = [], []
+    path = folder / panel.file
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                try:
+                    iteration, value = int(row["iteration"]), float(row[panel.column])
+                except (KeyError, TypeError, ValueError):  # not measured at this step, or a line cut by a kill
+                    continue
+                if panel.column != "loss" or value != 0:
+                    iterations.append(iteration)
+                    values.append(panel.scale * value)
+    return iterations, values
+
+
+def draw_curves(folders: Sequence[Path], output: Path) -> Path:
+    """Draw the curves of runs into one PNG, a colour for each run.
+
+    Args:
+        folders: of the runs (CHECKPOINT.DIR).
+        output: where the picture goes.
+
+    Raises:
+        ConfigError: for a folder in which no run has logged a loss.
+    """
+    for folder in folders:
+        if not series(folder, PANELS[0])[0]:
+            raise ConfigError(
+                f"{folder} has no progress.csv with a loss in it; name the CHECKPOINT.DIR of a run that has logged one."
+            )
+    drawn = [panel for panel in PANELS if any(series(folder, panel)[0] for folder in folders)]
+    figure = new_figure(11, 3.0 * -(-len(drawn) // 2))
+    for number, panel in enumerate(drawn):
+        axes = figure.add_subplot(-(-len(drawn) // 2), 2, number + 1)
+        _draw(axes, folders, panel)
+        if number == 0 and len(folders) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    return save(figure, output)
+
+
+def _draw(axes: Axes, folders: Sequence[Path], panel: Panel) -> None:
+    for number, folder in enumerate(folders):
+        iterations, values = series(folder, panel)
+        if iterations:
+            marker = "o" if len(iterations) < 40 else None
+            color = COLORS[number % len(COLORS)]
+            axes.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=folder.name)
+    style(axes, panel.title, "iteration")
