@@ -132,7 +132,7 @@ class Recipe:
         return "\n".join(f"  {one.about:{about}}  {one.chosen:{chosen}}  {one.why}" for one in self.choices)
 
 
-def _value(path: Path) -> str:
+def override_value(path: Path) -> str:
     """A path as an override's value, in quotes where it needs them."""
     return str(path) if re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) else quote(path)
 
@@ -174,8 +174,8 @@ def recipe_for(photos: Photos, machine: Machine, output: Path, epochs: int | Non
     schedule, loss = "config.OPTIMIZER.param_schedulers.lr", "config.LOSS.pirl_loss"
     overrides = [
         f"config={CONFIG}",
-        f"config.DATA.TRAIN.DATA_PATHS=[{_value(photos.source)}]",
-        f"config.CHECKPOINT.DIR={_value(output)}",
+        f"config.DATA.TRAIN.DATA_PATHS=[{override_value(photos.source)}]",
+        f"config.CHECKPOINT.DIR={override_value(output)}",
         f"config.SEED_VALUE={seed}",
         f"{transform}.image_crop_size={sizes.view}",
         f"{transform}.patch_crop_size={sizes.canvas}",

@@ -107,10 +107,11 @@ def _evaluation(folder: Path) -> dict[str, str]:
             if not meter.startswith("test_") or not isinstance(values, Mapping):
                 continue
             for measure, by_layer in values.items():
+                several = isinstance(by_layer, Mapping) and len(by_layer) > 1
                 by_name = by_layer if isinstance(by_layer, Mapping) else {"": by_layer}
                 for name, value in by_name.items():
                     if isinstance(value, (int, float)):
-                        found.setdefault(f"{name} {measure}".strip(), []).append(float(value))
+                        found.setdefault(f"{name} {measure}" if several else measure, []).append(float(value))
     results = {name: f"{values[-1]:.2f} at the end, {max(values):.2f} at best" for name, values in found.items()}
     final = final_checkpoint(folder)
     return results | ({} if final is None else {"checkpoint": str(final)})
