@@ -28,6 +28,13 @@ def read_version() -> str:
     return match.group(1)
 
 
+def read_description() -> str:
+    """The README without its pictures and without links to files: a package index has neither."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
+
+
 class CleanBuildPy(build_py):
     """Starts from an empty folder: a file deleted since the last build must not come back in a wheel."""
 
@@ -98,9 +105,19 @@ setup(
     name="pirl_plugin",
     version=read_version(),
     description="PIRL (self-supervised learning of pretext-invariant representations) as a plugin for VISSL",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=read_description(),
     long_description_content_type="text/markdown",
     license="MIT",
+    keywords=[
+        "self-supervised learning",
+        "PIRL",
+        "VISSL",
+        "contrastive learning",
+        "jigsaw",
+        "computer vision",
+        "PyTorch",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/1912.01991", "VISSL": "https://github.com/facebookresearch/vissl"},
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["pirl_plugin", "pirl_plugin.*"]),
@@ -116,9 +133,16 @@ setup(
     entry_points={"console_scripts": [f"{name} = {target}" for name, target in CONSOLE_SCRIPTS.items()]},
     cmdclass={"build_py": CleanBuildPy},
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -32,7 +32,6 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 
 
-
 def keep_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """|D| is a size in docstrings, and a substitution in reStructuredText."""
     lines[:] = [re.sub(r"\|(\w)\|", r"\\|\1\\|", line) for line in lines]

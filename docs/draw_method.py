@@ -61,7 +61,9 @@ def draw(path: Path) -> None:
         tint = np.array([0.12, 0.5, 0.22]) if row == mine else np.array([0.6, 0.64, 0.68])
         cells[0] = 1 - shades[row][:, None] * (1 - tint)
         axes.imshow(cells, extent=(left, left + width, bottom, bottom + 0.21), zorder=2, aspect="auto")
-    axes.text(left + width / 2, 3.72, "memory bank, a row per image", ha="center", va="center", fontsize=10.5, color=INK)
+    axes.text(
+        left + width / 2, 3.72, "memory bank, a row per image", ha="center", va="center", fontsize=10.5, color=INK
+    )
     row_height = 0.35 + mine * 0.29 + 0.1
     green, red = "#1a7f37", "#cf222e"
     for height in (2.97, 0.92):

@@ -191,7 +191,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     name = wanted.removeprefix("config/")
     return (
         f"There is no config named {name!r}{nearest(name, config_names())}; "
-        f"the plugin's are listed in its README and lie in configs/config, VISSL's in its configs package."
+        f"the plugin's are listed in docs/which_config.md and lie in configs/config, VISSL's in its configs package."
     )
 
 

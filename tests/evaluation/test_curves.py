@@ -72,5 +72,5 @@ def test_the_command_draws_a_picture(run_folder, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused_by_its_name(tmp_path):
-    with pytest.raises(ConfigError, match="nothing_here has no progress.csv"):
+    with pytest.raises(ConfigError, match=r"nothing_here has no progress\.csv"):
         draw_curves([tmp_path / "nothing_here"], tmp_path / "curves.png")

@@ -1,4 +1,4 @@
-"""`pirl finetune`: the network and its images are those of the checkpoint; it learns from --train, measured on --test."""
+"""`pirl finetune`: network and images are those of the checkpoint; it learns from --train, is measured on --test."""
 
 import os
 import re
@@ -86,7 +86,8 @@ def test_it_learns_from_the_training_images_and_is_measured_on_the_test_images(c
         done = subprocess.run(
             [sys.executable, "-m", "pirl_plugin.commands", "finetune", checkpoint, "--train", train, "--test", measured,
              "--output", tmp_path / name, "--epochs", "6", "--set", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=6"],
-            capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         accuracies.append(float(re.findall(r"^top_1 +([\d.]+) at the end", done.stdout, re.MULTILINE)[-1]))

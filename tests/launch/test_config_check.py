@@ -254,10 +254,10 @@ def test_an_override_that_breaks_the_linear_scaling_rule_is_warned_of(caplog, ov
     ],
     ids=["Figure 6", "Figure 7", "Figure 8"],
 )
-def test_the_sweeps_of_the_readme_compose(key, values):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_sweeps_of_the_documents_compose(key, values):
+    page = (Path(__file__).parents[2] / "docs" / "which_config.md").read_text()
     sweep = f"{key}={','.join(map(str, values))}"
-    assert sweep in readme
+    assert sweep in page
     runs = expand_sweep(["config=pretrain/pirl/jigsaw_analysis_8node", sweep, "config.CHECKPOINT.DIR=runs"])
     assert len(runs) == len(values) and len({run[-1] for run in runs}) == len(values)
     for run, value in zip(runs, values, strict=True):

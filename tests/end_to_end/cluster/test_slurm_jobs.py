@@ -1,4 +1,4 @@
-"""The README's job script and submitit under a real SLURM, cut at random times: requeued, they end bit-equal."""
+"""The job script of docs/cluster.md and submitit under a real SLURM: cut at random times, requeued, ending bit-equal."""
 
 import os
 import random
@@ -27,8 +27,10 @@ RUN = (
 
 
 def readmes_job() -> str:
-    """The README's script, for two nodes without GPUs and small images."""
-    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The script of docs/cluster.md, for two nodes without GPUs and small images."""
+    (script,) = re.findall(
+        r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL
+    )
     for written, here in (
         ("--nodes=8 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=80", "--nodes=2 --ntasks-per-node=1"),
         ("pretrain/pirl/jigsaw_8node", "pretrain/pirl/jigsaw_small_images_cpu"),
