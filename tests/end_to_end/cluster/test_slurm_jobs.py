@@ -1,4 +1,4 @@
-"""The job script of docs/cluster.md and submitit under a real SLURM: cut at random times, requeued, ending bit-equal."""
+"""The job script of docs/cluster.md and submitit under a real SLURM: cut at random times, requeued, they end equal."""
 
 import os
 import random
