@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -106,10 +107,24 @@ def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
         ConfigError: naming key, value and kind.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = tuple(str(override.input_line) for override in parsed if _is_group(override))
     values = [override for override in parsed if not _is_group(override)]
     if not values:
         return
-    base = _compose([str(override.input_line) for override in parsed if _is_group(override)])
+    try:
+        _compare_kinds(values, _without_values(groups, os.getcwd()), composed)
+    except ConfigError:
+        _without_values.cache_clear()  # the YAML may have been edited since
+        _compare_kinds(values, _without_values(groups, os.getcwd()), composed)
+
+
+@functools.lru_cache(maxsize=16)
+def _without_values(groups: tuple[str, ...], folder: str) -> DictConfig:
+    """The config of the groups alone, not to be changed; `folder`, the current one, may have YAML files of its own."""
+    return _compose(list(groups))
+
+
+def _compare_kinds(values: list[Override], base: DictConfig, composed: DictConfig) -> None:
     for override in values:
         key = override.key_or_group
         before, now = OmegaConf.select(base, key), OmegaConf.select(composed, key)
