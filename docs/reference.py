@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,8 +76,15 @@ def keys_of_the_base_config() -> Iterator[tuple[str, str, str]]:
             names = [key for _, key in path]
             if "TRANSFORMS" in names:
                 names.insert(names.index("TRANSFORMS") + 1, "0")
-            value = str(yaml.safe_load(found[3])) if not found[3].endswith("[") else "a list of heads"
+            value = _plain(yaml.safe_load(found[3])) if not found[3].endswith("[") else "a list of heads"
             yield ".".join(names), f"`{value}`", found[4] or (found[3][2:] if found[3].startswith("# ") else "")
+
+
+def tables_of_the_base_config() -> Iterator[str]:
+    """The same in tables, one for each node of the config."""
+    for node, rows in itertools.groupby(keys_of_the_base_config(), lambda row: row[0].rpartition(".")[0]):
+        yield f"### `{node}`\n"
+        yield table((key.rpartition(".")[2], default, meaning) for key, default, meaning in rows)
 
 
 def keys_page() -> str:
@@ -85,7 +93,7 @@ def keys_page() -> str:
         "for a key that the config does not have). All other keys are VISSL's, described in its `defaults.yaml`. A "
         "misspelt key is refused with the nearest known one.\n",
         "## What the base config sets\n",
-        table(keys_of_the_base_config()),
+        *tables_of_the_base_config(),
     ]
     sections = [
         ("`config.LOSS.pirl_loss`", PIRLLoss),
