@@ -1,8 +1,9 @@
-# `make help` lists the targets. Every target installs what it needs first; PYTHON=... names the interpreter.
+# `make help` lists the targets. Every target installs what it needs first; PYTHON=... names the interpreter,
+# FOR_CUDA=12 takes the lock for older GPUs and drivers.
 # Works from any folder (make -C, make -f), and nothing of another active environment reaches the commands.
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 BIN := $(ROOT).venv/bin
-export PYTHON
+export PYTHON FOR_CUDA
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help

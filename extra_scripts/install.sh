@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs the pinned environment and this project into it.
-# Called by `make`; does nothing when .venv is up to date. PYTHON=... names the interpreter to use.
+# Called by `make`; does nothing when .venv is up to date. PYTHON=... names the interpreter to use, FOR_CUDA=12 takes
+# requirements-cuda12.txt, for older GPUs and drivers; .venv keeps it until FOR_CUDA=13.
 set -euo pipefail
 
 readonly needed_gb=8
@@ -28,7 +29,7 @@ version_of() { # VERSION of a Python that really runs; a pyenv shim may exist an
 }
 
 pinned() { # the line "name==version" of the lock
-    grep -m1 "^$1==" requirements.txt
+    grep -m1 "^$1==" "$lock"
 }
 
 find_python() { # prints the interpreter to use
@@ -96,7 +97,13 @@ if command -v flock >/dev/null; then
     flock -n 9 || { echo "Waiting for another install in $root to end ..." && flock 9; }
 fi
 
-lock_sum=$(checksum requirements.txt pirl_plugin/commands/install_detectron2.py)
+case ${FOR_CUDA:-} in
+'') lock=$(cat "$venv/lock.name" 2>/dev/null || echo requirements.txt) ;;
+12) lock=requirements-cuda12.txt ;;
+13) lock=requirements.txt ;;
+*) die "FOR_CUDA=$FOR_CUDA has no lock; give 12 or 13." ;;
+esac
+lock_sum=$(checksum "$lock" pirl_plugin/commands/install_detectron2.py)
 project_sum=$(checksum setup.py pyproject.toml)
 environment_ok=no
 if [ "$(cat "$venv/lock.stamp" 2>/dev/null)" = "$lock_sum" ] && version=$(version_of "$venv_python"); then
@@ -122,11 +129,12 @@ else
     mkdir "$venv"
     printf 'Installing into %s with Python %s (%s)\n' "$root/$venv" "$(version_of "$python")" "$python"
     step 1 "Making the environment and its build tools" make_environment
-    step 2 "Installing $(grep -c '^[a-z].*==' requirements.txt) pinned packages, 5 GB: the long step" \
-        pip_install --no-build-isolation -r requirements.txt
+    step 2 "Installing $(grep -c '^[a-z].*==' "$lock") pinned packages, 5 GB: the long step" \
+        pip_install --no-build-isolation -r "$lock"
     step 3 "Putting $(pinned classy-vision) on top of vissl's copy" install_classy_vision
     step 4 "Adding Detectron2 (optional elsewhere; the tests use it)" \
         "$venv_python" -I pirl_plugin/commands/install_detectron2.py
+    printf '%s\n' "$lock" >"$venv/lock.name"
     printf '%s\n' "$lock_sum" >"$venv/lock.stamp"
 fi
 step $steps "Installing this project, editable" pip_install --no-build-isolation -e .

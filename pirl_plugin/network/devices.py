@@ -18,7 +18,7 @@ MOST_WORKERS = 8
 DRIVER = Path("/proc/driver/nvidia/version")  # what NVIDIA's driver on Linux says of itself
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version (NVIDIA's table of minor version compatibility)
 # Reaches back to compute capability 5.0 and to drivers of 2023.
-FOR_OLDER = "a build of PyTorch for CUDA 12 (cu126, or torch 2.6, which is built for CUDA 12.4)"
+FOR_OLDER = "a build of PyTorch for CUDA 12 (torch 2.6, or cu126; in a checkout: make install FOR_CUDA=12)"
 
 
 def choose_device(name: str | None = None) -> torch.device:

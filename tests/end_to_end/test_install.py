@@ -1,6 +1,7 @@
 """The installer's sentences, in a copy of it whose PATH holds only what each case allows."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,18 @@ def install(tmp_path: Path, commands: dict[str, str], **environment: str) -> sub
     )
 
 
+def pins(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_the_lock_for_cuda_12_differs_in_pytorch_and_what_it_brings_only():
+    usual, older = pins("requirements.txt"), pins("requirements-cuda12.txt")
+    different = {name for name in usual.keys() | older.keys() if usual.get(name) != older.get(name)}
+    own = {"torch", "torchvision", "triton", "sympy"}
+    assert own <= different and {name for name in different - own if not name.startswith(("nvidia-", "cuda-"))} == set()
+    assert not [name for name in older if name.endswith("cu13")] and older["nvidia-cuda-runtime-cu12"] == "12.4.127"
+
+
 BROKEN_SHIM = "echo 'pyenv: command not found' >&2; exit 127"
 # A Python 3.12 that answers the version, and fails where its second question is asked.
 WITHOUT_VENV = 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac'
@@ -64,6 +77,7 @@ WITH_VENV = f'case "$2" in *version_info*) echo 3.12 ;; *executable*) echo {os._
         ({"python3.12": BROKEN_SHIM}, {}, "no Python 3.11, 3.12 or 3.13 found on PATH"),
         ({"python3": "echo 3.10"}, {}, "no Python 3.11, 3.12 or 3.13 found on PATH"),
         ({}, {"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python does not run as Python 3.11, 3.12 or 3.13"),
+        ({}, {"FOR_CUDA": "11"}, "FOR_CUDA=11 has no lock; give 12 or 13"),
         ({"python3.12": WITHOUT_VENV}, {}, "python3.12 has no venv module; install it"),
         (
             {"python3.12": WITH_VENV, "df": "echo Filesystem 1024-blocks Used Available; echo x 9 9 4194304 9% /"},
@@ -71,7 +85,7 @@ WITH_VENV = f'case "$2" in *version_info*) echo 3.12 ;; *executable*) echo {os._
             "4 GB of free disk",
         ),
     ],
-    ids=["broken shim", "too new", "named but missing", "no venv module", "too little disk"],
+    ids=["broken shim", "too new", "named but missing", "no lock for that", "no venv module", "too little disk"],
 )
 def test_what_is_missing_is_said_in_one_sentence(tmp_path, commands, environment, sentence):
     result = install(tmp_path, commands, **environment)
