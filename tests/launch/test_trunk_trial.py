@@ -25,7 +25,7 @@ def arguments(photo_folder, trunk: str, *more: str, channels: tuple[int, int] | 
 )
 def test_a_trunk_that_takes_the_views_is_accepted_with_its_features_only(photo_folder, trunk, more, channels):
     config = compose(arguments(photo_folder, trunk, *more, channels=channels))
-    assert config.MODEL.TRUNK.NAME == trunk
+    assert trunk == config.MODEL.TRUNK.NAME
     with pytest.raises(ConfigError, match=rf"\(pretext\) is 5, .* give in_channels: {channels[1]}\."):
         compose(arguments(photo_folder, trunk, *more, channels=(channels[0], 5)))
 
