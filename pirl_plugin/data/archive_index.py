@@ -1,26 +1,20 @@
-"""What is in an archive, and where: written once, as a plain .npy array beside the archive.
-
-The array's name has the archive's size and time: of one that was replaced, another index is made.
-"""
+"""What is in an archive, and where: see pirl_plugin.data.kept_index."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import logging
 import os
 import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.file_names import is_hidden, is_image
-from pirl_plugin.paths import cache_of, written_whole
+from pirl_plugin.data.kept_index import kept_index
 from pirl_plugin.validation import ConfigError
 
 ENDINGS = (".tar", ".zip")
@@ -55,30 +49,7 @@ def index_of(path: str) -> np.ndarray:
         ConfigError: where the archive is torn, compressed as a whole, has no image, or a name that leads out of it.
     """
     known = os.stat(path)
-    key = f"{known.st_size}-{known.st_mtime_ns}.v{VERSION}.npy"
-    files = [Path(path).with_name(f".{Path(path).name}.{key}"), cache_of(path, key)]
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):  # not there, or torn
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-    logging.info(f"Listing the archive {printable(path)}, once ...")
-    entries = _entries(path)
-    for file in files:
-        with contextlib.suppress(OSError):
-            _write(file, entries, file.name.removesuffix(key))
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-    folders = " nor in ".join(str(file.parent) for file in files)
-    logging.warning(f"The index of {printable(path)} can be kept neither in {folders}.")
-    return entries
-
-
-def _write(file: Path, entries: np.ndarray, start: str) -> None:
-    """Write an index, and delete those of the archive before it was replaced, whose names start alike."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as written:
-        np.save(written, entries, allow_pickle=False)
-    for old in file.parent.glob(f"{glob.escape(start)}*-*.v*.npy"):
-        if old != file:
-            old.unlink(missing_ok=True)
+    return kept_index(path, f"{known.st_size}-{known.st_mtime_ns}.v{VERSION}.npy", lambda: _entries(path))
 
 
 def _entries(path: str) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Archives as folders of images: tar, tar of tars (as ImageNet's training set ships) and zip. Nothing is unpacked.
+"""Archives as folders of images: tar, tar of tars (as ImageNet's training set ships), zip, and tables of images.
+
+Nothing is unpacked. Tables (pirl_plugin.data.tables) are what Hugging Face `datasets` saves, and Parquet files.
 
 A member has the path that it would have in the unpacked folder: `train.tar/n01440764/1.JPEG`; archives inside an
 archive or a folder stand for folders of their name without the ending. All functions that read an image by its path
@@ -8,39 +10,23 @@ into memory and so shared by all processes, and read with pread: workers need no
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import errno
 import functools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
+from pirl_plugin.data import tables
 from pirl_plugin.data.archive_index import ENDINGS, STORED, index_of, refuse_compressed
+from pirl_plugin.data.file_parts import read_part
+from pirl_plugin.data.kept_index import Index
+from pirl_plugin.data.tables import Table
 from pirl_plugin.validation import ConfigError
 
 
-class _File:
-    """A file that is open for reading until this object is gone."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(self.number)
-
-
-@functools.lru_cache(maxsize=64)  # few stay open; a forked process reads by its parent's, which pread allows
-def _file(path: str, size: int, changed: int) -> _File:
-    return _File(path)
-
-
-class Archive:
-    """An archive; its members by their names, as os.walk would list them.
+class Archive(Index):
+    """A tar or zip; its members by their names, as os.walk would list them.
 
     Args:
         size, changed: of the file, in bytes and ns.
@@ -50,27 +36,8 @@ class Archive:
     """
 
     def __init__(self, path: str, size: int, changed: int) -> None:
+        super().__init__(index_of(path))
         self.path, self.state = path, (size, changed)
-        self.entries = index_of(path)
-        self.names, self.by_name = self.entries["name"], self.entries["by_name"]
-
-    def place(self, name: bytes) -> int | None:
-        """The number of the entry of a name; None where there is none."""
-        found = self._before(name)
-        if found == len(self.by_name) or self.names[self.by_name[found]] != name:
-            return None
-        return int(self.by_name[found])
-
-    def below(self, folder: bytes) -> np.ndarray:
-        """Numbers of the entries below a folder, b"a/b/" or b"" for all, in the order of a walk."""
-        if not folder:
-            return np.arange(len(self.names))
-        after = folder[:-1] + bytes([folder[-1] + 1])
-        return np.sort(self.by_name[self._before(folder) : self._before(after)])
-
-    def _before(self, name: bytes) -> int:
-        """How many names come before one."""
-        return bisect.bisect_left(self.by_name, name, key=self.names.__getitem__)
 
     def read(self, place: int) -> bytes:
         """The bytes of an entry.
@@ -78,9 +45,9 @@ class Archive:
         Raises:
             OSError: where the archive is shorter than its index says.
         """
-        entry, file = self.entries[place], _file(self.path, *self.state)
+        entry = self.entries[place]
         packed, size = int(entry["packed"]), int(entry["size"])
-        data = os.pread(file.number, size if packed == STORED else packed, int(entry["offset"]))
+        data = read_part(self.path, self.state, int(entry["offset"]), size if packed == STORED else packed)
         if packed != STORED:
             data = zlib.decompress(data, -zlib.MAX_WBITS, size)
         if len(data) != size:
@@ -96,27 +63,36 @@ def _open(path: str) -> Archive:
     return _opened(path, now.st_size, now.st_mtime_ns)  # another, where it was replaced
 
 
+Opener = Callable[[str], Archive | Table]
+
+
 @functools.lru_cache(maxsize=65_536)
-def _folder(folder: str) -> tuple[str, bytes] | None:
-    """The archive in which a folder lies that is none on the disk, and the folder's name there, with a slash."""
+def _folder(folder: str) -> tuple[Opener, str, bytes] | None:
+    """The archive or table in which a folder lies, how it is opened, and the folder's name there, with a slash."""
     inside: list[str] = []
-    while folder and not os.path.isdir(folder):
-        for candidate in (folder, *(folder + ending for ending in ENDINGS)):
-            if candidate.lower().endswith(ENDINGS) and os.path.isfile(candidate):
-                return candidate, os.fsencode("".join(f"{part}/" for part in reversed(inside)))
+    while True:
+        below = os.fsencode("".join(f"{part}/" for part in reversed(inside)))
+        if not os.path.isdir(folder):
+            for candidate in (folder, *(folder + ending for ending in ENDINGS)):
+                if candidate.lower().endswith(ENDINGS) and os.path.isfile(candidate):
+                    return _open, candidate, below
+        if tables.is_table(folder or "."):
+            return tables.opened, folder or ".", below
+        if not folder or os.path.isdir(folder):
+            return None
         folder, last = os.path.split(folder)
         inside.append(last)
-    return None
 
 
-def find(path: str) -> tuple[Archive, int] | None:
+def find(path: str) -> tuple[Archive | Table, int] | None:
     """The archive and the number of the entry of a member by its path; None where it is not in an archive."""
     folder, name = os.path.split(path)
     found = _folder(folder)
     if found is None:
         return None
-    archive = _open(found[0])
-    place = archive.place(found[1] + os.fsencode(name))
+    opener, root, below = found
+    archive = opener(root)
+    place = archive.place(below + os.fsencode(name))
     return None if place is None else (archive, place)
 
 
@@ -155,12 +131,19 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 
 def members(path: str | os.PathLike[str]) -> Iterator[str] | None:
-    """Paths of all images in an archive or in a folder of one, in the order of a walk; None where it is neither."""
+    """Paths of all images in an archive, a table or a folder in one, in their order; None where it is neither."""
     path = os.fspath(path).rstrip("/")
-    found = (path, b"") if is_archive(path) else None if os.path.exists(path) else _folder(path)
+    found: tuple[Opener, str, bytes] | None
+    if is_archive(path):
+        found = (_open, path, b"")
+    elif tables.is_table(path):
+        found = (tables.opened_anew, path, b"")
+    else:
+        found = None if os.path.exists(path) else _folder(path)
     if found is None:
         return None
-    archive, below = _open(found[0]), found[1]
+    opener, root, below = found
+    archive = opener(root)
     return (os.path.join(path, os.fsdecode(archive.names[n][len(below) :])) for n in archive.below(below))
 
 
@@ -191,7 +174,7 @@ def images_in_archives(folder: str | os.PathLike[str]) -> Iterator[str]:
 
 def class_names(path: str | os.PathLike[str]) -> list[str] | None:
     """The folders at the top of an archive, or those that the archives of a folder stand for; None without archives."""
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not tables.is_table(path):
         return [Path(archive).stem for archive in archives_below(path)] or None
     found = members(path)
     if found is None:

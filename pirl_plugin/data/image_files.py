@@ -1,4 +1,4 @@
-"""A data source for photos as they lie on disk: a folder of any depth, an archive, or a list of files.
+"""A data source for photos as they lie on disk: a folder of any depth, an archive, a table, or a list of files.
 
 Register name `image_files`. VISSL's own `disk_folder` wants one sub-folder a class and reads a broken file
 as a grey square; this source wants nothing of the folder, and says which files it could not read.
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data import archives, listing_cache
+from pirl_plugin.data import archives, listing_cache, tables
 from pirl_plugin.data.file_lists import printable, read_list
 from pirl_plugin.data.file_names import EXTENSIONS, is_hidden, is_image
 from pirl_plugin.distributed import world_size
@@ -61,9 +61,11 @@ def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def class_folders(folder: str | os.PathLike) -> list[Path]:
-    """The sub-folders of a folder or archive, one a class, in the order of their names."""
+    """The sub-folders of a folder, archive or table, one a class, in the order of their names."""
     found = sorted(path for path in Path(folder).glob("*") if path.is_dir() and not is_hidden(path.name))
-    return found or [Path(folder, name) for name in archives.class_names(folder) or ()]
+    if found and not tables.is_table(folder):
+        return found
+    return [Path(folder, name) for name in archives.class_names(folder) or ()]
 
 
 def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
@@ -73,6 +75,8 @@ def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
         ConfigError: where there are fewer.
     """
     classes = class_folders(folder)
+    if not classes:
+        tables.refuse_unlabelled(folder)
     if len(classes) < 2:
         raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
     return classes
@@ -102,19 +106,19 @@ def list_images(path: str | os.PathLike) -> list[str]:
 
     Args:
         path: a folder (searched at any depth, hidden ones left out), a tar or zip, a folder of such without any other
-            image (see pirl_plugin.data.archives), a .txt file (one path a line, see pirl_plugin.data.file_lists) or a
-            .npy array of paths. Relative paths of a list start at the list's folder.
+            image (see pirl_plugin.data.archives), a table (see pirl_plugin.data.tables), a .txt file (one path a line,
+            see pirl_plugin.data.file_lists) or a .npy array of paths. Relative paths of a list start at its folder.
 
     Raises:
         ConfigError: where there is no such path, or no image in it.
     """
     path = Path(path)
     if path.is_dir():
-        files = list(walk_images(path)) or list(archives.images_in_archives(path))
+        files = list(walk_images(path)) or list(archives.images_in_archives(path)) or list(archives.members(path) or ())
         if not files:
             raise ConfigError(
-                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth, or "
-                f"tar or zip archives of such."
+                f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth, "
+                f"tar or zip archives of such, or Parquet files."
             )
     elif path.is_file() and path.suffix in (".txt", ".npy"):
         names = list(read_list(path)) if path.suffix == ".txt" else _names_in_array(path)
@@ -125,8 +129,8 @@ def list_images(path: str | os.PathLike) -> list[str]:
         in_archive = archives.members(path)
         if in_archive is None:
             raise ConfigError(
-                f"There is no data at {path}; DATA_PATHS must name a folder or archive (tar, zip) of images, or a .txt "
-                f"or .npy list of them."
+                f"There is no data at {path}; DATA_PATHS must name a folder or archive (tar, zip) of images, a Parquet "
+                f"file, or a .txt or .npy list of them."
             )
         files = list(in_archive)
     return files
@@ -241,7 +245,7 @@ class ImageFiles:
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         files = list_images(path)
-        listed = os.path.isfile(path) and not archives.is_archive(path)
+        listed = os.path.isfile(path) and os.fspath(path).endswith((".txt", ".npy"))
         self.root = os.path.dirname(path) if listed else path
         # One array of bytes: a quarter of an array of str, and every loader worker gets a copy.
         self.files = np.array([os.fsencode(file) for file in files])
@@ -273,6 +277,7 @@ class ImageFiles:
         """
         parts = [Path(os.path.relpath(file, self.root)).parts for file in self.get_image_paths()]
         if any(len(part) < 2 for part in parts):
+            tables.refuse_unlabelled(self.root)
             raise ConfigError(f"{self.root} has images outside class folders; labels need one sub-folder a class.")
         numbers = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
         return [numbers[part[0]] for part in parts]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pirl_plugin.data import archives
 from pirl_plugin.data.image_files import class_folders, walk_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import usual_neighbors
@@ -34,12 +34,12 @@ def labelled_split(folder: str | os.PathLike[str], most: int) -> tuple[Labelled,
         files and class numbers int64 of both parts; None where there are fewer than two classes, or where fewer than
         FEWEST_OF_A_CLASS images of a class would be taken, of which a vote would say little.
     """
-    classes = class_folders(folder) if Path(folder).is_dir() else []
+    classes = class_folders(folder)
     if len(classes) < 2 or most // len(classes) < FEWEST_OF_A_CLASS:
         return None
     parts: tuple[tuple[list[str], list[int]], ...] = (([], []), ([], []))
     for label, path in enumerate(classes):
-        files = sorted(walk_images(path))
+        files = sorted(archives.members(path) or walk_images(path))
         if len(files) < FEWEST_OF_A_CLASS:
             return None
         count = min(len(files), most // len(classes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pirl_plugin.data import archives
+from pirl_plugin.data import archives, tables
 from pirl_plugin.data.file_names import EXTENSIONS
 from pirl_plugin.data.image_files import check_list, list_images, walk_images
 from pirl_plugin.host.loss_settings import pirl_loss_class
@@ -67,12 +67,16 @@ def _check_folder(key: str, path: str, source: str) -> None:
     if source == "image_files" and os.path.isfile(path) and path.endswith((".txt", ".npy")):
         check_list(path, list_images(path))
         return
-    if not os.path.isdir(path):
+    table = tables.is_table(path)
+    if table or not os.path.isdir(path):
         if archives.members(path) is None:
-            raise ConfigError(f"{key} is {path!r}; there is no such folder, archive, or .txt or .npy list of images.")
-        if source != "image_files":
             raise ConfigError(
-                f"{key} is {path!r}, an archive, which {source} does not read: use DATA_SOURCES=[image_files] (with "
+                f"{key} is {path!r}; there is no such folder, archive, table, or .txt or .npy list of images."
+            )
+        if source != "image_files":
+            what = "a table" if table else "an archive"
+            raise ConfigError(
+                f"{key} is {path!r}, {what}, which {source} does not read: use DATA_SOURCES=[image_files] (with "
                 f"LABEL_SOURCES=[torchvision_dataset] where labels are wanted)."
             )
         return

@@ -1,5 +1,6 @@
 """Archives hold the images of the folder that they were packed from: the same names, order, pixels and labels."""
 
+import importlib.util
 import io
 import os
 import re
@@ -15,7 +16,7 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
-from pirl_plugin.data import archive_index, archives
+from pirl_plugin.data import archive_index, archives, kept_index
 from pirl_plugin.data.archive_index import walk_order
 from pirl_plugin.data.image_files import (
     ImageFiles,
@@ -180,14 +181,14 @@ def test_the_index_is_written_once_and_anew_where_the_archive_was_replaced(photo
 def test_beside_a_read_only_archive_the_index_is_in_the_cache_folder(photos, tmp_path, monkeypatch):
     path = pack(photos, tmp_path / "packed", "tar")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write = archive_index._write
+    write = kept_index.write_index
 
     def refused(file, *rest):  # root may write anywhere
         if file.parent == path.parent:
             raise PermissionError(13, "Permission denied", str(file))
         write(file, *rest)
 
-    monkeypatch.setattr(archive_index, "_write", refused)
+    monkeypatch.setattr(kept_index, "write_index", refused)
     assert len(list_images(path)) == 7
     (index,) = (tmp_path / "cache" / "pirl_plugin").iterdir()
     assert isinstance(archive_index.index_of(str(path)), np.memmap) and index.suffix == ".npy"
@@ -267,11 +268,19 @@ def test_members_come_in_the_order_of_a_walk_for_any_names(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_an_archive_ends_with_the_checkpoint_of_the_run_on_the_folder(photos, tmp_path):
+def test_a_run_on_an_archive_or_table_ends_with_the_checkpoint_of_the_run_on_the_folder(photos, tmp_path):
+    readable_names(photos)  # nor has Arrow a way
     path = pack(photos, tmp_path / "packed", "tar of tars")
+    runs = [(photos, 0), (path, 2)]
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow.parquet
+
+        rows = [{"bytes": Path(f).read_bytes(), "path": os.path.relpath(f, photos)} for f in list_images(photos)]
+        pyarrow.parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "all.parquet", row_group_size=3)
+        runs.append((tmp_path / "all.parquet", 2))
     ended = []
-    for data, workers in ((photos, 0), (path, 2)):
-        folder = tmp_path / f"run{workers}"
+    for number, (data, workers) in enumerate(runs):
+        folder = tmp_path / f"run{number}"
         done = subprocess.run(
             [sys.executable, "-m", "pirl_plugin.launch.launcher", "config=pretrain/pirl/jigsaw_small_images_cpu",
              "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", "config.LOSS.pirl_loss.negatives=per_image",
@@ -284,4 +293,4 @@ def test_a_run_on_an_archive_ends_with_the_checkpoint_of_the_run_on_the_folder(p
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         ended.append(load_checkpoint(folder / "model_final_checkpoint_phase1.torch"))
-    assert same(*ended)
+    assert all(same(ended[0], other) for other in ended[1:])
