@@ -73,6 +73,8 @@ EXTRAS_REQUIRE = {
     "opencv": ["opencv-python-headless"],
     # What Detectron2 needs beyond the list above. Detectron2 itself has no release to name: see the README.
     "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
+    # Lists what Hugging Face datasets saved, and Parquet files, as data sets of images.
+    "arrow": ["pyarrow>=14"],
     # The photos that the demo trains on when it is given none.
     "demo": ["scikit-image"],
     # Completion of `pirl` in a shell: eval "$(register-python-argcomplete pirl)".

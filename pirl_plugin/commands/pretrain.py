@@ -16,7 +16,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "photos", type=Path, help="a folder of images of any depth, a tar or zip of one, or a list of them"
+        "photos", type=Path, help="a folder of images of any depth, a tar, zip or Parquet file, or a list of them"
     )
     parser.add_argument("--output", type=Path, help="checkpoints and logs; default: runs/<name of the folder>")
     parser.add_argument("--epochs", type=int, help="default: about 1,000 steps on a CPU, 20,000 on a GPU")

@@ -43,6 +43,7 @@ OPTIONAL = (
     Part("pycocotools", "detection", "pip install pycocotools"),
     Part("skimage", "the demo without photos of one's own", "pip install scikit-image"),
     Part("timm", "a check of weights exported for timm", "pip install timm"),
+    Part("pyarrow", "data sets saved by Hugging Face datasets, or in Parquet", "pip install pyarrow"),
     Part("wandb", "logging to Weights & Biases", "pip install wandb"),
 )
 
