@@ -1,9 +1,14 @@
-"""Images a second that one core reads from a folder, a tar, a tar of tars and a zip; the size of a million's index."""
+"""Images a second that one core reads, in random order, from a folder, archives and tables; a million's index.
+
+Tables only where pyarrow is installed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import random
 import statistics
 import tarfile
 import tempfile
@@ -39,6 +44,25 @@ def pack(photos: Path, target: Path) -> dict[str, Path]:
         with zipfile.ZipFile(forms[name], "w", method) as made:
             for file in list_images(photos):
                 made.write(file, os.path.relpath(file, photos))
+    if importlib.util.find_spec("pyarrow"):
+        forms |= write_tables(photos, target)
+    return forms
+
+
+def write_tables(photos: Path, target: Path) -> dict[str, Path]:
+    """As `datasets` writes them: saved, Parquet of today (images uncompressed) and of before (100 images a group)."""
+    import pyarrow
+    from pyarrow import parquet
+
+    forms = {"saved by datasets": target / "saved", "Parquet, images uncompressed": target / "uncompressed.parquet",
+             "Parquet, compressed": target / "compressed.parquet"}  # fmt: skip
+    table = pyarrow.table({"image": [{"bytes": Path(f).read_bytes(), "path": f} for f in list_images(photos)]})
+    parquet.write_table(table, forms["Parquet, images uncompressed"], compression="none", use_dictionary=False)
+    parquet.write_table(table, forms["Parquet, compressed"], row_group_size=100)
+    forms["saved by datasets"].mkdir()
+    with pyarrow.ipc.new_stream(forms["saved by datasets"] / "data.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=1000)
+    (forms["saved by datasets"] / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     return forms
 
 
@@ -88,11 +112,15 @@ def main() -> None:
         (photos / "all").rmdir()
         forms = pack(photos, Path(temporary))
         files = {name: list_images(path) for name, path in forms.items()}
+        for some in files.values():
+            random.Random(0).shuffle(some)
+        if "Parquet, compressed" in files:
+            files["Parquet, compressed, in order"] = list_images(forms["Parquet, compressed"])
         seconds = alternate({name: lambda some=some: read_all(some) for name, some in files.items()}, options.repeats)
         speeds = {name: options.photos / statistics.median(values) for name, values in seconds.items()}
         rows = [["form", "images/s a core", "of the folder's"]]
         rows += [[name, f"{speed:.0f}", f"{speed / speeds['folder']:.3f}"] for name, speed in speeds.items()]
-        print_table(f"{options.photos} JPEGs of 500 x 375, decoded whole, warm cache", rows)
+        print_table(f"{options.photos} JPEGs of 500 x 375, decoded whole, in random order, warm cache", rows)
         million = index_of_a_million(Path(temporary))
         said = ", ".join(f"{key} {value:.1f}" for key, value in million.items())
         print(f"An index of {MILLION:,} images: {said}")
