@@ -85,6 +85,7 @@ EXTRAS_REQUIRE = {
         "argcomplete",
         "lightning",
         "mypy",
+        "pyarrow>=14",
         "pytest>=7",
         "pytest-timeout",
         "pytest-xdist",
