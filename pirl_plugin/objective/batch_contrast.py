@@ -1,4 +1,4 @@
-"""The contrasts of one batch: which rows are its positives, which are drawn as its negatives D_N, and their losses."""
+"""The contrasts of one batch: its positives, the negatives D_N drawn for it, and the losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pirl_plugin.objective.fused_contrast import OnScores, contrast_per_image, c
 from pirl_plugin.objective.memory_bank import MemoryBank
 from pirl_plugin.objective.negatives import draw_negatives, draw_shared_negatives
 
-DRAWN_AT_ONCE = 2**20  # numbers, where a rank keeps only those that it holds
+DRAWN_AT_ONCE = 2**20  # numbers, if a rank keeps only the ones it holds
 
 
 class BatchContrast:
     """A batch's positives and negatives, the same for both terms of Eq. 5.
 
-    Its B images are those of all ranks where the bank is sharded, else the b of this one.
+    Its B images are those of all ranks if the bank is sharded, else the b images of this rank.
 
     Args:
         bank: M.
-        target: int64 [b], rows of the images; negative where one does not count.
+        target: int64 [b], the images' rows; negative for an image that does not count.
         negatives: `per_image`, `shared` or `all`; see PIRLLoss.
         num_negatives: N.
         seed, step: of the draw.
@@ -39,14 +39,14 @@ class BatchContrast:
         self.valid = (everyone >= 0) & bank.is_filled(self.rows)
         self.positives = bank.lookup(self.rows)
         if negatives == "per_image":
-            # With several holders, few images at a time: what a draw takes is W times what is kept of it.
+            # With several holders, few images at a time: a draw takes W times the memory of what is kept.
             alone = self.exchange.holders == 1
             at_once = len(self.rows) if alone else max(1, DRAWN_AT_ONCE // num_negatives)
             parts = [
                 bank.held(draw_negatives(part, bank.num_rows, num_negatives, seed, step))
                 for part in self.rows.split(at_once)
             ]
-            self.places = parts[0] if len(parts) == 1 else torch.cat(parts)  # no copy of the usual one
+            self.places = parts[0] if len(parts) == 1 else torch.cat(parts)  # no copy in the usual case
         elif negatives == "shared":
             self.drawn = draw_shared_negatives(bank.num_rows, num_negatives, seed, step, self.rows.device)
             self.places = bank.held(self.drawn)

@@ -1,10 +1,10 @@
-"""Each contrast and its derivatives with respect to the scores, in closed form: what trains.
+"""Each contrast and its derivatives with respect to the scores, in closed form, as used in training.
 
 The slow references are autograd on the definitions of pirl_plugin.objective.contrast. Each function takes
 
     positive    scores (cosine / tau) of the positives, float [...]
-    negatives   scores of the negatives that are held here [..., N], -inf where they do not count; OVERWRITTEN
-    threshold   of `npid`: log(Z N / |D|) of each query [...]
+    negatives   scores of the negatives held here [..., N], -inf for those that do not count; OVERWRITTEN
+    threshold   `npid` only: log(Z N / |D|) of each query [...]
     exchange    with the ranks that hold the other negatives
 
 and returns the loss [...], dL/d positive [...] and dL/d negatives [..., N] (in the memory of `negatives`).
@@ -74,13 +74,13 @@ def nce(positive: Tensor, negatives: Tensor, threshold: Tensor | None, exchange:
 def by_autograd(
     definition: Callable[[Tensor, Tensor], Tensor], positive: Tensor, negatives: Tensor, exchange: Alone
 ) -> LossAndWeights:
-    """The same from a definition alone, for a form that has no closed form: slower, and with more memory.
+    """The same by autograd, for a contrast without a closed form: slower, and takes more memory.
 
     Args:
         definition: scores of the positives [B] and of the negatives [B, N] -> losses [B].
 
     Raises:
-        ConfigError: where the definition returns another shape.
+        ConfigError: if the definition returns another shape.
     """
     queries = positive.numel()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key and a counter alone: the same on every device and for any number of processes.
+"""Random numbers that depend only on a key and a counter: the same on every device, for any number of processes.
 
 The generator is SplitMix64 (Steele et al. 2014): number k of a key is a mix of the bits of key + k GAMMA.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# SplitMix64's constants as the int64 that have their bits.
+# SplitMix64's constants, as the int64 values with the same bits.
 GAMMA, FIRST_FACTOR, SECOND_FACTOR = (
     number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
@@ -28,7 +28,7 @@ def mix(bits: Tensor) -> Tensor:
 
 
 def keys(numbers: Tensor, seed: int, step: int = 0) -> Tensor:
-    """A generator's state for each of `numbers` int64 [n], in a step of a seed: int64 [n], on the same device."""
+    """The generator's state for each of `numbers` int64 [n], for a seed and step: int64 [n], on the same device."""
     of_step = mix(torch.full_like(numbers[:1], (seed * 2**32 + step) % 2**63) * GAMMA)
     return mix((numbers * GAMMA).bitwise_xor_(of_step))
 
@@ -43,7 +43,7 @@ def _quantiles() -> np.ndarray:
 def normal(keys: Tensor, count: int) -> Tensor:
     """`count` standard normal numbers for each key int64 [n]: float32 [n, count], each from 16 bits.
 
-    On a CPU. NumPy's unsigned arithmetic is several times as fast there as PyTorch's signed one.
+    For a CPU, where NumPy's unsigned arithmetic is several times faster than PyTorch's signed arithmetic.
     """
     counters = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(GAMMA % 2**64)
     bits = keys.numpy().view(np.uint64)[:, None] + counters

@@ -1,7 +1,7 @@
-"""The forms L of the contrast by name: what defines each, and what trains.
+"""The forms L of the contrast by name: the definition of each, and the code that trains with it.
 
-`definition` is the slow, obviously right function of pirl_plugin.objective.contrast; `closed_form` and `kernel` are the
-fast ones that tests hold to it. A form of your own needs a definition alone: see docs/add_a_contrast_form.md.
+`definition` is the slow, obviously correct function of pirl_plugin.objective.contrast; `closed_form` and `kernel` are
+the fast versions, which tests compare with it. Your own form needs only a definition: docs/add_a_contrast_form.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class ContrastForm:
     """A contrast between a positive and N negatives.
 
     Attributes:
-        name: what `pirl_loss.contrast` calls it.
+        name: its name in `pirl_loss.contrast`.
         definition: the slow reference: (positive scores [B], negative scores [B, N]) -> losses [B]; with `uses_z` it
             also takes log Z and |D|.
-        closed_form: what trains; None: autograd on the definition does.
-        kernel: what trains on a GPU with negatives of each image's own, by its name in
-            pirl_plugin.objective.triton_contrast; None: the closed form does there, too.
+        closed_form: used in training; None: autograd on the definition is.
+        kernel: used in training on a GPU if each image has its own negatives, by its name in
+            pirl_plugin.objective.triton_contrast; None: the closed form is used there as well.
         uses_z: whether it has NPID's constant Z, which the loss estimates; it then needs a closed form.
     """
 
@@ -40,7 +40,7 @@ class ContrastForm:
 
     def __post_init__(self) -> None:
         if self.uses_z and self.closed_form is None:
-            raise ConfigError(f"The contrast form {self.name!r} uses Z and has no closed form, which it then needs.")
+            raise ConfigError(f"The contrast form {self.name!r} uses Z and has no closed form; a form that uses Z needs one.")
 
     def loss_and_weights(
         self, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None, exchange: Alone | None = None
@@ -52,10 +52,10 @@ class ContrastForm:
         return self.closed_form(positive, negatives, threshold, exchange)
 
     def check(self) -> None:
-        """Refuse a definition that cannot train, tried on a few scores.
+        """Try the definition on a few scores and raise if it cannot be trained with.
 
         Raises:
-            ConfigError: where losses or gradients are not finite, or a negative that does not count has a gradient.
+            ConfigError: if losses or gradients are not finite, or a negative that does not count has a gradient.
         """
         generator = torch.Generator().manual_seed(0)
         positive, negatives = torch.randn(3, generator=generator), torch.randn(3, 5, generator=generator)
@@ -81,7 +81,7 @@ def register_form(name: str) -> Callable[[Callable[[Tensor, Tensor], Tensor]], C
     """Register the definition of a contrast under `name`, which `pirl_loss.contrast` then takes.
 
     The function gets the scores (cosine / tau) of the positives, float [B], and of the negatives, float [B, N], where
-    -inf stands for a negative that does not count, and returns the losses [B]. Autograd makes the gradient.
+    -inf stands for a negative that does not count, and returns the losses [B]. Autograd computes the gradient.
     """
 
     def register(definition: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

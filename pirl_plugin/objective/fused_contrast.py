@@ -1,13 +1,13 @@
-"""Loss and query gradient of the contrasts together, without ever holding B x N rows of the bank.
+"""Computes loss and query gradient of the contrasts together, without ever holding B x N rows of the bank.
 
-The gradient of a contrast with respect to its query is a weighted sum of the rows that were just read, as in
-attention: with the scores s_k of a query, the weights are dL/ds_k / tau, and a form has them in closed form
-(pirl_plugin.objective.closed_forms). So one gather of some rows serves scores and gradient, for both terms of Eq. 5,
+The gradient of a contrast with respect to its query is a weighted sum of the rows just read, as in attention: with
+the scores s_k of a query, the weights are dL/ds_k / tau, given in closed form by
+pirl_plugin.objective.closed_forms. So one gather of rows serves scores and gradient, for both terms of Eq. 5,
 and nothing of size B x N x d is stored for a backward pass. The slow references are autograd on
 pirl_plugin.objective.contrast.
 
-Where the rows are spread over ranks, each rank scores the images of all ranks against the rows that it holds, and an
-exchange (pirl_plugin.distributed) adds up what makes a loss: a few numbers an image, and the gradients.
+If the rows are spread over ranks, each rank scores the images of all ranks against the rows it holds, and an
+exchange (pirl_plugin.distributed) adds up the parts of a loss: a few numbers per image, and the gradients.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pirl_plugin.objective import triton_contrast
 from pirl_plugin.objective.forms import ContrastForm
 
 CHUNK_BYTES = 32 * 2**20  # of temporary rows or scores; more on a GPU, see `_budget`
-PIECE_BYTES = 2**20  # of scores that are turned into weights together on a CPU
+PIECE_BYTES = 2**20  # of scores turned into weights together on a CPU
 
 
 def _in_pieces(
     form: ContrastForm, positive: Tensor, negatives: Tensor, threshold: Tensor | None, exchange: Alone
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`form.loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time, which then fit a cache."""
+    """`form.loss_and_weights` of scores [T, b, N], on a CPU a few queries at a time, to fit the cache."""
     if negatives.device.type != "cpu":
         return form.loss_and_weights(positive, negatives, threshold, exchange)
     shape, flat = positive.shape, negatives.view(-1, negatives.shape[-1])
@@ -49,7 +49,7 @@ def _budget(device: torch.device) -> int:
 
 
 def _product(left: Tensor, rows: Tensor, transpose: bool) -> Tensor:
-    """left @ rows.T or left @ rows, with `rows` [N, d] of any float dtype, brought to left's a block at a time."""
+    """left @ rows.T or left @ rows, with `rows` [N, d] of any float dtype, converted block by block."""
     if rows.dtype == left.dtype:
         return left @ (rows.T if transpose else rows)
     blocks = rows.split(max(1, _budget(rows.device) // (4 * rows.shape[1])))
@@ -62,7 +62,7 @@ def _product(left: Tensor, rows: Tensor, transpose: bool) -> Tensor:
 
 
 class _Contrast(torch.autograd.Function):
-    """losses [T, B] of queries [T, B, d]; the gradient is made in the forward pass."""
+    """losses [T, B] of queries [T, B, d]; the gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(ctx, queries: Tensor, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -91,10 +91,10 @@ def _contrast_in_chunks(
     threshold: Tensor | None,
     exchange: Alone,
 ) -> Tensor:
-    """Losses [T, b], as many images at a time as the budget has room for.
+    """Losses [T, b], computed for as many images at a time as the memory budget allows.
 
     Args:
-        bytes_per_image: what an image adds to a chunk; the same on all ranks.
+        bytes_per_image: memory per image in a chunk; the same on all ranks.
         evaluate: (which images, their queries [T, c, d], scores of the positives [T, c], thresholds [T, c]) -> losses
             [T, c], dL/d score of the positives [T, c], rows of the negatives here summed by dL/d score [T, c, d].
         threshold: npid only, [T, B].
@@ -112,7 +112,7 @@ def _contrast_in_chunks(
             losses[:, chunk], positive_weights, summed = evaluate(
                 chunk, queries[:, chunk], positive_scores[:, chunk], limit
             )
-            # Of the positive, which every rank has, each adds its part.
+            # Every rank has the positive, so each adds only its share of it.
             positive_weights = (positive_weights / exchange.holders).unsqueeze(-1)
             gradients[:, chunk] = (summed + positive_weights * positives[chunk]) / temperature
         (gradients,) = exchange.sum(gradients)
@@ -132,16 +132,16 @@ def contrast_per_image(
     on_scores: OnScores | None = None,
     exchange: Alone = Alone(),  # noqa: B008
 ) -> Tensor:
-    """Losses with N negatives of its own for each image.
+    """Losses if each image has its own N negatives.
 
-    B is the number of images of all ranks that take part in the exchange, b that of this rank; alone, they are equal.
+    B is the number of images on all ranks of the exchange, b the number on this rank; with a single rank, B = b.
 
     Args:
         form: of pirl_plugin.objective.forms.
         queries: unit vectors float [T, b, d], T terms over the same images and negatives.
         positives: rows float [B, d].
-        table: the bank's rows that are held here, [R, d], any float dtype.
-        drawn: int64 [B, N], the negatives' places in `table`; negative where there is none.
+        table: the rows of the bank held here, [R, d], any float dtype.
+        drawn: int64 [B, N], the negatives' places in `table`; negative if there is none.
         temperature: tau.
         threshold: npid only, [T, B], log(Z N / |D|).
         on_scores: called for every chunk of images with (which images, positive scores [T, c], scores of the
@@ -164,7 +164,7 @@ def contrast_per_image(
     def plainly(chunk: slice, queries: Tensor, positive: Tensor, threshold: Tensor | None) -> Triple:
         places = drawn[chunk]
         held = places.clamp(min=0) if exchange.holders > 1 else places
-        # The only reading of the bank: [c, N, d]. On a CPU index_select is twice as fast as table[places].
+        # The bank is read only here: [c, N, d]. On a CPU index_select is twice as fast as table[places].
         rows = table.index_select(0, held.reshape(-1)).view(*places.shape, -1).to(queries.dtype)
         scores = torch.bmm(rows, queries.permute(1, 2, 0)).permute(2, 0, 1).contiguous().div_(temperature)
         if exchange.holders > 1:
@@ -194,14 +194,14 @@ def contrast_shared(
     on_scores: OnScores | None = None,
     exchange: Alone = Alone(),  # noqa: B008
 ) -> Tensor:
-    """Losses with the same rows as negatives for every image.
+    """Losses if all images share the same negatives.
 
     Args:
         rows: [N, d], any float dtype: a shared draw from the rows held here, or all of them.
-        places: int64 [N], which of the rows held here they are, negative where they do not count; None where
-            `rows` is the whole bank in its order.
-        own: int64 [B], the place of each image's own row, which does not count for it; negative where it is held
-            elsewhere.
+        places: int64 [N], their places among the rows held here, negative if they do not count; None if
+            `rows` is the whole bank in order.
+        own: int64 [B], the place of each image's own row, which does not count for it; negative if another rank
+            holds it.
         threshold: npid only, [T, B], log(Z N_b / |D|) with N_b the rows that count.
         Others as in `contrast_per_image`.
 

@@ -1,4 +1,4 @@
-"""How the GPU kernels are cut into blocks and warps: of a few ways, the fastest on the GPU at hand."""
+"""Block size and number of warps of the GPU kernels: the fastest of a few choices on the current GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """A way to cut a kernel.
+    """Block size and number of warps of a kernel.
 
     Attributes:
-        rows: of the memory bank in a block, at least 16, as a matrix product wants.
-        warps: of a program.
+        rows: rows of the memory bank in a block, at least 16, as a matrix product needs.
+        warps: warps per program.
     """
 
     rows: int
@@ -25,17 +25,17 @@ class Launch:
         return f"{self.rows} rows and {self.warps} warps"
 
 
-# Up to d = 128, the first spills no register on any GPU from 7.5 on; beyond, the last spills least.
+# Up to d = 128, the first spills no register on any GPU from compute capability 7.5 on; above, the last spills least.
 LAUNCHES = (Launch(32, 4), Launch(32, 8), Launch(16, 4), Launch(16, 8))
 
 
 def usual_launch(dim: int) -> Launch:
-    """Where nothing is timed, for vectors of `dim` numbers."""
+    """The default if nothing is timed, for vectors of `dim` numbers."""
     return LAUNCHES[0] if dim <= 128 else LAUNCHES[3]
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    """What a call takes on the current GPU, which is waited for."""
+    """The time of a call on the current GPU, including synchronisation."""
     run()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -47,11 +47,11 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 
 def fastest_launch(what: str, dim: int, run: Callable[[Launch], object]) -> Launch:
-    """The launch that makes `run` fastest; those that the GPU refuses are left out, the usual one if it refuses all.
+    """The launch that makes `run` fastest, among those that the GPU accepts; the usual one if it accepts none.
 
     Args:
-        what: is run, for the log.
-        dim: of the vectors.
+        what: name of what is run, for the log.
+        dim: length of the vectors.
         run: launches the kernels; all launches give the same results, up to rounding.
     """
     times: dict[Launch, float] = {}

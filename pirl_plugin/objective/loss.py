@@ -1,4 +1,4 @@
-"""`pirl_loss`: Eq. 5, the weighted sum of two contrasts with the memory bank that it owns."""
+"""`pirl_loss`: Eq. 5, the weighted sum of two contrasts against the memory bank, which the loss owns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pirl_plugin.validation import (
 )
 
 TERMS = ("image", "pretext")
-# Up to so many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
+# Up to this many times N images, scoring all rows costs no more (measured on a CPU with N = 4,096, B = 32).
 NO_DEARER_THAN = {"per_image": 8, "shared": 2}
 
 PIRL_LOSSES: Registry[type[PIRLLoss]] = Registry("PIRL loss")
@@ -52,28 +52,28 @@ class PIRLLoss(nn.Module):
     """L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I))     (Eq. 5)
 
     Both terms use the same negatives, drawn from the bank, never the image itself. After the loss the bank's
-    rows of the batch move towards f(v_I); only in training, and only for images that were read.
+    rows of the batch move towards f(v_I), but only in training, and only for images that were read.
 
     lambda = 0 is NPID++ (no pretext term), lambda = 1 leaves out the plain term.
 
     Args:
-        num_train_samples: |D|, rows of the bank (in a run of VISSL it is filled in).
-        contrast: `nce` (Eq. 3-4), `npid`, `infonce` or a form of your own; see pirl_plugin.objective.forms.
+        num_train_samples: |D|, the number of rows of the bank (filled in automatically in a VISSL run).
+        contrast: `nce` (Eq. 3-4), `npid`, `infonce` or your own form; see pirl_plugin.objective.forms.
         negatives: how D_N is drawn, uniformly and with replacement, the same for both terms: `per_image` (N for
-            each image, the paper's), `shared` (one draw of N for the batch, in which each image passes over its
+            each image, the paper's), `shared` (one draw of N for the batch, of which each image ignores its
             own row) or `all` (no draw: every other image, the exact softmax over the bank).
-        num_negatives: N, at most |D| - 1; `all` passes over it.
+        num_negatives: N, at most |D| - 1; `all` ignores it.
         temperature: tau.
         lambda_: in [0, 1].
         embedding_dim: d.
-        z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates, one behind,
+        z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates, one batch behind,
             log Z <- z_momentum log Z + (1 - z_momentum) estimate. 1 freezes it, as VISSL does; with few images
             the loss then rises without bound, because training moves the similarities away from those that Z
             was measured on.
         memory_bank: {name: ..., and the bank's own keys}.
-        seed: of the bank's first rows and of the draws.
-        batch_size_per_replica: the most images a rank has in a step (the launcher fills it in).
-        report_frequency: `report` is made anew every so many steps (the launcher fills in LOG_FREQUENCY).
+        seed: seed of the bank's initial rows and of the draws.
+        batch_size_per_replica: the largest number of images per rank and step (the launcher fills it in).
+        report_frequency: steps between updates of `report` (the launcher fills in LOG_FREQUENCY).
 
     Attributes:
         report: by term, means over the last reported batch of all ranks: similarity (cosine) of the positive and
@@ -119,7 +119,7 @@ class PIRLLoss(nn.Module):
                 f"pirl_loss.num_negatives is {num_negatives}, but the data set has {self.num_rows} images, which "
                 f"leaves at most {self.num_rows - 1} negatives: lower num_negatives or add images."
             )
-        # Colder than this, the share of the smallest score is less than float32 can hold.
+        # At a lower temperature, float32 cannot hold the share of the smallest score.
         self.temperature = check_number(temperature, "pirl_loss.temperature (tau)", 0.025)
         self.lambda_ = check_number(lambda_, "pirl_loss.lambda_", 0, 1)
         self.z_momentum = check_number(z_momentum, "pirl_loss.z_momentum", 0, 1)
@@ -155,15 +155,15 @@ class PIRLLoss(nn.Module):
         """The loss of a batch.
 
         Args:
-            output: [f(v_I), g(v_It)], each float [B, d], not normalised; f(v_I) alone where lambda = 0.
-            target: int64 [B], the images' rows in the bank; negative where the image was not read.
+            output: [f(v_I), g(v_It)], each float [B, d], not normalised; f(v_I) alone if lambda = 0.
+            target: int64 [B], the images' rows in the bank; negative if the image was not read.
 
         Returns:
             a scalar, at least float32. Averaged over ranks (as DDP averages gradients) it is the mean over all
-            images of the global batch that were read; where none was, 0.
+            images of the global batch that were read; 0 if none was.
 
         Raises:
-            ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index an embedding.
+            ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index per embedding.
         """
         image = output if isinstance(output, Tensor) else output[0]
         pretext = None if isinstance(output, Tensor) or len(output) < 2 else output[1]
@@ -180,7 +180,7 @@ class PIRLLoss(nn.Module):
             )
         weighted = [(0, 1 - self.lambda_, image)] + ([] if pretext is None else [(1, self.lambda_, pretext)])
         terms = [(term, weight, embedding) for term, weight, embedding in weighted if weight > 0]
-        # DDP wants every parameter to have a gradient.
+        # DDP requires a gradient for every parameter.
         total = sum(0 * embedding.float().nan_to_num().sum() for _, weight, embedding in weighted if weight == 0)
 
         # An image that was not read has no gradient, whatever the network made of its views.
@@ -206,7 +206,7 @@ class PIRLLoss(nn.Module):
         self.steps += 1
 
     def hold_updates(self, hold: bool) -> None:
-        """From True to False, batches are parts of one: the same draw for all, and the bank changes at the end."""
+        """While held, batches are parts of one: they share a draw, and the bank is updated on release."""
         held, self._held = self._held, [] if hold else None
         if held:
             self._update(torch.cat([target for target, _ in held]), torch.cat([image for _, image in held]))
@@ -260,7 +260,7 @@ class PIRLLoss(nn.Module):
         return losses, batch.exchange.own(batch.valid)
 
     def _current_log_z(self, batch: BatchContrast, queries: Tensor, terms: list[int], offset: Tensor) -> Tensor:
-        """log Z of the terms [T], set from this batch where it is the first."""
+        """log Z of the terms [T]; the first batch sets it."""
         chosen = slice(terms[0], terms[-1] + 1)
         if not self.z_is_set:  # waits for the device, until Z is set
             if bool(self.log_z[chosen].isnan().any()):
@@ -277,7 +277,7 @@ class PIRLLoss(nn.Module):
 
     @torch.no_grad()
     def _follow_z(self, statistics: ScoreStatistics, terms: list[int]) -> None:
-        """Move log Z of the terms towards this batch's estimate, alike on every rank."""
+        """Move log Z of the terms towards this batch's estimate, identically on every rank."""
         total, count = sum_over_ranks(torch.stack([statistics.exponentials, statistics.counts]))
         estimate = (total / count.clamp(min=1)).log().float() + math.log(self.num_rows)
         chosen = slice(terms[0], terms[-1] + 1)

@@ -1,4 +1,4 @@
-"""The memory bank M (Section 2.2): one unit vector m_I an image, a moving average of f(v_I).
+"""The memory bank M (Section 2.2): one unit vector m_I per image, a moving average of f(v_I).
 
 Banks are registered by name in MEMORY_BANKS; `pirl_loss.memory_bank.name` chooses one.
 """
@@ -23,12 +23,12 @@ Bank = TypeVar("Bank", bound="MemoryBank")
 MEMORY_BANKS: Registry[type[MemoryBank]] = Registry("memory bank")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-OF_INITIAL_ROWS = -1  # in place of a step: draws of negatives have steps from 0
-BLOCK = 2048  # rows that are made together
+OF_INITIAL_ROWS = -1  # instead of a step number: draws of negatives have steps from 0
+BLOCK = 2048  # rows generated together
 
 
 def register_memory_bank(name: str) -> Callable[[type[Bank]], type[Bank]]:
-    """Register MemoryBank's like under `name`, which `pirl_loss.memory_bank.name` then takes."""
+    """Register a memory bank under `name`, which `pirl_loss.memory_bank.name` then accepts."""
 
     def register(cls: type[Bank]) -> type[Bank]:
         MEMORY_BANKS.register(name, cls)
@@ -42,7 +42,7 @@ def initial_rows(
 ) -> Tensor:
     """Rows first, first + step, ... below num_rows of a new bank: uniformly random unit vectors.
 
-    A row depends on its number, dim and seed only: every rank of any world size makes the same.
+    A row depends only on its number, dim and seed, so it is the same on every rank and for any world size.
 
     Args:
         num_rows: |D|.
@@ -71,7 +71,7 @@ def bank_rows(checkpoint: Any, source: str) -> Tensor:
     """The whole bank in a checkpoint of this plugin or of VISSL's PIRL or NPID: float32 [|D|, d], of unit norm.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: if there is none.
     """
     loss = checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None
     loss = loss if isinstance(loss, Mapping) else {}
@@ -84,7 +84,7 @@ def bank_rows(checkpoint: Any, source: str) -> Tensor:
 
 
 def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What each row of a batch is to be averaged with when some rows occur more than once.
+    """What to average each row of a batch with if some rows occur more than once.
 
     Args:
         indices: int64 [B], negative ones ignored.
@@ -92,7 +92,7 @@ def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Ten
 
     Returns:
         targets int64 [B]: the row each entry writes to; ignored entries repeat another entry's row, so that
-        no write conflicts (row 0 where all are ignored);
+        no write conflicts (row 0 if all are ignored);
         means float [B, d]: the mean of the embeddings of the same row, the same for all of its entries;
         known bool [B]: whether the row has any entry that is not ignored.
     """
@@ -109,25 +109,25 @@ def combine_duplicates(indices: Tensor, embeddings: Tensor) -> tuple[Tensor, Ten
 
 @register_memory_bank("memory_bank")
 class MemoryBank(nn.Module):
-    """The whole bank on every rank, kept the same on all of them.
+    """A full copy of the bank on every rank, kept identical on all of them.
 
     m_I <- normalise(momentum m_I + (1 - momentum) f(v_I)), with f(v_I) of unit norm. An image that occurs
     more than once in a (global) batch is averaged with the mean of its embeddings, once.
 
     Args:
-        num_rows: |D|, one row an image.
+        num_rows: |D|, one row per image.
         dim: d.
         momentum: weight of the old row, in [0, 1); 0.5 in the paper.
         fill_first: the first visit of an image only fills its row, with f(v_I), and counts in no loss. Else, as
             in NPID and so in the paper, rows start as random vectors: in the first epoch every positive is noise,
-            and what there is to learn is to be unlike the embeddings of the last steps. Worth an epoch where
+            and the network only learns to differ from the embeddings of the last steps. Worth an epoch if
             there are few.
         dtype: float32 or bfloat16, in which the rows are stored; all arithmetic is float32.
         seed: of the initial rows.
-        initial_rows: a checkpoint (of this plugin, or of VISSL's PIRL or NPID) whose bank of as many rows is the first
-            one, with all rows as updated, for a warm start; None for random rows.
-        batch_capacity: the most images a rank can have in a step; None finds out at every step, at the cost
-            of waiting for the device.
+        initial_rows: a checkpoint (of this plugin, or of VISSL's PIRL or NPID) whose bank, of the same number of rows,
+            to start from, with all rows marked as updated; None for random rows.
+        batch_capacity: the largest number of images per rank and step; None: find out at every step, which
+            waits for the device.
 
     Attributes:
         rows: [|D|, d], unit norm: the rows that this process holds.
@@ -171,12 +171,12 @@ class MemoryBank(nn.Module):
         self.register_buffer("updated", torch.zeros(self.num_rows, dtype=torch.bool))
 
     def _take_rows(self, rows: Tensor, updated: Tensor) -> None:
-        """Take over a whole bank, [|D|, d] and bool [|D|]."""
+        """Load a complete bank, [|D|, d] and bool [|D|]."""
         self.rows.copy_(rows)
         self.updated.copy_(updated)
 
     def exchange(self, batch: int) -> Alone:
-        """With whom the contrasts of a step are computed, for `batch` images of this rank."""
+        """The ranks that compute the contrasts of a step together, for `batch` images of this rank."""
         return Alone()
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -189,24 +189,24 @@ class MemoryBank(nn.Module):
         return self.updated[indices] if self.fill_first else torch.ones_like(indices, dtype=torch.bool)
 
     def places(self, indices: Tensor) -> Tensor:
-        """Where in `rows` the images `indices` int64 [...] are; -1 where this process does not hold them."""
+        """Places in `rows` of the images `indices` int64 [...]; -1 for images that this process does not hold."""
         return indices
 
     def held(self, drawn: Tensor) -> Tensor:
-        """Places of the images of a draw int64 [..., N] that this process holds [..., n], with -1 for none."""
+        """Places [..., n] of those images of a draw int64 [..., N] that this process holds, padded with -1."""
         return drawn
 
     def held_places(self) -> Tensor | None:
-        """Places of all rows that this process holds, -1 where a row is none; None: all, in the data's order."""
+        """Places of all rows that this process holds, -1 for padding; None: all, in the data set's order."""
         return None
 
     @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
-        """Average the rows of a batch with its embeddings, on all ranks alike.
+        """Average the rows of a batch with its embeddings, identically on all ranks.
 
         Args:
-            indices: int64 [b], images of this rank, each below |D|; negative ones are passed over.
-            embeddings: [b, d], f(v_I) of unit norm; those that are not finite are passed over.
+            indices: int64 [b], images of this rank, each below |D|; negative ones are ignored.
+            embeddings: [b, d], f(v_I) of unit norm; those that are not finite are ignored.
         """
         indices = torch.where(embeddings.isfinite().all(dim=1), indices, -1)
         ranks = self._among_ranks(len(indices), indices.device)
@@ -232,7 +232,7 @@ class MemoryBank(nn.Module):
         return AmongRanks(batch, capacity)
 
     def checksum(self) -> Tensor:
-        """A number that differs between banks that differ in any bit, almost surely: int64 scalar."""
+        """A checksum: banks that differ in any bit almost surely have different ones. int64 scalar."""
         total = torch.zeros((), dtype=torch.int64, device=self.rows.device)
         columns = torch.arange(1, self.dim + 1, device=self.rows.device)
         bits = self.rows.view(torch.int32 if self.rows.dtype == torch.float32 else torch.int16)

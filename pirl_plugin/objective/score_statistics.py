@@ -1,4 +1,4 @@
-"""What the scores of a batch say: the estimate of Z, and the similarities that a log shows."""
+"""Statistics of a batch's scores: the estimate of Z, and the similarities shown in the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pirl_plugin.distributed import sum_over_ranks
 
 
 class ScoreStatistics:
-    """Sums over the scores of a batch as the contrasts pass them on; everything stays on the device.
+    """Sums over the scores of a batch, collected from the contrasts; everything stays on the device.
 
     Args:
         terms: T.
@@ -44,7 +44,7 @@ class ScoreStatistics:
     def means(self, temperature: float, names: list[str]) -> dict[str, Tensor]:
         """Means over the images of all ranks that count, by term: scalars on the device."""
         images = self.valid.sum().expand_as(self.counts)
-        # Where ranks share the images of a batch, each has a part of the negatives or all: the ratios are the same.
+        # If ranks share the images of a batch, each has part of the negatives or all of them: the ratios are the same.
         sums = sum_over_ranks(torch.stack([self.positives, images, self.negatives, self.above, self.counts]))
         positives, images, negatives, above, counts = sums
         values = {

@@ -1,7 +1,7 @@
 """`sharded_memory_bank`: row i lives on rank i mod W, for data sets whose bank is larger than a GPU.
 
-Every rank scores the queries of all ranks against the rows that it holds. What ranks exchange in a step are the
-batch's indices, queries, positives and gradients, and a few sums an image: it depends on the batch, not on |D|.
+Every rank scores the queries of all ranks against the rows that it holds. In a step, ranks exchange the batch's
+indices, queries, positives and gradients, and a few sums per image: traffic depends on the batch, not on |D|.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ READ_AT_ONCE = 2**16  # rows of a shard file
 
 
 def most_held(count: int, holders: int) -> int:
-    """How many of `count` uniform draws a rank of `holders` is ready to hold.
+    """How many of `count` uniform draws each of `holders` ranks has room for.
 
-    The number that falls to a rank is binomial; more than ten standard deviations above its mean is expected once in
+    The number that falls to a rank is binomial; it exceeds its mean by more than ten standard deviations once in
     10^23 draws. Then the step stops with an error.
     """
     mean = count / holders
@@ -35,17 +35,17 @@ def most_held(count: int, holders: int) -> int:
 
 @register_memory_bank("sharded_memory_bank")
 class ShardedMemoryBank(MemoryBank):
-    """A bank of which each of W ranks holds every W-th row; otherwise as MemoryBank.
+    """A bank of which each of W ranks holds every W-th row; otherwise like MemoryBank.
 
     All ranks must take part in every lookup and update, and `lookup` and `is_filled` ask all of them for the same
-    images: those of the whole batch. A checkpoint names shard files, one a rank, which any number of ranks can load.
+    images: those of the whole batch. A checkpoint names shard files, one per rank, which any number of ranks can load.
 
     Args:
         folder: where the shard files of checkpoints are (the launcher fills in the checkpoint folder).
 
     Attributes:
-        rows: [ceil(|D| / W), d]; the last row belongs to no image where |D| does not divide.
-        shards: names of the files of the last checkpoint, in `folder`.
+        rows: [ceil(|D| / W), d]; the last row may belong to no image if W does not divide |D|.
+        shards: names of the last checkpoint's shard files, in `folder`.
     """
 
     def __init__(self, *args: Any, folder: str = ".", **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ class ShardedMemoryBank(MemoryBank):
         super().__init__(*args, **kwargs)
 
     def _create_rows(self, dtype: torch.dtype, seed: int) -> None:
-        # Equal sizes on all ranks, so that all cut their work into the same pieces.
+        # Equal sizes on all ranks, so that all of them split their work into the same pieces.
         size = math.ceil(self.num_rows / self.holders)
         rows = initial_rows(size * self.holders, self.dim, seed, self.holder, self.holders, dtype)
         self.num_held = len(range(self.holder, self.num_rows, self.holders))
@@ -91,7 +91,7 @@ class ShardedMemoryBank(MemoryBank):
             assert enough, "more of a draw fell to one rank than most_held allows"
         else:
             torch._assert_async(enough)
-        # What other ranks hold goes to a last column, which is cut off.
+        # Draws held by other ranks go to an extra last column, which is cut off.
         held = drawn.new_full((*drawn.shape[:-1], room + 1), -1)
         held.scatter_(-1, torch.where(mine, slot, room), places)
         return held[..., :room].contiguous()
@@ -101,15 +101,15 @@ class ShardedMemoryBank(MemoryBank):
         return torch.where(places < self.num_held, places, -1)
 
     def _own(self, indices: Tensor) -> Tensor:
-        return self.places(indices)  # what other ranks hold is passed over here
+        return self.places(indices)  # rows that other ranks hold are ignored here
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def save_shard(self, name: str) -> None:
-        """Write this rank's rows to a file of `folder`; every rank must, before the checkpoint that names them.
+        """Write this rank's rows to a file in `folder`; every rank must do so before the checkpoint is written.
 
         Args:
-            name: of the checkpoint, the same on all ranks.
+            name: the checkpoint's name, the same on all ranks.
         """
         self.shards = [f"{name}_bank{number}of{self.holders}.safetensors" for number in range(self.holders)]
         path = Path(self.folder, self.shards[self.holder])
@@ -124,7 +124,7 @@ class ShardedMemoryBank(MemoryBank):
             unfinished.unlink(missing_ok=True)
 
     def delete_orphans(self) -> None:
-        """Delete shard files of `folder` whose checkpoint is not there, but for the last saved; one rank must."""
+        """Delete shard files in `folder` whose checkpoint is gone, except the last saved; called by one rank."""
         for path in Path(self.folder).glob("model_*_bank*of*.safetensors"):
             name = path.name.partition("_bank")[0]
             final = name.replace("model_", "model_final_checkpoint_", 1)
@@ -159,7 +159,7 @@ class ShardedMemoryBank(MemoryBank):
         self.updated[: self.num_held] = updated[self.holder :: self.holders]
 
     def _load_shard(self, path: Path, holder: int, holders: int) -> None:
-        """Take what this rank holds from the file of rank `holder` of `holders`."""
+        """Load this rank's rows from the shard file of rank `holder` of `holders`."""
         try:
             with safe_open(str(path), framework="pt") as file:
                 rows, updated = file.get_slice("rows"), file.get_tensor("updated")

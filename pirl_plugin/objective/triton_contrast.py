@@ -1,4 +1,4 @@
-"""Losses from the GPU kernels of pirl_plugin.objective.triton_kernels, for negatives of each image's own.
+"""Losses from the GPU kernels of pirl_plugin.objective.triton_kernels, if each image has its own negatives.
 
 Slow references: the plain PyTorch path of pirl_plugin.objective.fused_contrast. Without a GPU the kernels run in
 Triton's interpreter (TRITON_INTERPRET=1).
@@ -27,14 +27,14 @@ HEAVY = 0.6
 ROWS_OF_A_PROGRAM = 2048
 ROWS_OF_A_TRIAL = 2**17  # more than a GPU's cache holds
 LARGEST_DIM = 256  # beyond it, tiles outgrow the shared memory of many GPUs
-MOST_TERMS = 5  # three sums a term fit the 16 rows of a matrix product
+MOST_TERMS = 5  # three sums per term fit the 16 rows of a matrix product
 
 
 def _tried(what: str, run: Callable[[], object]) -> bool:
-    """Whether something works here; where it does not, the reason is logged."""
+    """Whether something works here; if not, the reason is logged."""
     try:
         run()
-    except Exception as error:  # whatever the compiler, the linker or the driver has to say
+    except Exception as error:  # the compiler, the linker or the driver can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         logging.warning(
             f"The GPU kernels cannot {what} here, so plain PyTorch does it, which is slower and takes more memory "
@@ -46,7 +46,7 @@ def _tried(what: str, run: Callable[[], object]) -> bool:
 
 @functools.cache
 def available(device: torch.device) -> bool:
-    """Whether Triton is there and can build kernels for a GPU; tried once."""
+    """Whether Triton is installed and can build kernels for a GPU; tried once."""
     if triton is None:
         logging.warning("Triton is not installed, so plain PyTorch computes the loss on the GPU, which is slower.")
         return False
@@ -57,7 +57,7 @@ def available(device: torch.device) -> bool:
 def _trial(
     kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device, rows: int, count: int
 ) -> Callable[[Launch], object]:
-    """`scores_and_losses` of 16 images, for a launch; no generator of PyTorch's is used."""
+    """`scores_and_losses` of 16 images, to time a launch; uses none of PyTorch's random generators."""
     positive = torch.zeros(terms, 16, device=device)
     table = torch.zeros(rows, dim, dtype=dtype, device=device)
     drawn = draw_on_gpu(torch.arange(16, device=device), count, rows)
@@ -67,7 +67,7 @@ def _trial(
 
 @functools.cache
 def _launch(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    """How the kernels of a form are launched: on a GPU, as they were fastest when first asked. Ranks may differ."""
+    """The launch for a form's kernels: on a GPU, the fastest, timed at the first call. Ranks may differ."""
     if device.type != "cuda":
         return usual_launch(dim)
     try:
@@ -79,13 +79,13 @@ def _launch(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch
 
 @functools.cache
 def _serves(kernel: str, terms: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of a form run on a GPU with tiles of this size, on all ranks alike; tried once."""
+    """Whether a form's kernels run on a GPU with tiles of this size; all ranks agree. Tried once."""
 
     def trial() -> None:
         _trial(kernel, terms, dim, dtype, device, rows=16, count=32)(usual_launch(dim))
 
     here = available(device) and _tried(f"compute {kernel} with d = {dim}", trial)
-    # Ranks that share a bank exchange other things on the plain path.
+    # On the plain path, ranks that share a bank exchange other tensors.
     return largest_over_ranks(int(not here), device) == 0
 
 
@@ -108,14 +108,14 @@ def draw_on_gpu(keys: Tensor, count: int, size: int) -> Tensor:
 
 
 def _precision(table: Tensor) -> str:
-    """How products of float32 are made: three tensor-core products where there are such cores, and no fewer."""
+    """How float32 products are computed: as three TF32 tensor-core products, if the GPU has them."""
     ampere = table.is_cuda and torch.cuda.get_device_capability(table.device) >= (8, 0)
     return "tf32x3" if ampere else "ieee"
 
 
 @dataclass(frozen=True)
 class _Passed:
-    """What `pass_by` left of the rows of a batch, and how it was launched.
+    """The results of `pass_by` for a batch, and how it was launched.
 
     Attributes:
         queries: float32 [T, c, d].
@@ -207,7 +207,7 @@ def _nce(passed: _Passed, threshold: Tensor) -> Losses:
     return losses, positive_share / total * (slope - 1) - 1, summed
 
 
-# By name: what is summed while the rows pass by (powers of exp(score)), and what is made of the sums.
+# By name: the powers of exp(score) to sum while the rows are read, and the function that turns the sums into losses.
 KERNELS: dict[str, tuple[int, Callable[[_Passed, Tensor], Losses]]] = {
     "nce": (3, _nce),
     "npid": (1, _npid),
@@ -233,10 +233,10 @@ def scores_and_losses(
         queries: float32 [T, c, d].
         positive: scores of the positives [T, c].
         table: rows held here, float32 or bfloat16 [R, d].
-        drawn: int64 [c, N], places in the table, negative where there is none.
+        drawn: int64 [c, N], places in the table; negative: none.
         threshold: npid only [T, c].
         exchange: with the ranks that hold the other rows.
-        launch: how kernels are cut; None: as is fastest here.
+        launch: block size and warps; None: the fastest here.
 
     Returns:
         scores of the negatives [T, c, N], losses [T, c], dL/d positive score [T, c], and the sum of the negatives'
@@ -271,6 +271,6 @@ def scores_and_losses(
 
 
 def bytes_per_image(terms: int, num_negatives: int, dim: int) -> int:
-    """What `scores_and_losses` holds for an image: scores and partial sums."""
+    """Memory of `scores_and_losses` per image: scores and partial sums."""
     parts = math.ceil(num_negatives / ROWS_OF_A_PROGRAM)
     return 4 * (terms * num_negatives + parts * max(16, 4 * terms) * dim)

@@ -1,15 +1,15 @@
-"""GPU kernels (Triton) for negatives of each image's own: every row is read once, and never stored again.
+"""GPU kernels (Triton) if each image has its own negatives: every row is read once and never copied to memory.
 
 A query's gradient is sum_k w_k m_k over the rows m_k of its negatives, and its weights w_k are known only after all
-of its scores. What is summed while the rows pass by must therefore not need them:
+of its scores. The sums taken while the rows are read must therefore not need them:
 
 - infonce: w_k = p_k, the share exp(s_k) / total: an online softmax, as in attention.
 - npid: w_k = sigmoid(s_k - threshold) is known at once.
 - nce: w_k = slope p_k + p_k^2 / (1 - p_k), with `slope` known at the end. The second part is p^2 + p^3 + p^4 / (1 - p):
   sums of exp(s), exp(2 s) and exp(3 s) times the rows are kept, and the last part matters only where p > `TAIL`, for
-  less than 1 / TAIL rows. `nce_tail` passes over the scores again and reads those rows only. Where one negative takes
-  more than `HEAVY` of the total, it is told apart and the rows of that one query are read a second time: what is left
-  for the others would drown in rounding.
+  less than 1 / TAIL rows. `nce_tail` goes through the scores again and reads those rows only. If one negative takes
+  more than `HEAVY` of the total, it is handled apart and the rows of that query are read a second time: what is left
+  for the others would be lost to rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["size"])  # 1 would become a plain int
     def draw(keys, drawn, count, size, BLOCK: tl.constexpr):
-        """pirl_plugin.objective.negatives.draw, bit by bit."""
+        """pirl_plugin.objective.negatives.draw, equal bit by bit."""
         image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
         number = block * BLOCK + tl.arange(0, BLOCK)
         bits = tl.load(keys + image) + (number + 1).to(tl.int64) * -7046029254386353131
@@ -50,7 +50,7 @@ if triton is not None:
         FORM: tl.constexpr, TERMS: tl.constexpr, POWERS: tl.constexpr, M: tl.constexpr,
         BLOCK: tl.constexpr, BLOCKS: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """The only reading of the rows.
+        """Reads the rows, once.
 
         Line m of a tile belongs to term m % TERMS and to power m // TERMS + 1. Leaves for each image, part and line:
         sum of weight x row [D], sum of weights (npid: the loss) and the score that the exponentials are relative to.
@@ -100,7 +100,7 @@ if triton is not None:
         images, count, dim, TAIL: tl.constexpr, TERMS: tl.constexpr, M: tl.constexpr,
         BLOCK: tl.constexpr, BLOCKS: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """What the powers of `pass_by` leave out, over the negatives but the top one of a heavy query.
+        """What the powers of `pass_by` leave out, over all negatives except the top one of a heavy query.
 
         Line m belongs to term m % TERMS and has, by m // TERMS,
         0: rows by p^4 / (1 - p) where p > TAIL (heavy: by p^2 / (1 - p), all); sum of the odds p / (1 - p)
