@@ -1,6 +1,6 @@
 """Pretext tasks: sets T of image transformations t, and how an image becomes the views I and I^t (Section 2.3).
 
-Every module of this folder is imported with it: a new task is one file with the decorator `register_pretext`.
+Importing the package imports every module in this folder: a new task is one file with `register_pretext`.
 """
 
 import importlib

@@ -15,9 +15,9 @@ from pirl_plugin.validation import ConfigError, check_integer, check_interval, c
 
 
 def affine_matrix(angle: float, scale: float, shear: float, move: tuple[float, float]) -> Tensor:
-    """The map from places in the result to places in the view, about its centre: float [2, 3].
+    """The map from positions in the result to positions in the view, about its centre: float [2, 3].
 
-    Places are in [-1, 1] (left to right, top to bottom). The view is sheared by `shear` degrees along x, scaled by
+    Positions are in [-1, 1] (left to right, top to bottom). The view is sheared by `shear` degrees along x, scaled by
     `scale`, turned counter-clockwise by `angle` degrees and moved by `move` (shares of its width and height).
     """
     turn, tangent = math.radians(angle), math.tan(math.radians(shear))
@@ -44,8 +44,8 @@ class AffineTransform(SingleViewTransform):
         scale: (low, high) of the factor, drawn log-uniformly.
         shear: largest shear either way, in degrees, in [0, 80].
         translation: largest move either way, as a share of the side, in [0, 1].
-        num_transformations: |T|: that many maps, the first the identity, drawn once; null draws a new one each time.
-        set_seed: which maps, where there is a set.
+        num_transformations: |T|, the number of maps, drawn once, the first the identity; null: a new map each time.
+        set_seed: seed of the set of maps, if there is one.
         **common: arguments of SingleViewTransform.
     """
 
@@ -85,7 +85,7 @@ class AffineTransform(SingleViewTransform):
 
     @functools.cached_property
     def maps(self) -> Tensor:
-        """T where it is a fixed set: float [|T|, 2, 3]."""
+        """T, if it is a fixed set: float [|T|, 2, 3]."""
         generator = torch.Generator().manual_seed(self.set_seed)
         assert self.num_transformations is not None
         drawn = [self.draw_matrix(generator) for _ in range(self.num_transformations - 1)]

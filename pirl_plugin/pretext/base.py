@@ -1,11 +1,11 @@
-"""What a pretext task is: a set T of image transformations, and how a data loader applies one of them.
+"""Base classes of pretext tasks: a set T of image transformations, and how a data loader applies one of them.
 
 A task is a subclass of `PretextTransform` with one method, `pretext_views`, or of `SingleViewTransform` with one
-method, `transform`, under the decorator `register_pretext`. The base class makes the plain view of the image, augments
-all views photometrically, normalises them and puts them into the loader's sample. docs/add_a_pretext_task.md shows how.
+method, `transform`, with the decorator `register_pretext`. The base class makes the plain view of the image, augments
+all views photometrically, normalises them and puts them into the loader's sample: see docs/add_a_pretext_task.md.
 
-Views are 8-bit until they are normalised. `augment_on: device` leaves the photometric part, with the parameters that
-the worker drew, to `pirl_train_step`, and so does `normalize_on: device` the normalisation: a quarter of the bytes.
+Views are 8-bit until they are normalised. `augment_on: device` leaves photometric augmentation, with parameters drawn
+by the worker, to `pirl_train_step`; `normalize_on: device` leaves it the normalisation: a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRETEXT_TRANSFORMS: Registry[type[PretextTransform]] = Registry("pretext transfo
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-_WORDS = slice(24, 24 + 624 * 8)  # of a generator's state as PyTorch keeps it: 624 words, after seed and places
+_WORDS = slice(24, 24 + 624 * 8)  # in PyTorch's generator state: 624 words, after seed and positions
 
 
 def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[PretextTransform]]:
@@ -56,9 +56,9 @@ def register_pretext(name: str) -> Callable[[type[PretextTransform]], type[Prete
 
 
 class PretextTransform(ABC):
-    """One image in; one view of it and the views of its pretext transformation out.
+    """Turns an image into one plain view and the views of its pretext transformation.
 
-    Subclasses set `branch` where it is not `view`, call this class's `__init__` and implement `num_views` and
+    Subclasses set `branch` if it is not `view`, call this class's `__init__` and implement `num_views` and
     `pretext_views`.
 
     Args:
@@ -68,11 +68,11 @@ class PretextTransform(ABC):
         mean, std: per-channel normalisation of all views (levels in [0, 1]).
         augment_on: `workers`, or `device`: photometric augmentation in the training step.
         normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
-        seed: what is done to an image depends on (seed, epoch, index of the image) alone (the launcher fills in
-            SEED_VALUE where the task is `pirl_task`); None draws from PyTorch's global generator.
+        seed: random choices for an image depend only on (seed, epoch, index of the image) (the launcher fills in
+            SEED_VALUE if the task is `pirl_task`); None: draw from PyTorch's global generator.
 
     Attributes:
-        epoch: the training task sets it.
+        epoch: set by the training task.
     """
 
     name: ClassVar[str]
@@ -102,7 +102,7 @@ class PretextTransform(ABC):
         self.photometric = PhotometricSettings.from_config(photometric or {}, f"{self.name}.photometric")
         for key, values, low in (("mean", mean, 0.0), ("std", std, 1e-6)):
             if not isinstance(values, Sequence) or len(values) != 3:
-                raise ConfigError(f"{self.name}.{key} is {values}; it must be three numbers, one a channel.")
+                raise ConfigError(f"{self.name}.{key} is {values}; it must be three numbers, one per channel.")
             for value in values:
                 check_number(value, f"{self.name}.{key}", low, 1.0)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
@@ -121,15 +121,15 @@ class PretextTransform(ABC):
             image: PIL, or uint8 [3, H, W].
 
         Returns:
-            uint8 [V, 3, h, w], quickest where the channels are last in memory.
+            uint8 [V, 3, h, w], fastest with channels last in memory.
         """
 
     def pretext_reduction(self, width: int, height: int) -> float:
-        """How many times smaller than width x height an image may be given to `pretext_views`; 1 for not at all."""
+        """By what factor an image of width x height may be reduced before `pretext_views`; 1: not at all."""
         return 1.0
 
     def largest_reduction(self, width: int, height: int) -> float:
-        """How many times smaller an image may be decoded without any view losing a pixel of its own."""
+        """By what factor an image may be reduced when decoded without any view losing resolution."""
         own = largest_reduction(width, height, self.image_crop_scale, self.image_crop_size)
         return min(own, self.pretext_reduction(width, height))
 
@@ -162,14 +162,14 @@ class PretextTransform(ABC):
 
     def normalize(self, views: Tensor) -> Tensor:
         """Views uint8 [..., 3, h, w], or float in [0, 1] (changed in place), on any device: (level - mean) / std."""
-        if self.mean.device != views.device:  # once; the workers, too, have copies of their own
+        if self.mean.device != views.device:  # once; workers also have their own copies
             self.mean, self.std = (on_device(value, views.device) for value in (self.mean, self.std))
         mean, std = self.mean, self.std
         levels = views.float().div_(255) if views.dtype == torch.uint8 else views
         return levels.sub_(mean).div_(std)
 
     def views(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The augmented, normalised views of an RGB image, wherever a run would augment them.
+        """The augmented, normalised views of an RGB image, whatever `augment_on` and `normalize_on` are.
 
         Returns:
             image view float32 [3, S, S] and pretext views float32 [V, 3, h, w], in the task's order.
@@ -203,11 +203,11 @@ class PretextTransform(ABC):
         return sample
 
     def finish(self, inputs: dict[str, Tensor], parameters: np.ndarray | None) -> dict[str, Tensor]:
-        """What the workers left to do for a batch, on its device.
+        """Do for a batch, on its device, what the workers left undone.
 
         Args:
-            inputs: `images` uint8 [B, 3, S, S] and, where there are, `pretext` [B * V, 3, h, w].
-            parameters: photometric.PARAMETERS [B, 1 + V] where augment_on is `device`.
+            inputs: `images` uint8 [B, 3, S, S] and, if there are pretext views, `pretext` [B * V, 3, h, w].
+            parameters: photometric.PARAMETERS [B, 1 + V] if augment_on is `device`.
 
         Returns:
             the views float32, augmented and normalised, without waiting for the device.
@@ -236,7 +236,7 @@ class PretextTransform(ABC):
 
 
 class SingleViewTransform(PretextTransform):
-    """A task whose t(image) is one view of the same kind as the plain one: a crop of its own, then `transform`.
+    """A task whose t(image) is a single view, like the plain one: its own crop, then `transform`.
 
     Args:
         pretext_crop_size: side of the square view, in pixels.
@@ -281,14 +281,14 @@ def _warn_once_of_opencv() -> None:
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The generator of image `index` in an epoch: unrelated to that of any other image or epoch.
+    """The generator for image `index` in an epoch, independent of those for other images and epochs.
 
-    `manual_seed` reads 32 bits, of which some of a million images would share theirs. So the states of two generators
-    are added bit by bit; as a Mersenne Twister is linear, so are the numbers that they would have drawn.
+    `manual_seed` uses 32 bits, so that some of a million images would share a seed. So the states of two generators
+    are combined by XOR; as a Mersenne Twister is linear, so are the numbers they would have drawn.
     """
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
     first, second = struct.unpack("<2I", digest)
-    second ^= first == second  # two of the same would add up to nothing
+    second ^= first == second  # two equal states would cancel out
     generator, other = torch.Generator().manual_seed(first), torch.Generator().manual_seed(second)
     state = generator.get_state()
     state.numpy()[_WORDS] ^= other.get_state().numpy()[_WORDS]
@@ -297,5 +297,5 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 
 
 def draw_number(count: int, generator: torch.Generator | None) -> int:
-    """Which of `count` transformations, uniformly: an int in [0, count)."""
+    """The index of one of `count` transformations, uniform: an int in [0, count)."""
     return int(torch.randint(count, (), generator=generator))

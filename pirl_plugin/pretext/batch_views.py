@@ -1,7 +1,7 @@
-"""The jigsaw's views of a whole batch at once, on any device: for images of one size that lie on the device already.
+"""The jigsaw's views of a whole batch at once, on any device, for images of one size that are already there.
 
-A loader's workers cut one image after the other, a few hundred a second and core; a small data set that fits the GPU's
-memory is cut there, tens of thousands a second. Slow references, which the tests hold these to: `crops.draw_crop_box`
+A loader's workers cut one image at a time, a few hundred per second and core; a small data set that fits in GPU
+memory is cut there, tens of thousands per second. Slow references, which tests compare with: `crops.draw_crop_box`
 (distribution), `crops.resized_crop` (to a level) and `jigsaw.cut_patches` (bit by bit).
 """
 
@@ -40,7 +40,7 @@ def draw_crop_boxes(
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.argmax(1)
     drawn = np.arange(count), first
-    # Where none fits: the largest central box with an allowed ratio.
+    # If none fits: the largest central box with an allowed ratio.
     aspect = min(max(width / height, ASPECT_RATIO[0]), ASPECT_RATIO[1])
     fallback = min(width, round(height * aspect)), min(height, round(width / aspect))
     own_widths = np.where(fits.any(1), widths[drawn], fallback[0])
@@ -53,16 +53,16 @@ def draw_crop_boxes(
 
 
 def resize_matrices(starts: Tensor, lengths: Tensor, size: int, new_size: int) -> Tensor:
-    """What resizing (bilinear, antialiased) makes of parts of lines: float32 [B, new_size, size].
+    """Matrices that resize parts of lines (bilinear, antialiased): float32 [B, new_size, size].
 
     Args:
-        starts, lengths: of each line's part, in pixels [B]; pixels outside it have the weight 0.
-        size: of the lines.
-        new_size: of the results.
+        starts, lengths: start and length of each line's part, in pixels [B]; pixels outside have weight 0.
+        size: length of the lines.
+        new_size: length of the results.
     """
     starts, lengths = starts.float().view(-1, 1, 1), lengths.float().view(-1, 1, 1)
     step = lengths / new_size
-    reach = step.clamp(min=1)  # a reduction looks at more than two pixels
+    reach = step.clamp(min=1)  # a reduction reads more than two pixels
     pixels = torch.arange(size, device=starts.device).view(1, 1, -1) + 0.5
     centres = starts + (torch.arange(new_size, device=starts.device).view(1, -1, 1) + 0.5) * step
     weights = (1 - (pixels - centres).abs() / reach).clamp_(min=0)
@@ -71,12 +71,12 @@ def resize_matrices(starts: Tensor, lengths: Tensor, size: int, new_size: int) -
 
 
 def resized_crops(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The parts of images inside their boxes, resized: to a level what crops.resized_crop makes of each.
+    """The parts of images inside their boxes, resized: equal to crops.resized_crop of each to within a level.
 
     Args:
         images: uint8 [B, 3, H, W].
         boxes: integers [B, 4], on the same device.
-        size: of the results.
+        size: side of the results.
 
     Returns:
         uint8 [B, 3, size, size].
@@ -88,12 +88,12 @@ def resized_crops(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def cut_patches_of_batch(canvases: Tensor, grid_size: int, patch_size: int, offsets: Tensor, order: Tensor) -> Tensor:
-    """jigsaw.cut_patches of each canvas, in an order of its own.
+    """jigsaw.cut_patches of each canvas, each in its own order.
 
     Args:
         canvases: [B, C, S, S] with S divisible by grid_size.
         offsets: int64 [B, n, 2], (down, right) of each cell's patch in its cell.
-        order: int64 [B, n], which cell comes at each place.
+        order: int64 [B, n], the cell that comes at each place.
 
     Returns:
         [B * n, C, P, P], an image's patches one after the other.
@@ -110,7 +110,7 @@ def cut_patches_of_batch(canvases: Tensor, grid_size: int, patch_size: int, offs
 
 @dataclass(frozen=True)
 class DrawnViews:
-    """What is done to each of B images, drawn on the CPU.
+    """The random choices for each of B images, drawn on the CPU.
 
     Attributes:
         image_boxes, canvas_boxes: int64 [B, 4].
@@ -128,7 +128,7 @@ class DrawnViews:
 def draw_jigsaw_views(
     transform: JigsawPatchTransform, count: int, width: int, height: int, generator: torch.Generator | None = None
 ) -> DrawnViews:
-    """Draw what JigsawPatchTransform draws, for `count` images of one size."""
+    """Draw the random choices of JigsawPatchTransform for `count` images of one size."""
     places = transform.num_views
     jitter = transform.patch_crop_size // transform.grid_size - transform.patch_size
     permutations = permutation_set(places, transform.num_permutations, transform.permutation_seed)
@@ -148,18 +148,18 @@ def jigsaw_views(transform: JigsawPatchTransform, images: Tensor, drawn: DrawnVi
     Args:
         transform: with augment_on `device`.
         images: uint8 [B, 3, H, W] on any device.
-        drawn: what is done to each.
+        drawn: the random choices for each.
 
     Returns:
         `images` float32 [B, 3, S, S] and `pretext` [B * n, 3, P, P], an image's patches one after the other.
 
     Raises:
-        ConfigError: for a transform that augments in workers, or does something to the canvas before it is cut.
+        ConfigError: for a transform that augments in workers, or that changes the canvas before it is cut.
     """
     if transform.augment_on != "device":
         raise ConfigError(f"{transform.name}.augment_on is 'workers'; a batch on the device needs 'device'.")
     if type(transform).transform_canvas is not JigsawPatchTransform.transform_canvas:
-        raise ConfigError(f"{transform.name} has no form for a whole batch; jigsaw_patch_transform has.")
+        raise ConfigError(f"{transform.name} has no form for a whole batch; use jigsaw_patch_transform.")
 
     def sent(values: np.ndarray) -> Tensor:
         return on_device(torch.from_numpy(values), images.device)

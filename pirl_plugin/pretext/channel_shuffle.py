@@ -1,4 +1,4 @@
-"""A pretext task beyond the paper: the colour channels in another order."""
+"""A pretext task that is not in the paper: the colour channels are reordered."""
 
 from __future__ import annotations
 

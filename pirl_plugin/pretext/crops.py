@@ -1,4 +1,4 @@
-"""RandomResizedCrop, with its box drawn apart from its application."""
+"""RandomResizedCrop, with drawing the box separate from applying it."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def draw_crop_box(
 
 
 def largest_reduction(width: int, height: int, scale: tuple[float, float], size: int) -> float:
-    """How many times smaller an image may be decoded with no crop of draw_crop_box left smaller than `size`.
+    """By what factor an image may be reduced when decoded with no crop of draw_crop_box smaller than `size`.
 
-    Below 1 where some crop of the whole image is smaller already.
+    Below 1 if some crop of the full-size image is smaller already.
     """
     smallest = math.sqrt(width * height * scale[0] * ASPECT_RATIO[0])
     return min(smallest, width, height) / size
@@ -59,12 +59,12 @@ def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
 
 
 def resized_crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The part of an RGB image inside `box`, resized (bilinear, antialiased; to a level the same as PIL's).
+    """The part of an RGB image inside `box`, resized (bilinear, antialiased; equal to PIL's to within a level).
 
     Args:
-        image: PIL, or uint8 [3, H, W] (quickest where the channels are last in memory).
-        box: (left, top, right, bottom); pixels outside it play no part.
-        size: of the result.
+        image: PIL, or uint8 [3, H, W] (fastest with channels last in memory).
+        box: (left, top, right, bottom); pixels outside it have no influence.
+        size: side of the result.
 
     Returns:
         uint8 [3, size, size], channels last in memory.
@@ -74,6 +74,6 @@ def resized_crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], si
         pixels = image[:, top:bottom, left:right].permute(1, 2, 0)
     else:
         pixels = torch.from_numpy(np.array(image.crop(box)))
-    # PyTorch has a quick path for channels last; of a batch of one only the strides can tell it.
+    # PyTorch has a fast path for channels last, which it recognises in a batch of one by the strides alone.
     part = pixels.contiguous().unsqueeze(0).permute(0, 3, 1, 2)
     return interpolate(part, (size, size), mode="bilinear", antialias=True)[0]

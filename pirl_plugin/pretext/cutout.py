@@ -1,4 +1,4 @@
-"""A pretext task beyond the paper: a square of the image is covered (as in cut-out, DeVries & Taylor 2017)."""
+"""A pretext task that is not in the paper: a square of the image is covered (as in cut-out, DeVries & Taylor 2017)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def cover(view: Tensor, cell: int, grid_size: int) -> Tensor:
 
     Args:
         view: uint8 [3, S, S].
-        cell: from 0, row by row, to grid_size^2 - 1; cells differ by a pixel where grid_size does not divide S.
-        grid_size: cells a side, at most S.
+        cell: from 0, row by row, to grid_size^2 - 1; cells differ by a pixel if grid_size does not divide S.
+        grid_size: cells per side, at most S.
 
     Returns:
         uint8 [3, S, S], a copy.
@@ -36,7 +36,7 @@ class CutoutTransform(SingleViewTransform):
     """T = nothing covered, or one cell of a grid.
 
     Args:
-        grid_size: cells a side.
+        grid_size: cells per side.
         num_transformations: |T|, from 1 (nothing covered) to grid_size^2 + 1; null for all.
         **common: arguments of SingleViewTransform.
     """

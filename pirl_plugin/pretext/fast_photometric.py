@@ -1,7 +1,7 @@
-"""`photometric.apply` on 8-bit views, for a loader worker's core: OpenCV's operations, about ten times as fast.
+"""`photometric.apply` on 8-bit views for loader workers: uses OpenCV and is about ten times faster on one core.
 
-Every operation ends in whole levels, cut off as PIL cuts them off: the result is on average a level from PIL's and
-torchvision's, which VISSL uses, and as far as three from `photometric.apply`, which rounds nowhere.
+Every operation truncates to integer levels, as PIL does: the result differs on average by one level from PIL's and
+torchvision's, which VISSL uses, and by up to three from `photometric.apply`, which never rounds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ try:
 except ImportError:
     cv2 = None  # type: ignore[assignment]
 else:
-    cv2.setNumThreads(0)  # the loader's workers are the threads
+    cv2.setNumThreads(0)  # the loader's workers run in parallel already
 
-# An entry of PARAMETERS, in Python's own numbers.
+# An entry of PARAMETERS, as Python numbers.
 _Parameters: Any = namedtuple("_Parameters", PARAMETERS.names or ())  # type: ignore[misc]
 
 _LUMA = (0.299, 0.587, 0.114)
-# Added before OpenCV rounds to the nearest level, so that it cuts off; a thousandth less, for sums like 254.9999.
+# Added before OpenCV rounds to the nearest level, so that it truncates; a thousandth less, for sums like 254.9999.
 _CUT_OFF = -0.499
 
 
@@ -37,7 +37,7 @@ def available() -> bool:
 
 
 def require() -> None:
-    """Raise ConfigError where OpenCV is not installed."""
+    """Raise ConfigError if OpenCV is not installed."""
     if not available():
         raise ConfigError(
             "OpenCV is not installed, which augments images in the loader's workers: pip install opencv-python-headless"
@@ -55,7 +55,7 @@ def _affine(own: float, luma: float = 0.0, offset: float = 0.0) -> np.ndarray:
 
 def _turn_hue(view: np.ndarray, shift: float) -> np.ndarray:
     turned = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
-    # As torchvision: whole steps of 1/255, and the circle wraps at 256.
+    # As in torchvision: integer steps of 1/255, and the circle wraps at 256.
     turned[..., 0] += np.uint8(int(shift * 255) % 256)
     return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL, turned)
 
@@ -81,7 +81,7 @@ def _jitter(view: np.ndarray, order: list[int], factors: list[float]) -> np.ndar
 def _sharpen(view: np.ndarray, factor: float) -> np.ndarray:
     if min(view.shape[:2]) < 3:
         return view
-    # The smooth view has weight 5/13 of a pixel itself and 1/13 of its neighbours: 4/13 x + 9/13 mean of 3x3.
+    # The smooth view has weight 5/13 for a pixel itself and 1/13 for each neighbour: 4/13 x + 9/13 mean of 3x3.
     mean = cv2.boxFilter(view, -1, (3, 3))
     sharp = cv2.addWeighted(view, factor + (1 - factor) * 4 / 13, mean, (1 - factor) * 9 / 13, _CUT_OFF)
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
@@ -122,17 +122,17 @@ def augment_view(view: np.ndarray, parameters: Any) -> np.ndarray:
 
 
 def augment(views: Tensor, parameters: np.ndarray) -> Tensor:
-    """Views with parameters of their own.
+    """Augment views, each with its own parameters.
 
     Args:
-        views: uint8 [V, 3, h, w], quickest where the channels are last in memory.
+        views: uint8 [V, 3, h, w], fastest with channels last in memory.
         parameters: photometric.PARAMETERS [V].
 
     Returns:
         uint8 [V, 3, h, w], channels last in memory.
 
     Raises:
-        ConfigError: where OpenCV is not installed.
+        ConfigError: if OpenCV is not installed.
     """
     require()
     count, _, height, width = views.shape

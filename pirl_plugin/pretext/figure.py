@@ -17,7 +17,7 @@ from pirl_plugin.validation import ConfigError, check_choice, check_integer
 
 def picture(task: PretextTransform, image: Image.Image, generator: torch.Generator) -> np.ndarray:
     """t(image) for one t, before photometric augmentation: its views side by side, uint8 [h, w, 3]."""
-    from pirl_plugin.figures import contact_sheet  # imports Matplotlib, which loader workers do without
+    from pirl_plugin.figures import contact_sheet  # imports Matplotlib, which loader workers do not need
 
     views = task.pretext_views(image, generator).permute(0, 2, 3, 1).numpy()
     side = math.ceil(math.sqrt(len(views)))
@@ -27,21 +27,21 @@ def picture(task: PretextTransform, image: Image.Image, generator: torch.Generat
 def draw(
     image: Image.Image, path: str | Path, tasks: Sequence[str] = (), columns: int = 4, seed: int = 0, dpi: int = 100
 ) -> list[str]:
-    """A row for each pretext task: the photo, then what some random t of its set T make of it.
+    """Draw a row for each pretext task: the photo, then the results of some random t from its set T.
 
     Args:
         image: RGB.
-        path: of the PNG.
+        path: the PNG to write.
         tasks: registered names; none for all that have pretext views.
-        columns: how many t are drawn of each.
-        seed: of the draws.
-        dpi: pixels an inch; a picture is two inches wide.
+        columns: how many t to draw for each task.
+        seed: seed of the draws.
+        dpi: pixels per inch; each picture is two inches wide.
 
     Returns:
         the tasks drawn.
 
     Raises:
-        ConfigError: for an unknown task, with those that there are.
+        ConfigError: for an unknown task, listing the known ones.
     """
     from pirl_plugin.figures import new_figure, show_image
 

@@ -1,4 +1,4 @@
-"""No pretext task: NPID and NPID++ (lambda = 0) see the image alone."""
+"""No pretext task: NPID and NPID++ (lambda = 0) use the plain image only."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ class JigsawPatchTransform(PretextTransform):
     Args:
         patch_crop_size: side of the canvas that is divided, in pixels; divisible by grid_size.
         patch_crop_scale: share of the image's area that the canvas covers, (low, high) in (0, 1].
-        grid_size: cells a side.
-        patch_size: side of a patch, in pixels, at most that of a cell; all offsets are drawn equally often.
+        grid_size: cells per side.
+        patch_size: side of a patch, in pixels, at most the cell's; all offsets are equally likely.
         num_permutations: |T|, from 1 (the identity alone) to grid_size^2 factorial; null for all of them.
-        permutation_seed: which permutations, where not all.
+        permutation_seed: which permutations, if not all.
         **common: arguments of PretextTransform.
     """
 
@@ -84,12 +84,12 @@ class JigsawPatchTransform(PretextTransform):
         everything = math.factorial(self.num_views)
         if num_permutations is None:
             num_permutations = everything
-        # Refuses |T| outside [1, n!]. The set itself is made where it is used, not sent to every worker.
+        # Raises for |T| outside [1, n!]. The set itself is made where it is used, not sent to every worker.
         self.num_permutations = check_integer(num_permutations, f"{self.name}.num_permutations (|T|)", 1, everything)
         if self.num_permutations > 10**7:
             raise ConfigError(
-                f"{self.name}.num_permutations is {self.num_permutations}; a set of more than 10,000,000 "
-                f"permutations is not held in memory: choose fewer."
+                f"{self.name}.num_permutations is {self.num_permutations}; it must be at most 10,000,000, "
+                f"because the set is held in memory."
             )
         self.permutation_seed = check_integer(permutation_seed, f"{self.name}.permutation_seed", 0)
 
@@ -101,12 +101,12 @@ class JigsawPatchTransform(PretextTransform):
         return largest_reduction(width, height, self.patch_crop_scale, self.patch_crop_size)
 
     def draw_permutation(self, generator: torch.Generator | None) -> Tensor:
-        """A permutation, uniformly from T: int64 [n], which patch comes at each place."""
+        """A permutation drawn uniformly from T: int64 [n], the patch at each place."""
         permutations = permutation_set(self.num_views, self.num_permutations, self.permutation_seed)
         return torch.from_numpy(permutations[draw_number(len(permutations), generator)].astype("int64"))
 
     def transform_canvas(self, canvas: Tensor, generator: torch.Generator | None) -> Tensor:
-        """What is done to the crop uint8 [3, S, S] before it is cut: nothing."""
+        """Change the crop uint8 [3, S, S] before it is cut; does nothing here."""
         return canvas
 
     def pretext_views(self, image: Image.Image | Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The set T of patch permutations (Section 4.2, Figure 7): any size from 1 to n!, seeded."""
+"""The seeded set T of patch permutations, of any size from 1 to n! (Section 4.2, Figure 7)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def permutation_set(num_patches: int, size: int, seed: int = 0) -> np.ndarray:
     """`size` different permutations of `num_patches` patches.
 
     The first is the identity, so that size 1 is the identity alone; the others are a uniformly random choice
-    that depends on `seed` only. Sets of the same seed are nested: a smaller one starts a larger one.
+    that depends only on `seed`. Sets with the same seed are nested: a smaller one is the start of a larger one.
 
     Args:
         num_patches: n, at least 1.
         size: |T|, from 1 to n!.
-        seed: which sets.
+        seed: seed of the choice.
 
     Returns:
-        uint8 [size, num_patches]; row t lists, for each place, which patch comes there. Do not write to it.
+        uint8 [size, num_patches]; row t lists the patch at each place. Do not write to it.
 
     Raises:
         ConfigError: size outside [1, n!].
@@ -38,7 +38,7 @@ def permutation_set(num_patches: int, size: int, seed: int = 0) -> np.ndarray:
     if total <= 10**6:
         ranks[1:] = 1 + np.random.default_rng(seed).permutation(total - 1)[: size - 1]
     else:
-        # Too many to shuffle: draw one by one, passing over those already there.
+        # Too many to shuffle: draw one by one and skip those already drawn.
         rng, seen = random.Random(seed), set[int]()
         while len(seen) < size - 1:
             rank = rng.randrange(1, total)
@@ -51,7 +51,7 @@ def permutation_set(num_patches: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def unrank(ranks: np.ndarray, num_patches: int) -> np.ndarray:
-    """Permutations by their place in lexicographic order (0: the identity), from their Lehmer code.
+    """The permutations at given ranks in lexicographic order (0: the identity), by their Lehmer code.
 
     Args:
         ranks: integers [size] in [0, num_patches!).

@@ -1,6 +1,6 @@
-"""Photometric augmentation of many views at once, each with parameters of its own.
+"""Photometric augmentation of many views at once, each with its own parameters.
 
-The functions take float views [V, 3, H, W] in [0, 1] and one parameter a view [V], and return new views of
+The functions take float views [V, 3, H, W] in [0, 1] and one parameter per view [V], and return new views of
 the same shape in [0, 1]; they work on any device. `draw` draws the parameters, `apply` applies them.
 
 The operations are those of torchvision's ColorJitter and RandomGrayscale and of PIL's ImageOps and
@@ -78,7 +78,7 @@ def to_grayscale(views: Tensor) -> Tensor:
 
 
 def posterize(views: Tensor, bits: Tensor) -> Tensor:
-    """Keep the `bits` [V] (whole, 1 to 8) highest bits of each 8-bit level, as PIL.ImageOps.posterize."""
+    """Keep the `bits` [V] (integer, 1 to 8) highest bits of each 8-bit level, as PIL.ImageOps.posterize."""
     step = 2 ** (8 - _per_view(bits, views))
     return (views * 255).round_().div_(step).floor_().mul_(step).div_(255)
 
@@ -92,8 +92,8 @@ def adjust_sharpness(views: Tensor, factors: Tensor) -> Tensor:
     """Blend with a smoothed view (factor 0: smooth, 1: unchanged, 2: sharp); the border stays as it is."""
     if min(views.shape[-2:]) < 3:
         return views
-    # PIL's kernel: nine neighbours, of which the middle counts five times. Not a convolution, for which cuDNN would
-    # look for an algorithm anew with every number of views.
+    # PIL's kernel: a 3x3 neighbourhood whose centre counts five times. Not a convolution, for which cuDNN would
+    # search for an algorithm again for every number of views.
     inner = views[..., 1:-1, 1:-1]
     smooth = views.clone()
     smooth[..., 1:-1, 1:-1] = (9 * avg_pool2d(views, 3, stride=1) + 4 * inner) / 13
@@ -126,11 +126,11 @@ def gaussian_blur(views: Tensor, sigmas: np.ndarray) -> Tensor:
 
 
 def _blur_matrices(size: int, reach: int, own_reach: Tensor, sigmas: Tensor) -> Tensor:
-    """What each view's blur makes of the pixels of a line: float32 [V, size, size], reflected at the ends.
+    """The matrices that blur a line of pixels of each view: float32 [V, size, size], reflected at the ends.
 
     Args:
         reach: of the widest kernel, in pixels.
-        own_reach, sigmas: of each view's [V].
+        own_reach, sigmas: of each view's kernel [V].
     """
     offsets = torch.arange(-reach, reach + 1, device=sigmas.device)
     kernels = (-0.5 * (offsets / sigmas.float().unsqueeze(1)) ** 2).exp()
@@ -139,13 +139,13 @@ def _blur_matrices(size: int, reach: int, own_reach: Tensor, sigmas: Tensor) -> 
     places = torch.arange(size, device=sigmas.device)
     read = (places.unsqueeze(1) + offsets).abs()
     read = torch.minimum(read, 2 * (size - 1) - read)
-    # Which pixel each offset reads, as a product of matrices: its order of adding is the same every time.
+    # Selects the pixel of each offset by a matrix product, whose order of summation is always the same.
     chosen = (read.unsqueeze(-1) == places).float().transpose(0, 1)
     return (kernels @ chosen.flatten(1)).view(-1, size, size)
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on a device, without waiting for it: from pinned memory a copy waits for nothing."""
+    """Copy values from the CPU to a device without waiting for it, through pinned memory."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -178,7 +178,7 @@ class PhotometricSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> PhotometricSettings:
-        """Settings from a mapping of the attributes above, those left out at their defaults.
+        """Settings from a mapping of the attributes above; those left out keep their defaults.
 
         Raises:
             ConfigError: for an unknown key or a value out of range.
@@ -195,10 +195,10 @@ class PhotometricSettings:
         return settings
 
 
-# What `draw` draws for a view.
+# The parameters that `draw` draws for a view.
 PARAMETERS = np.dtype(
     [
-        ("order", np.uint8, 4),  # in which order brightness (0), contrast (1), saturation (2), hue (3) come
+        ("order", np.uint8, 4),  # the order of brightness (0), contrast (1), saturation (2), hue (3)
         ("factors", np.float32, 4),  # of these; for hue the shift
         ("jitter", np.bool_),
         ("photometric", np.bool_),
@@ -217,13 +217,13 @@ def draw(num_views: int, settings: PhotometricSettings, generator: torch.Generat
     """Draw the parameters of `num_views` views, independently of each other.
 
     Args:
-        generator: of the CPU; None draws from PyTorch's global one.
+        generator: a CPU generator; None: PyTorch's global one.
 
     Returns:
         PARAMETERS [num_views].
     """
     check_integer(num_views, "num_views", 0)
-    # One call for all: a dozen small ones would cost half a millisecond an image.
+    # One call for all: a dozen small ones would cost half a millisecond per image.
     uniform = torch.rand(num_views, 17, generator=generator, dtype=torch.float64).numpy()
     strength = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
     middle = np.array([1.0, 1.0, 1.0, 0.0])
@@ -280,7 +280,7 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
         views[some] = to_grayscale(views[some])
     some = chosen(parameters["blur"])
     if some is not None:
-        sigmas = parameters["sigma"][parameters["blur"]] * views.shape[-1]  # on the host, as the kernels' sizes
+        sigmas = parameters["sigma"][parameters["blur"]] * views.shape[-1]  # on the host, like the kernels' sizes
         views[some] = gaussian_blur(views[some], sigmas)
     some = chosen(parameters["flip"])
     if some is not None:

@@ -27,7 +27,7 @@ class RotationTransform(SingleViewTransform):
     """T = {0, 90, 180, 270 degrees}.
 
     Args:
-        num_rotations: |T|, from 1 (the identity alone) to 4, the first of them.
+        num_rotations: |T|, from 1 (the identity alone) to 4: the first ones of these angles.
         **common: arguments of SingleViewTransform.
     """
 

@@ -18,7 +18,7 @@ class RotationJigsawTransform(JigsawPatchTransform):
     """T = rotations x permutations.
 
     Args:
-        num_rotations: of 0, 90, 180 and 270 degrees, the first 1 to 4.
+        num_rotations: from 1 to 4: the first ones of 0, 90, 180 and 270 degrees.
         **common: arguments of JigsawPatchTransform; |T| = num_rotations x num_permutations.
     """
 
