@@ -1,1 +1,1 @@
-"""The network: trunk and heads, their weights in the files people have, and features of images."""
+"""The network: trunk and heads, reading weights from common file formats, and features of images."""

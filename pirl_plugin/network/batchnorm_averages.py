@@ -1,6 +1,6 @@
-"""BatchNorm's running averages anew, of whole images alone.
+"""Recomputes BatchNorm's running averages on whole images only.
 
-In training they blend images and patches, whose features differ; a network is measured and used on whole images.
+In training they blend images and patches, whose features differ; a network is evaluated and used on whole images.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def recompute_averages(
     on_unreadable: OnUnreadable | None = None,
     compute: Compute | None = None,
 ) -> int:
-    """Put the averages over `images` in place of a trunk's running means and variances; weights stay.
+    """Replace a trunk's running means and variances by those over `images`; weights stay.
 
-    Images are taken in a random order that is the same each time, so that a batch is a sample of all; each batch counts
-    the same. The trunk is left in eval mode.
+    Images are taken in a fixed random order, so that each batch is a sample of all; batches have equal weight. The
+    trunk is left in eval mode.
 
     Args:
         trunk, view, progress, on_unreadable, compute: as pirl_plugin.network.features.embed's.
@@ -47,7 +47,7 @@ def recompute_averages(
         how many images were read.
 
     Raises:
-        ConfigError: where the trunk has no running averages, or fewer than two images can be read.
+        ConfigError: if the trunk has no running averages, or fewer than two images can be read.
     """
     norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -66,7 +66,7 @@ def recompute_averages(
         for batch in view_batches(chosen, view, batch_size, progress, on_unreadable, compute.workers):
             batch = batch[batch.isfinite().flatten(1).all(1)]
             if len(batch) < max(2, batch_size // 2) <= read:
-                continue  # the rest of the last batch, which would count as much as a whole one
+                continue  # the incomplete last batch, which would count as much as a full one
             read += len(batch)
             if len(batch):
                 with compute.autocast():
@@ -87,10 +87,10 @@ def recompute_checkpoint(
     on_unreadable: OnUnreadable | None = None,
     compute: Compute | None = None,
 ) -> int:
-    """A copy of a run's checkpoint with `recompute_averages` of image files; how many were read.
+    """Copy a run's checkpoint with averages recomputed over image files; returns how many were read.
 
     Args:
-        output: in a folder with the run's train_config.yaml, so that everything reads it as it reads the source.
+        output: written with the run's train_config.yaml beside it, so that it is read like the source.
     """
     path = Path(source)
     config, checkpoint = run_config(path), load_checkpoint(path)

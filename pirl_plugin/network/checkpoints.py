@@ -15,7 +15,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A VISSL checkpoint on the CPU, read without running code from it.
 
     Raises:
-        ConfigError: as `read_safely`, and where the file is another's.
+        ConfigError: as `read_safely`, and if the file is not a checkpoint of VISSL.
     """
     checkpoint = read_safely(path)
     if not isinstance(checkpoint, dict) or "classy_state_dict" not in checkpoint:
@@ -27,7 +27,7 @@ def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: if there is none.
     """
     path = Path(checkpoint).resolve().parent / "train_config.yaml"
     if not path.is_file():
@@ -41,5 +41,5 @@ def trunk_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def head_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the heads in a VISSL checkpoint: `0.` the first head's, and so on."""
+    """The weights of the heads in a VISSL checkpoint, prefixed `0.` for the first head, and so on."""
     return checkpoint["classy_state_dict"]["base_model"]["model"]["heads"]

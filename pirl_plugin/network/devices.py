@@ -1,4 +1,4 @@
-"""Which GPUs are here, whether this build of PyTorch can use them, and where features are computed."""
+"""Which GPUs this machine has, whether this build of PyTorch can use them, and where to compute features."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pirl_plugin.validation import ConfigError, check_integer
 MOST_WORKERS = 8
 DRIVER = Path("/proc/driver/nvidia/version")  # what NVIDIA's driver on Linux says of itself
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version (NVIDIA's table of minor version compatibility)
-# Reaches back to compute capability 5.0 and to drivers of 2023.
+# Supports compute capability 5.0 and later, and drivers from 2023 on.
 FOR_OLDER = "a build of PyTorch for CUDA 12 (torch 2.6, or cu126; in a checkout: make install FOR_CUDA=12)"
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of a name such as `cpu`, `cuda` or `cuda:1`; None for the GPU where there is one, else the CPU.
+    """The device of a name such as `cpu`, `cuda` or `cuda:1`; None for the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: for one that PyTorch does not know, or that this machine does not have.
+        ConfigError: for a device that PyTorch does not know or this machine does not have.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,9 +43,9 @@ class Compute:
     """Where and how an evaluation computes features.
 
     Attributes:
-        device: of the network.
-        workers: processes that read images; 0: the one that evaluates does.
-        bfloat16: whether the network computes under autocast to bfloat16; features are float32 all the same.
+        device: the network's device.
+        workers: processes that read images; 0: the evaluating process does.
+        bfloat16: whether the network computes under autocast to bfloat16; features are float32 in any case.
     """
 
     device: torch.device
@@ -54,9 +54,9 @@ class Compute:
 
     @classmethod
     def of_options(cls, options: Namespace) -> Compute:
-        """What --device, --workers and --bfloat16 say.
+        """From --device, --workers and --bfloat16.
 
-        By default the GPU where there is one, fed by up to MOST_WORKERS processes, and in float32.
+        Default: the GPU if there is one, fed by up to MOST_WORKERS processes, in float32.
 
         Raises:
             ConfigError: for a device that cannot be used, or fewer than 0 workers.
@@ -73,7 +73,7 @@ class Compute:
 
 
 def driver_version(source: Path = DRIVER) -> str | None:
-    """The version of NVIDIA's driver, such as 535.104.05; None where there is none, or not on Linux."""
+    """The version of NVIDIA's driver, such as 535.104.05; None if there is none, or not on Linux."""
     try:
         found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+\.\d+(?:\.\d+)?)", source.read_text())
     except OSError:
@@ -84,7 +84,7 @@ def driver_version(source: Path = DRIVER) -> str | None:
 def _is_compiled_for(capability: tuple[int, int], builds: list[str]) -> bool:
     """Whether code for one of `builds` (sm_75, compute_90 ...) runs on a GPU of this compute capability.
 
-    Machine code (sm) runs on the same major version, from its minor one on; PTX (compute) on all that came later.
+    Machine code (sm) runs on the same major version, from its minor one on; PTX (compute) on all later versions.
     """
     for build in builds:
         kind, number = re.sub(r"[a-z]$", "", build).rsplit("_", 1)
@@ -95,7 +95,7 @@ def _is_compiled_for(capability: tuple[int, int], builds: list[str]) -> bool:
 
 
 def unusable_gpus(source: Path = DRIVER) -> Iterator[str]:
-    """Why this build of PyTorch cannot use GPUs of this machine, and what to install: a sentence each."""
+    """Why this build of PyTorch cannot use GPUs of this machine, and what to install: one sentence each."""
     driver, cuda = driver_version(source), torch.version.cuda
     if driver is not None and cuda is None:
         yield f"torch {torch.__version__} is built for CPUs only; install a build for CUDA"
@@ -124,11 +124,11 @@ def emulates_bfloat16() -> bool:
 
 
 def refuse_wrong_gradients(model: nn.Module) -> None:
-    """Makes a network that trains in bfloat16 on a CPU refuse the views whose gradients would be garbage.
+    """Make a network that trains in bfloat16 on a CPU raise for views whose gradients would be garbage.
 
-    oneDNN, which computes convolutions of bfloat16 on CPUs, leaves part of the gradient of the weights unset where a
-    strided convolution of 3 x 3 sees one pixel (seen with torch 2.11 on processors with avx512_bf16): the loss is not a
-    number after a step or two.
+    oneDNN, which computes bfloat16 convolutions on CPUs, leaves part of the weight gradient unset if a strided 3 x 3
+    convolution sees one pixel (seen with torch 2.11 on processors with avx512_bf16): the loss is NaN after a step or
+    two.
     """
 
     def check(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A folder of images to a matrix of features, with the list of files that belongs to it."""
+"""Turns a folder of images into a matrix of features, with a list of the files."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def embed_folder(
     Args:
         checkpoint: any file that `pirl_plugin.network.weights.load_trunk` takes.
         images: a folder of any depth, or a .txt or .npy list.
-        output: a .npy file, float32 [images, dimensions], written as it grows; the files, one a line in the same order
-            (pirl_plugin.data.file_lists), go to the same name with .txt.
+        output: a .npy file, float32 [images, dimensions], written as it grows; the file names, one per line in the
+            same order (pirl_plugin.data.file_lists), go to the same name with .txt.
         layer: one of LAYERS; maps are flattened.
-        size: side of the centre crop, in pixels; default: what the network was trained on, and where its file does not
-            say, 224, or 32 for a trunk with a 3x3 stem.
-        compute: where and how; default: the GPU where there is one, without workers.
+        size: side of the centre crop, in pixels; default: the size that the network was trained on, or, if its file
+            does not say, 224, or 32 for a trunk with a 3x3 stem.
+        compute: where and how; default: the GPU if there is one, without workers.
 
     Returns:
         how many were written, and "file: why" for each that could not be read.
 
     Raises:
-        ConfigError: for a file name, layer, checkpoint or folder that cannot be right, or where no image can be read.
+        ConfigError: for an invalid file name, layer, checkpoint or folder, or if no image can be read.
     """
     output = Path(output)
     if output.suffix != ".npy":
@@ -79,7 +79,7 @@ def embed_folder(
     if matrix is None:
         raise ConfigError(f"None of the {len(files)} images of {images} can be read; the first: {unreadable[0]}")
     matrix.flush()
-    if unreadable:  # the rows that were kept for them
+    if unreadable:  # remove the rows reserved for them
         shorter = output.with_suffix(".shorter")
         with shorter.open("wb") as file:
             np.save(file, matrix[: len(kept)])

@@ -1,7 +1,7 @@
-"""Weights for other libraries: torchvision, timm, Detectron2, a plain safetensors file, or VISSL.
+"""Exports weights to other libraries: torchvision, timm, Detectron2, a plain safetensors file, or VISSL.
 
-Beside the weights goes a .json file with the preprocessing that they want: a mismatch changes no shape, so nothing
-else would say so.
+A .json file beside the weights records the preprocessing that they need: a mismatch changes no shape, so it would go
+unnoticed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def detectron2_name(name: str) -> str:
 def preprocessing_notes(
     architecture: Architecture | TimmArchitecture, form: str, wanted: Preprocessing
 ) -> dict[str, Any]:
-    """What images must be before these weights see them, in the words of a library.
+    """The preprocessing that these weights need, in the terms of a library.
 
-    `images` is what `preprocessing_of` reads back; null where it is not known and ImageNet's is assumed.
+    `images` is what `preprocessing_of` reads back; null if it is not known and ImageNet's is assumed.
     """
     common: dict[str, Any] = {"architecture": architecture.record(), "format": form, "interpolation": "bilinear"}
     common |= {"images": wanted.record() if wanted.known else None, "note": str(wanted)}
@@ -126,13 +126,13 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     Args:
         source: any file that `read_trunk_weights` reads.
         form: one of SUFFIXES.
-        output: the file; OUTPUT.json beside it has the preprocessing.
+        output: the file to write; OUTPUT.json beside it has the preprocessing.
 
     Returns:
         a sentence on what was written and how it was checked.
 
     Raises:
-        ConfigError: for another form or ending, or a network that the library does not have.
+        ConfigError: for an unknown form, a wrong ending, or a network that the library does not have.
     """
     check_choice(form, list(SUFFIXES), "--format")
     output = Path(output)
@@ -145,7 +145,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     notes = preprocessing_notes(architecture, form, wanted)
     output.parent.mkdir(parents=True, exist_ok=True)
     if form == "safetensors":
-        named = own if isinstance(architecture, TimmArchitecture) else weights  # as load_trunk wants them
+        named = own if isinstance(architecture, TimmArchitecture) else weights  # as load_trunk expects them
         whole = {key: value.contiguous() for key, value in named.items()}
         save_file(whole, output, {"pirl_plugin": json.dumps(notes)})
     elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
@@ -164,7 +164,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
 
 
 def _check_form(architecture: Architecture | TimmArchitecture, form: str) -> None:
-    """Refuse a form whose library does not have the network."""
+    """Raise if the library of a form does not have the network."""
     if isinstance(architecture, TimmArchitecture):
         check_choice(form, ["timm", "safetensors"], f"--format, for {architecture},")
         return

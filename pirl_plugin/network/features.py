@@ -1,4 +1,4 @@
-"""From images to features, without the trainer."""
+"""Computes features of images, without the trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD, PretextTransfo
 
 
 def progress_line(name: str) -> Callable[[int, int], None]:
-    """A callback (done, total) for `embed` and its like: a line with how far, how fast and how long still."""
+    """A callback (done, total) for `embed` and similar functions: a progress bar with speed and time left."""
     bar: tqdm | None = None
     started = time.time()
 
@@ -27,7 +27,7 @@ def progress_line(name: str) -> Callable[[int, int], None]:
         nonlocal bar
         if bar is None:
             bar = tqdm(desc=name, unit=" images", total=total, mininterval=1.0)
-            bar.start_t = bar.last_print_t = started  # the first batch took time, too
+            bar.start_t = bar.last_print_t = started  # the first batch took time as well
         bar.update(done - bar.n)
         if done == total:
             bar.close()
@@ -38,13 +38,13 @@ def progress_line(name: str) -> Callable[[int, int], None]:
 def resized_side(size: int) -> int:
     """The shorter side of an image before its centre crop of `size`, in pixels.
 
-    Above 64, size * 256 / 224; up to 64, `size`, so that small images are seen whole.
+    Above 64, size * 256 / 224; up to 64, `size`, so that small images are not cropped.
     """
     return round(size * 256 / 224) if size > 64 else size
 
 
 def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-    """PIL image -> float32 [3, size, size]: the usual view for measuring, resized to `resized_side` and cropped."""
+    """PIL image -> float32 [3, size, size]: the usual view for evaluation, resized to `resized_side` and cropped."""
     return v2.Compose(
         [
             v2.Resize(resized_side(size), antialias=True),
@@ -80,7 +80,7 @@ def embed(
         layer: which features (conv1, res2 ... res5, flatten); maps are flattened.
         progress: called with (done, total) after every batch.
         on_unreadable: called with a file that cannot be read and why; its features are NaN. None: the error is raised.
-        compute: where and how; the trunk is moved there. None: where it is, in its own number format, without workers.
+        compute: where and how; the trunk is moved there. None: where the trunk is, in its own dtype, without workers.
     """
     compute = compute or Compute(next(trunk.parameters()).device)
     features, trunk = [], trunk.to(compute.device)

@@ -25,7 +25,7 @@ class PIRLHead(nn.Module):
 
     - image, f(v_I): one projection of the image's features.
     - jigsaw, g(v_It): a projection of each patch's features; an image's patch vectors, concatenated in the
-      order in which they come (the random order of the permutation), go through a second Linear.
+      order of the permutation, go through a second Linear.
     - rotation, view, g(v_It): one projection of the transformed image's features.
 
     The output is not normalised: the loss uses cosine similarity.
@@ -34,12 +34,12 @@ class PIRLHead(nn.Module):
         branch: image, jigsaw, rotation or view.
         in_channels: C, features of the trunk (2048 for ResNet-50).
         embedding_dim: d of all projections.
-        num_patches: n, patches an image (jigsaw only).
+        num_patches: n, patches per image (jigsaw only).
         use_mlp: a hidden layer of C units with ReLU in the projection (not in the paper; VISSL's MLP head).
         patch_relu: a ReLU after each patch's projection (jigsaw only; not in the paper; VISSL's MLP head).
-        batch_norm: each of the d numbers has mean 0 and variance 1 over the batch of a GPU (not in the paper). A small
-            network that cannot tell images apart yet lowers its loss by making all embeddings alike, and small data
-            sets end there (docs/small_data_sets.md); with this it cannot. Running averages serve in eval mode.
+        batch_norm: normalise each of the d numbers to mean 0 and variance 1 over a GPU's batch (not in the paper). A
+            small network that cannot yet tell images apart lowers its loss by making all embeddings alike, and small
+            data sets stay there (docs/small_data_sets.md); this prevents it. Eval mode uses running averages.
 
     Raises:
         ConfigError: for an unknown branch or a value out of range.
@@ -67,27 +67,27 @@ class PIRLHead(nn.Module):
         if branch == "jigsaw":
             self.combine = nn.Linear(num_patches * embedding_dim, embedding_dim)
         self.batch_norm = check_boolean(batch_norm, "pirl_heads.batch_norm")
-        if batch_norm:  # no scale or shift of its own: they would let the embeddings be made alike again
+        if batch_norm:  # no learned scale or shift: they would let the embeddings become alike again
             self.normalization = nn.BatchNorm1d(embedding_dim, affine=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """features [B * n, C] or [B * n, C, 1, 1] (n = 1 but for jigsaw) -> embeddings [B, d].
 
         Raises:
-            ValueError: where the features do not fit the head.
+            ValueError: if the features do not fit the head.
         """
         if isinstance(features, list):
             (features,) = features
         features = torch.flatten(features, start_dim=1)
         if features.shape[1] != self.in_channels:
             raise ValueError(
-                f"The trunk gives {features.shape[1]} features a view, but pirl_heads.in_channels "
+                f"The trunk gives {features.shape[1]} features per view, but pirl_heads.in_channels "
                 f"({self.branch} branch) is {self.in_channels}."
             )
         if len(features) % self.num_patches:
             raise ValueError(
                 f"pirl_heads.num_patches is {self.num_patches}, but the batch holds {len(features)} patches: "
-                f"the pretext transform yields another number of patches an image."
+                f"the pretext transform yields another number of patches per image."
             )
         embeddings = self.projection(features)
         if self.branch == "jigsaw":
@@ -95,7 +95,7 @@ class PIRLHead(nn.Module):
             embeddings = self.combine(embeddings.reshape(-1, self.num_patches * self.embedding_dim))
         if not self.batch_norm:
             return embeddings
-        if self.training and len(embeddings) < 2:  # the only one of its batch that could be read has no variance
+        if self.training and len(embeddings) < 2:  # a batch with a single readable image has no variance
             norm = self.normalization
             return functional.batch_norm(embeddings, norm.running_mean, norm.running_var, eps=norm.eps)
         return self.normalization(embeddings)

@@ -1,4 +1,4 @@
-"""Images read and transformed batch by batch, by worker processes or in this one."""
+"""Reads and transforms images batch by batch, in worker processes or in this one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OnUnreadable = Callable[[Any, Exception], None]
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one with the same words where another process could not receive it."""
+    """The error, or one with the same message if it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class does
+    except Exception:  # its class can do anything
         return OSError(f"{type(error).__name__}: {error}")
     return error
 
 
 class _Made(Dataset):
-    """(place, what is made of it or None, why it could not be made or None)."""
+    """(place, the item made for it or None, the error or None)."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
@@ -48,18 +48,18 @@ def _collate(made: list[tuple[int, Any, Exception | None]]) -> tuple[list[int], 
 def made_batches(
     make: Callable[[int], Any], batches: Sequence[list[int]], workers: int = 0
 ) -> Iterator[tuple[list[int], Any, list[tuple[int, Exception]]]]:
-    """What is made of the places of each batch, in their order, without touching the global random state.
+    """Make the items of each batch, in order, without touching the global random state.
 
     Args:
-        make: place -> a tensor, or a tuple of some; the same shapes for all.
-        batches: of places.
-        workers: processes that make it; 0: this one does.
+        make: place -> a tensor or a tuple of tensors, of the same shapes for all places.
+        batches: lists of places.
+        workers: processes that make items; 0: this process does.
 
     Yields:
-        for each batch the places that could be made, their values stacked (None where there are none), and
-        (place, error) of the others.
+        for each batch the places that could be made, their items stacked (None if there are none), and
+        (place, error) for the others.
     """
-    generator = torch.Generator()  # a loader draws a seed for its workers from it
+    generator = torch.Generator()  # a loader draws its workers' seed from it
     yield from DataLoader(
         _Made(make), batch_sampler=batches, num_workers=workers, collate_fn=_collate, generator=generator
     )
@@ -80,7 +80,7 @@ def view_batches(
 ) -> Iterator[Tensor]:
     """The views of images or image files, in batches float [b, 3, H, W]; the arguments are those of `embed`.
 
-    That of a file that cannot be read is NaN, which a network in eval mode keeps to itself.
+    The view of an unreadable file is NaN, which does not affect other images if the network is in eval mode.
     """
 
     def make(place: int) -> Tensor:

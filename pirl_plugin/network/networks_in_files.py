@@ -1,4 +1,4 @@
-"""Where the ResNets are in what a checkpoint file holds, whichever library or method wrote it."""
+"""Finds the ResNets in a checkpoint file's content, whichever library or method wrote it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from pirl_plugin.validation import ConfigError
 
-# Of several networks in a file, the one that its method's authors evaluate: DINO's teacher, MoCo's and BYOL's encoder
-# that is trained, the average of timm.
+# Of several networks in a file, the one that the method's authors evaluate: DINO's teacher, the trained encoder of MoCo
+# and BYOL, timm's weight average.
 _CHOSEN = (r"\bteacher\b", r"\bencoder_q\b", r"\bonline_(network|encoder|net)\b", r"(model|state_dict)_ema\b")
 _VISSL = "classy_state_dict.base_model.model.trunk."
 _DEPTH = 5  # of mappings in mappings, in a file
 
 
 def networks_in(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(where, weights by torchvision's names) of every ResNet trunk in what a file holds."""
+    """(place, weights by torchvision's names) of every ResNet trunk in a file's content."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     tensors = {str(key).replace("_orig_mod.", ""): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -38,7 +38,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _named_children(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of nn.Sequential(*resnet.children()) by their names in the ResNet; empty where it is none."""
+    """The weights of nn.Sequential(*resnet.children()) by their names in the ResNet; empty if it is not one."""
     stages = sorted(int(match.group(1)) for key in tensors if (match := re.fullmatch(r"(\d+)\.0\.conv1\.weight", key)))
     if len(stages) != 4 or stages != list(range(stages[0], stages[0] + 4)) or stages[0] < 3:
         return {}
@@ -48,14 +48,14 @@ def _named_children(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def choose_network(networks: Mapping[str, Any], source: str) -> str:
-    """The place of the network that is meant, of all in a file."""
+    """The place of the network to use, of all in a file."""
     if not networks:
         raise ConfigError(
             f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or "
             f"of another architecture."
         )
     own = [place for place in networks if place.startswith(_VISSL)]
-    if len(own) == 1:  # beside it there may be the momentum encoder of a loss
+    if len(own) == 1:  # a loss may hold a momentum encoder as well
         return own[0]
     for pattern in _CHOSEN if len(networks) > 1 else ():
         matching = [place for place in networks if re.search(pattern, place)]
@@ -64,6 +64,6 @@ def choose_network(networks: Mapping[str, Any], source: str) -> str:
     if len(networks) > 1:
         names = ", ".join(repr(place) for place in networks)
         raise ConfigError(
-            f"{source} holds {len(networks)} ResNets, at {names}: save the one that is meant in a file of its own."
+            f"{source} holds {len(networks)} ResNets, at {names}: save the one that is meant in a separate file."
         )
     return next(iter(networks))

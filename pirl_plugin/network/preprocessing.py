@@ -1,7 +1,7 @@
-"""What images a network wants: the size, the normalisation and the resizing that it was trained with.
+"""The preprocessing a network expects: the size, the normalisation and the resizing that it was trained with.
 
-A mismatch changes no shape, so nothing would complain. A run writes what it used into its checkpoints, an export into
-its file or the .json beside it; whatever embeds images reads it from there and says it with its result.
+A mismatch changes no shape, so it would go unnoticed. A run records its preprocessing in its checkpoints, an export in
+its file or the .json beside it; everything that embeds images reads it from there and prints it with its result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Preprocessing:
     Attributes:
         size: side of the view, in pixels.
         mean, std: of RGB levels in [0, 1].
-        known: whether the network's file says so; else ImageNet's are assumed.
+        known: whether the network's file records it; if not, ImageNet's is assumed.
     """
 
     size: int
@@ -45,11 +45,11 @@ class Preprocessing:
         return resized_side(self.size)
 
     def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> float32 [3, size, size]; `size` in place of the network's own."""
+        """PIL image -> float32 [3, size, size]; `size` overrides the network's own."""
         return center_view(self.size if size is None else size, self.mean, self.std)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint or an export keeps of it; `from_record` reads it."""
+        """What a checkpoint or an export stores of it; `from_record` reads it."""
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -57,14 +57,14 @@ class Preprocessing:
         """The inverse of `record`.
 
         Raises:
-            ConfigError: where it is no such record, naming `source`.
+            ConfigError: naming `source`, if it is not such a record.
         """
         try:
             mean, std = ([float(value) for value in record[key]] for key in ("mean", "std"))
             size = check_integer(record["size"], "size", 1)
             for low, values in ((0.0, mean), (1e-6, std)):
                 if len(values) != 3:
-                    raise ValueError("three numbers are needed, one a channel")
+                    raise ValueError("three numbers are needed, one per channel")
                 for value in values:
                     check_number(value, "a level", low, 1.0)
         except (KeyError, TypeError, ValueError) as error:
@@ -73,10 +73,10 @@ class Preprocessing:
 
     @classmethod
     def of_transforms(cls, transforms: Sequence[Mapping[str, Any]], usual_size: int) -> Preprocessing:
-        """Of DATA.TRAIN.TRANSFORMS of a config: a pretext transform, or transforms of VISSL with a Normalize.
+        """From DATA.TRAIN.TRANSFORMS of a config: a pretext transform, or transforms of VISSL with a Normalize.
 
         Args:
-            usual_size: where the transforms cut patches or do not say.
+            usual_size: used if the transforms cut patches or give no size.
         """
         for entry in transforms:
             if "image_crop_size" in entry:
@@ -98,15 +98,15 @@ class Preprocessing:
 
 
 def usual_size(config: Mapping[str, Any]) -> int:
-    """Pixels of the images of a run's network whose file does not say: those of its stem."""
+    """Image size in pixels of a run's network whose file does not say: the usual size for its stem."""
     return 32 if config["MODEL"]["TRUNK"].get("RESNETS", {}).get("STEM") == "small" else 224
 
 
 def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preprocessing:
-    """What the network of a file wants.
+    """The preprocessing that the network in a file expects.
 
     Args:
-        path: the file; a .json that an export wrote or a run's train_config.yaml beside it are read, too.
+        path: the file; an export's .json or a run's train_config.yaml beside it is read as well.
         content: what the file holds.
         usual_size: pixels, for a file that does not say.
 
@@ -131,7 +131,7 @@ def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preproc
 
 
 def notes_of(path: str | Path) -> dict[str, Any] | None:
-    """What an export says of its file, in a .safetensors file itself or in the .json beside it."""
+    """An export's notes on its file, from a .safetensors file itself or the .json beside it."""
     for text in (_header(Path(path)), _beside(Path(path))):
         notes = _json(text)
         if isinstance(notes, dict):
@@ -140,7 +140,7 @@ def notes_of(path: str | Path) -> dict[str, Any] | None:
 
 
 def _header(path: Path) -> str | None:
-    """What an export writes into a .safetensors file beside the weights."""
+    """The notes that an export writes into the header of a .safetensors file."""
     if path.suffix != ".safetensors":
         return None
     with safe_open(str(path), framework="pt") as file:
@@ -156,4 +156,4 @@ def _json(text: str | None) -> Any:
     try:
         return None if text is None else json.loads(text)
     except ValueError:
-        return None  # another program's
+        return None  # written by another program

@@ -18,21 +18,21 @@ from pirl_plugin.validation import ConfigError
 TRUNKS: Registry[Callable[[Mapping[str, Any]], nn.Module]] = Registry("trunk")
 
 
-# Of MODEL.TRUNK.RESNETS, what VISSL's `resnet` can have otherwise and ResNetTrunk cannot.
+# Keys of MODEL.TRUNK.RESNETS for which VISSL's `resnet` takes other values, but ResNetTrunk only these.
 ONLY = {"NORM": "BatchNorm", "STANDARDIZE_CONVOLUTIONS": False, "LAYER4_STRIDE": 2}
 
 
 def resnet_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ResNetTrunk in config.MODEL.
+    """The arguments of ResNetTrunk from config.MODEL.
 
     Raises:
-        ConfigError: where it asks for a network that ResNetTrunk is not.
+        ConfigError: if it asks for a network that ResNetTrunk cannot build.
     """
     resnets = model["TRUNK"]["RESNETS"]
     for key, only in ONLY.items():
         if resnets.get(key, only) != only:
             raise ConfigError(
-                f"MODEL.TRUNK.RESNETS.{key} is {resnets[key]!r}; features are computed here for {only!r} alone."
+                f"MODEL.TRUNK.RESNETS.{key} is {resnets[key]!r}; features are computed here for {only!r} only."
             )
     return {
         "depth": resnets["DEPTH"],
@@ -47,7 +47,7 @@ def resnet_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 def _resnet(model: Mapping[str, Any]) -> nn.Module:
     if model.get("INPUT_TYPE", "rgb") != "rgb":
         raise ConfigError(
-            f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; features are computed here of rgb images alone."
+            f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; features are computed here for rgb images only."
         )
     return ResNetTrunk(**resnet_arguments(model))
 
@@ -55,7 +55,7 @@ def _resnet(model: Mapping[str, Any]) -> nn.Module:
 def _timm(model: Mapping[str, Any]) -> nn.Module:
     """The network of MODEL.TRUNK.TIMM."""
     if model.get("INPUT_TYPE", "rgb") != "rgb":
-        raise ConfigError(f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; a trunk of timm sees rgb alone.")
+        raise ConfigError(f"MODEL.INPUT_TYPE is {model['INPUT_TYPE']!r}; a trunk of timm takes rgb only.")
     return TimmArchitecture.of_settings(model["TRUNK"].get("TIMM")).build()
 
 
@@ -72,7 +72,7 @@ def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = N
         seed: of the untrained network.
 
     Raises:
-        ConfigError: where the trunk is not known, or the checkpoint is of another architecture.
+        ConfigError: if the trunk is not known, or the checkpoint has another architecture.
     """
     model = config["MODEL"]
     build = TRUNKS.find(model["TRUNK"]["NAME"], "MODEL.TRUNK.NAME")

@@ -4,7 +4,7 @@
       NAME: timm
       TIMM: {model: vit_small_patch16_224, arguments: {dynamic_img_size: true}}
 
-A ViT sees views of two sizes only with dynamic_img_size, by which its position embeddings are resized to each.
+A ViT takes views of two sizes only with dynamic_img_size, which resizes its position embeddings to each size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pirl_plugin.validation import ConfigError, MissingPackageError, check_keys, check_mapping, nearest
 
 KEY = "MODEL.TRUNK.TIMM"
-# Of create_model: what would bring other weights, or another network, than those of the run.
+# Arguments of create_model that would give other weights or another network than the run's.
 NOT_GIVEN = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes", "in_chans",
     "features_only", "scriptable", "exportable",
@@ -40,11 +40,11 @@ class TimmArchitecture:
 
     @classmethod
     def of_settings(cls, settings: Any, where: str = KEY) -> TimmArchitecture:
-        """Of MODEL.TRUNK.TIMM, or of what a checkpoint or an export says.
+        """From MODEL.TRUNK.TIMM, or from what a checkpoint or an export stores.
 
         Raises:
             ConfigError: for unknown keys, a model that timm does not have, or an argument that a run must not give.
-            MissingPackageError: without timm.
+            MissingPackageError: if timm is not installed.
         """
         check_keys(check_mapping(settings, where), ("model", "arguments"), where)
         model, arguments = settings.get("model"), settings.get("arguments") or {}
@@ -65,12 +65,12 @@ class TimmArchitecture:
 
     @property
     def input_size(self) -> int:
-        """Side of the images that it is usually measured on, in pixels."""
+        """Side of the images that it is usually evaluated on, in pixels."""
         given = self.arguments.get("img_size")
         return int(given or _timm().get_pretrained_cfg_value(self.model, "input_size")[-1])
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint or an export keeps of it; `of_settings` reads it."""
+        """What a checkpoint or an export stores of it; `of_settings` reads it."""
         return {"model": self.model, "arguments": dict(self.arguments)}
 
     def build(self) -> TimmTrunk:
@@ -97,7 +97,7 @@ class TimmTrunk(nn.Module):
 
     Attributes:
         channels: of the features `flatten`.
-        stages: names of the layers that it has beside `flatten`: stage1, stage2 ... (of a ViT, its blocks).
+        stages: names of its layers besides `flatten`: stage1, stage2 ... (for a ViT, its blocks).
     """
 
     def __init__(self, architecture: TimmArchitecture) -> None:
@@ -114,11 +114,11 @@ class TimmTrunk(nn.Module):
         """Features of images float [B, 3, H, W], normalised.
 
         Args:
-            layers: `flatten` (the default), which is pooled as the network pools before its classifier [B, C], or of
+            layers: `flatten` (the default), pooled as the network pools before its classifier [B, C], or any of
                 `stages`, maps [B, c, h, w].
 
         Returns:
-            one tensor a layer, in the order of `layers`.
+            one tensor per layer, in the order of `layers`.
 
         Raises:
             ConfigError: for a layer that the network does not have.
@@ -142,6 +142,6 @@ class TimmTrunk(nn.Module):
 
 
 def timm_channels(settings: Any) -> int:
-    """Features a view of the network of MODEL.TRUNK.TIMM, without making its weights."""
+    """Features per view of the network of MODEL.TRUNK.TIMM, without allocating its weights."""
     with torch.device("meta"):
         return TimmArchitecture.of_settings(settings).build().channels

@@ -1,6 +1,6 @@
 """The trunk theta: ResNets of any depth and width, and a stem for images of 32 to 96 pixels.
 
-Layers and weights are named as in VISSL's `resnet`, so that checkpoints and configs go either way.
+Layers and weights are named as in VISSL's `resnet`, so that checkpoints and configs work with both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 }
 STEMS = ("imagenet", "small")
 
-# The layers that features are taken from, and the block after which each is found, in the network's order.
+# The layers that features are taken from, and the block that each one follows, in the network's order.
 BLOCK_OF_LAYER = {
     "conv1": "conv1_relu",
     "res1": "maxpool",
@@ -50,7 +50,7 @@ class ResNetTrunk(nn.Module):
 
     Args:
         depth: 18, 34, 50, 101, 152 or 200.
-        width_multiplier: channels of conv1 / 64, any number that leaves at least 8.
+        width_multiplier: channels of conv1 / 64, any number that gives at least 8 channels.
         stem: `imagenet` (7x7 stride 2, max-pool), or `small` (3x3 stride 1, no max-pool, for 32x32 images).
         zero_init_residual: start each block's last BatchNorm at 0, so that the block begins as the identity.
         groups, width_per_group: of the 3x3 convolutions of the bottlenecks (32 and 8 for a ResNeXt-101 32x8d).
@@ -112,7 +112,7 @@ class ResNetTrunk(nn.Module):
             layers: of LAYERS; default: `flatten`, res5 averaged.
 
         Returns:
-            one tensor a layer, in the order of `layers`: maps [B, C, h, w], res5avg [B, C, 1, 1], flatten [B, C].
+            one tensor per layer, in the order of `layers`: maps [B, C, h, w], res5avg [B, C, 1, 1], flatten [B, C].
         """
         wanted = [BLOCK_OF_LAYER[layer] for layer in layers or ("flatten",)]
         found: dict[str, Tensor] = {}

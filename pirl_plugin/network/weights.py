@@ -1,10 +1,10 @@
-"""Trunk weights from the files in which people have them, and a trunk from them in one line.
+"""Reads trunk weights from common file formats, and makes a trunk from them in one line.
 
     from pirl_plugin.network.weights import load_trunk
     trunk = load_trunk("checkpoint.torch")      # images [B, 3, H, W] -> features [B, C]
     features = trunk(torch.stack([trunk.view()(photo) for photo in photos]))    # sized and normalised as in training
 
-Names are torchvision's (conv1.weight, layer1.0.bn1.bias, ...) wherever weights are handed around.
+Weights always have torchvision's names (conv1.weight, layer1.0.bn1.bias, ...).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Architecture:
 
     @property
     def input_size(self) -> int:
-        """Side of the images that it is usually measured on, in pixels."""
+        """Side of the images that it is usually evaluated on, in pixels."""
         return 32 if self.stem == "small" else 224
 
     def record(self) -> dict[str, Any]:
-        """What an export says of it."""
+        """What an export stores of it."""
         return asdict(self)
 
     def build(self) -> ResNetTrunk:
@@ -66,10 +66,10 @@ class Architecture:
 
 
 def read_content(path: str | Path) -> Any:
-    """What a file of weights holds, without running code from it.
+    """The content of a file of weights, without running code from it.
 
     Raises:
-        ConfigError: where the file is missing, cut short, another kind of file, or would run code.
+        ConfigError: if the file is missing, cut short, of another kind, or would run code.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -79,29 +79,29 @@ def read_content(path: str | Path) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ConfigError(f"{path} is not a whole .safetensors file: {error}") from error
+        raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from error
 
 
 def read_trunk_weights(path: str | Path) -> dict[str, Tensor]:
-    """The trunk's weights and BatchNorm statistics of a file, without running code from it.
+    """The trunk's weights and BatchNorm statistics in a file, without running code from it.
 
     Args:
-        path: a checkpoint of this plugin or of VISSL (its model zoo's too), a state dict of torchvision's names
-            (MoCo's, DINO's, timm's ... too, wherever in the file and with whatever prefix), of an nn.Sequential of a
+        path: a checkpoint of this plugin or of VISSL (also of its model zoo), a state dict with torchvision's names
+            (also MoCo's, DINO's, timm's ..., anywhere in the file and with any prefix), one of an nn.Sequential of a
             ResNet's children, or a .safetensors file.
 
     Returns:
-        tensors on the CPU by torchvision's names; what is not the trunk's is left out.
+        tensors on the CPU by torchvision's names; anything that is not part of the trunk is left out.
 
     Raises:
-        ConfigError: as `read_content`, and where there is no ResNet's trunk, there are several, or some weights are
-            not finite.
+        ConfigError: as `read_content`, and if there is no ResNet trunk, there are several, or some weights are not
+            finite.
     """
     return trunk_weights_in(read_content(path), str(path))
 
 
 def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
-    """`read_trunk_weights` of what a file held, already read.
+    """`read_trunk_weights` for the content of a file, already read.
 
     Args:
         source: the file's name, for the message.
@@ -109,16 +109,16 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
     networks = dict(networks_in(content))
     chosen = choose_network(networks, source)
     if chosen:
-        logging.info(f"{source}: of {len(networks)} networks, the one at {chosen} is taken")
+        logging.info(f"{source}: of {len(networks)} networks, the one at {chosen} is used")
     if "conv2.weight" in networks[chosen]:
-        raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; known are those with one.")
+        raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; it must have one.")
     weights = {key: value for key, value in networks[chosen].items() if _OURS.match(key)}
     check_finite(weights, source)
     return weights
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights with a NaN or an infinity.
+    """Raise if a weight is NaN or infinite.
 
     Raises:
         ConfigError: naming the first tensor.
@@ -132,7 +132,7 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
     """The ResNet that weights of torchvision's names belong to.
 
     Raises:
-        ConfigError: where it is none that ResNetTrunk can build.
+        ConfigError: if it is not one that ResNetTrunk can build.
     """
     blocks = tuple(len({key.split(".")[1] for key in weights if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in weights
@@ -142,7 +142,7 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
             return Architecture(depth, conv1.shape[0] / 64, "small" if conv1.shape[2] == 3 else "imagenet")
     raise ConfigError(
         f"The weights have {blocks} {'bottleneck' if bottleneck else 'basic'} blocks and a {tuple(conv1.shape)} conv1; "
-        f"known are ResNets of depth {', '.join(map(str, LAYOUTS))} with a 7x7 or 3x3 stem."
+        f"supported are ResNets of depth {', '.join(map(str, LAYOUTS))} with a 7x7 or 3x3 stem."
     )
 
 
@@ -151,7 +151,7 @@ class Trunk(nn.Module):
 
     Attributes:
         architecture: which.
-        preprocessing: what images it wants.
+        preprocessing: the preprocessing that it expects.
         network: the network itself: (images, [layers]) -> [features].
     """
 
@@ -164,18 +164,18 @@ class Trunk(nn.Module):
         self.network: ResNetTrunk | TimmTrunk = architecture.build()
 
     def forward(self, images: Tensor, layer: str = "flatten") -> Tensor:
-        """Features of images float [B, 3, H, W], normalised as the weights want: [B, C] of res5, averaged.
+        """Features of images float [B, 3, H, W], normalised as the weights expect: [B, C], res5 averaged.
 
         Args:
-            layer: or another of trunks.LAYERS: conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1]; of timm's:
-                stage1, stage2 ...
+            layer: or another of trunks.LAYERS: conv1, res1 ... res5 [B, C, h, w], res5avg [B, C, 1, 1]; for timm's
+                networks stage1, stage2 ...
         """
         (features,) = self.network(images, [layer])
         return features
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The layers that are compared: conv1 and res2 to res5; of timm's networks at most five, evenly spaced."""
+        """The layers to compare: conv1 and res2 to res5; for timm's networks at most five, evenly spaced."""
         if isinstance(self.network, ResNetTrunk):
             return STAGES
         names = self.network.stages or ("flatten",)
@@ -183,7 +183,7 @@ class Trunk(nn.Module):
         return tuple(names[(len(names) * (place + 1)) // count - 1] for place in range(count))
 
     def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> float32 [3, size, size], normalised as in training; the size is that of training, too."""
+        """PIL image -> float32 [3, size, size], normalised and, by default, sized as in training."""
         return self.preprocessing.view(size)
 
 
@@ -191,7 +191,7 @@ def load_trunk(path: str | Path) -> Trunk:
     """The trunk of a checkpoint, in eval mode on the CPU; see `read_trunk_weights` for the files it takes.
 
     Raises:
-        ConfigError: as `read_trunk_weights`, and where weights are missing or of another shape.
+        ConfigError: as `read_trunk_weights`, and if weights are missing or have another shape.
     """
     content = read_content(path)
     timm = _timm_architecture(path, content)
@@ -206,7 +206,7 @@ def load_trunk(path: str | Path) -> Trunk:
 
 
 def _timm_architecture(path: str | Path, content: Any) -> TimmArchitecture | None:
-    """The network of timm of which a run's checkpoint or an export says that it holds its weights; None for ResNets."""
+    """The network of timm whose weights a run's checkpoint or an export says it holds; None for ResNets."""
     run = content.get("classy_state_dict") if isinstance(content, Mapping) else None
     if isinstance(run, Mapping):
         trunk = (run.get("pirl_plugin") or {}).get("trunk")
@@ -218,7 +218,7 @@ def _timm_architecture(path: str | Path, content: Any) -> TimmArchitecture | Non
 
 
 def trunk_from_weights(weights: Mapping[str, Tensor], source: str = "the weights") -> Trunk:
-    """The trunk that weights of torchvision's names make."""
+    """The trunk with these weights, by torchvision's names."""
     trunk = Trunk(infer_architecture(weights))
     return _load(trunk, {f"_feature_blocks.{key}": value for key, value in weights.items()}, source)
 
@@ -227,12 +227,12 @@ def _load(trunk: Trunk, weights: Mapping[str, Tensor], source: str) -> Trunk:
     """The trunk with weights by its network's own names, in eval mode.
 
     Raises:
-        ConfigError: where they are not whole, or not this network's.
+        ConfigError: if they are incomplete, or not this network's.
     """
     try:
         trunk.network.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"{source} is not a whole {trunk.architecture}: {' '.join(str(error).split())[:400]}"
+            f"{source} is not a complete {trunk.architecture}: {' '.join(str(error).split())[:400]}"
         ) from error
     return trunk.eval()

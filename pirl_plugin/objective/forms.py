@@ -40,7 +40,7 @@ class ContrastForm:
 
     def __post_init__(self) -> None:
         if self.uses_z and self.closed_form is None:
-            raise ConfigError(f"The contrast form {self.name!r} uses Z and has no closed form; a form that uses Z needs one.")
+            raise ConfigError(f"The contrast form {self.name!r} uses Z and has no closed form, which Z needs.")
 
     def loss_and_weights(
         self, positive: Tensor, negatives: Tensor, threshold: Tensor | None = None, exchange: Alone | None = None

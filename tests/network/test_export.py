@@ -195,7 +195,7 @@ def test_files_that_cannot_serve_are_refused_in_one_sentence(checkpoint, tmp_pat
             "not a whole ResNet-18",
         ),
         "shape.torch": ({**weights, "layer2.0.conv1.weight": torch.ones(3, 3)}, "not a whole ResNet-18"),
-        "cut.safetensors": (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "not a whole .safetensors"),
+        "cut.safetensors": (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "not a complete .safetensors"),
     }
     for name, (content, message) in cases.items():
         file = tmp_path / name

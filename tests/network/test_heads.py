@@ -39,7 +39,7 @@ def test_the_mlp_has_one_hidden_layer_with_relu():
 
 
 def test_features_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"gives 7 features a view, but pirl_heads.in_channels .* is 8"):
+    with pytest.raises(ValueError, match=r"gives 7 features per view, but pirl_heads.in_channels .* is 8"):
         PIRLHead("image", in_channels=8)(torch.randn(2, 7))
     with pytest.raises(ValueError, match="num_patches is 9, but the batch holds 8 patches"):
         PIRLHead("jigsaw", in_channels=8)(torch.randn(8, 8))
