@@ -1,1 +1,1 @@
-"""What a network is worth: kNN, linear probes, quality by layer, invariance, spread."""
+"""Evaluations of a network: kNN, linear probes, quality by layer, invariance, spread."""

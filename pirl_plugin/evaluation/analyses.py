@@ -1,4 +1,4 @@
-"""What `pirl analysis` does: the paper's analyses of checkpoints, each a picture and its numbers."""
+"""The paper's analyses of checkpoints (`pirl analysis`); each writes a figure and its numbers."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from pirl_plugin.validation import ConfigError, check_integer
 
 
 def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
-    """At most `limit` images of a folder or list, evenly over it."""
+    """At most `limit` images of a folder or list, evenly spaced."""
     files = list_images(path)
     return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
 
 
 def view_of(name: str, trunk: Trunk, size: int | None) -> Callable[[Image.Image], Tensor]:
-    """The view that a network wants, said in a line; `size` in pixels in place of its own."""
+    """The view that a network expects, which is also printed; `size` in pixels overrides its own."""
     print(f"{name}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" if size else ""))
     return trunk.view(size)
 
 
 def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
-    """Distances of f(v_I) to g(v_It) by model."""
+    """Distances from f(v_I) to g(v_It) by model."""
     files = chosen(options.images, options.limit)
     pretext = None
     if options.pretext_of is not None:
@@ -157,10 +157,10 @@ ANALYSES = {"invariance": invariance, "layers": layers, "neighbors": neighbors, 
 
 
 def analyse(options: Namespace) -> None:
-    """Run one of ANALYSES as `pirl analysis` was told, and write its picture and its numbers.
+    """Run one of ANALYSES with the options of `pirl analysis`, and write its figure and its numbers.
 
     Raises:
-        ConfigError: for options that do not go together, or files that cannot be used.
+        ConfigError: for options that contradict each other, or files that cannot be used.
     """
     names = options.names or [str(path) for path in options.checkpoints]
     if len(set(names)) != len(options.checkpoints):

@@ -1,4 +1,4 @@
-"""At the end of a run on class folders: is its network better than the one that it started from?"""
+"""At the end of a run on class folders: is its network better than the untrained one?"""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.preprocessing import Preprocessing
 
 FEWEST_OF_A_CLASS = 10
-MEASURED = 5  # one image of so many is measured on, the others vote
+MEASURED = 5  # one image in five is tested, the others vote
 
 Labelled = tuple[list[str], np.ndarray]
 
 
 def labelled_split(folder: str | os.PathLike[str], most: int) -> tuple[Labelled, Labelled] | None:
-    """Images that vote and images that are voted on, of a folder with one sub-folder a class.
+    """Split a folder with one sub-folder per class into images that vote and images that are voted on.
 
-    Of each class the same number at most, spread over the list of its images; every fifth of them is measured on.
+    At most the same number from each class, spread over the list of its images; every fifth of them is voted on.
 
     Args:
-        most: images in all.
+        most: at most this many images in all.
 
     Returns:
-        files and class numbers int64 of both parts; None where there are fewer than two classes, or where fewer than
-        FEWEST_OF_A_CLASS images of a class would be taken, of which a vote would say little.
+        files and class numbers int64 of both parts; None if there are fewer than two classes, or if fewer than
+        FEWEST_OF_A_CLASS images of a class would be taken, too few for a meaningful vote.
     """
     classes = class_folders(folder)
     if len(classes) < 2 or most // len(classes) < FEWEST_OF_A_CLASS:
@@ -54,16 +54,16 @@ def labelled_split(folder: str | os.PathLike[str], most: int) -> tuple[Labelled,
 def knn_beside_untrained(
     config: Mapping[str, Any], checkpoint: dict, folder: str | os.PathLike[str], most: int
 ) -> dict[str, float] | None:
-    """kNN accuracies in [0, 1] of the trained and the untrained network, of the images that it was trained on.
+    """kNN accuracies in [0, 1] of the trained and the untrained network on the images of the training.
 
     Args:
-        config: of the run.
-        checkpoint: of its end.
-        folder: of its images.
-        most: how many images are looked at.
+        config: the run's config.
+        checkpoint: its final checkpoint.
+        folder: the folder of its images.
+        most: how many images to use at most.
 
     Returns:
-        {"untrained": ..., "PIRL": ..., "images": how many were measured on}; None where `labelled_split` is.
+        {"untrained": ..., "PIRL": ..., "images": how many were voted on}; None if `labelled_split` gives None.
     """
     split = labelled_split(folder, most)
     if split is None:

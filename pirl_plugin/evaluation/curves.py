@@ -1,4 +1,4 @@
-"""Curves of one or several runs, from the progress.csv and monitor.csv that a run writes."""
+"""Plots curves of one or several runs, from the progress.csv and monitor.csv that a run writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pirl_plugin.validation import ConfigError
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a column of a file of the run."""
+    """One plot: a column of one of the run's files."""
 
     file: str
     column: str
@@ -37,7 +37,7 @@ PANELS = (
 def series(folder: Path, panel: Panel) -> tuple[list[int], list[float]]:
     """Iterations and values of a panel's column; empty if the run has not written any.
 
-    Loss is left out where it is exactly 0: that epoch only fills the memory bank.
+    Losses of exactly 0 are left out: such an epoch only fills the memory bank.
     """
     iterations, values = [], []
     path = folder / panel.file
@@ -58,8 +58,8 @@ def draw_curves(folders: Sequence[Path], output: Path) -> Path:
     """Draw the curves of runs into one PNG, a colour for each run.
 
     Args:
-        folders: of the runs (CHECKPOINT.DIR).
-        output: where the picture goes.
+        folders: the runs' folders (CHECKPOINT.DIR).
+        output: the PNG to write.
 
     Raises:
         ConfigError: for a folder in which no run has logged a loss.

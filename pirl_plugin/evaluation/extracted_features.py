@@ -1,4 +1,4 @@
-"""Features in the files that VISSL's extraction writes: rank*_chunk*_<split>_<layer>_{features,targets,inds}.npy."""
+"""Reads the features that VISSL's extraction writes: rank*_chunk*_<split>_<layer>_{features,targets,inds}.npy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def layers_and_splits(folder: str | Path) -> set[tuple[str, str]]:
 def collect(folder: str | Path, split: str, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All features of one split and layer, in ascending order of the image index.
 
-    An image that several ranks read (a padded sampler repeats some) is taken once.
+    An image that several ranks read (a padded sampler repeats some) is used once.
 
     Returns:
         features float32 [images, dimensions] (flattened), targets int64 [images], and the images' places in the data
         set, int64 [images].
 
     Raises:
-        ConfigError: where there are none.
+        ConfigError: if there are none.
     """
     ending = f"_{split}_{layer}_features.npy"
     stems = sorted(str(path).removesuffix("features.npy") for path in Path(folder).glob(f"rank*_chunk*{ending}"))

@@ -26,7 +26,7 @@ def draw_invariance(
     Args:
         histograms: by model, counts in the bins between `edges`.
         means: by model, for the legend.
-        level: what is compared, for the title: `heads`, f(v_I) and g(v_It), or features of the `trunk`.
+        level: what is compared, for the title: `heads` (f(v_I) and g(v_It)) or features of the `trunk`.
     """
     centers = (edges[:-1] + edges[1:]) / 2
     for number, (name, counts) in enumerate(histograms.items()):
@@ -52,12 +52,12 @@ def draw_lines(
 ) -> None:
     """Figures 5 to 8: accuracies in [0, 1] over layers or values of a setting.
 
-    The line goes through the means over seeds, with bars of one standard deviation; where there is a single seed, its
-    marker is hollow. The axis starts at 0, so that noise does not look like a peak.
+    The line goes through the means over seeds, with error bars of one standard deviation; a single seed has a hollow
+    marker. The axis starts at 0, so that noise does not look like a peak.
 
     Args:
         series: by name of the line, by value on the x axis, the accuracies of the seeds.
-        logarithmic: the distance of values on the x axis, where all are numbers.
+        logarithmic: whether the x axis is logarithmic, if all values are numbers.
     """
     ticks = list(dict.fromkeys(value for line in series.values() for value in line))
     numeric = all(_is_number(tick) for tick in ticks)
@@ -102,7 +102,7 @@ def draw_gallery(path: str | Path, rows: Sequence[Sequence[np.ndarray]], title: 
 
 
 def draw_spectrum(axes: Axes, spectra: Mapping[str, Sequence[float]]) -> None:
-    """Shares of the principal directions in the variance of embeddings, falling, one line a model."""
+    """Shares of the principal directions in the variance of embeddings, in descending order, one line per model."""
     for number, (name, shares) in enumerate(spectra.items()):
         axes.plot(
             1 + np.arange(len(shares)),

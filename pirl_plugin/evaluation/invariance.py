@@ -21,9 +21,9 @@ from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform, sample_generator
 from pirl_plugin.validation import ConfigError, check_choice, keyword_arguments
 
-BINS = np.linspace(0, 2, 81)  # edges, of histograms of distances
+BINS = np.linspace(0, 2, 81)  # bin edges of the histograms of distances
 LEVELS, STATISTICS = ("heads", "trunk"), ("batch", "running")
-# Set to 0, they leave a view's colours as they are; left out, they would be at their defaults.
+# Set to 0, they leave a view's colours unchanged; left out, they would have their defaults.
 PHOTOMETRIC = (
     "brightness",
     "contrast",
@@ -37,22 +37,22 @@ PHOTOMETRIC = (
 
 
 def distances(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
-    """L2 distances of unit f(v_I) to unit g(v_It), row by row: [N, d], [N, d] -> float64 [N], in [0, 2]."""
+    """L2 distances from unit f(v_I) to unit g(v_It), row by row: [N, d], [N, d] -> float64 [N], in [0, 2]."""
     return np.linalg.norm(unit(image, np.float64) - unit(transformed, np.float64), axis=1)
 
 
 def distances_between_images(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
-    """L2 distances of each unit f(v_I) to the unit g(v_Jt) of another image J, drawn at random: float64 [N]."""
+    """L2 distances from each unit f(v_I) to the unit g(v_Jt) of another random image J: float64 [N]."""
     order = np.random.default_rng(0).permutation(len(image))
     return distances(image[order], transformed[np.roll(order, 1)])
 
 
 def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
-    """Mean and variance of `distances`, and the same of other images' as a scale.
+    """Mean and variance of `distances`, and the mean distance between different images as a scale.
 
     Returns:
         mean, variance, mean_between_images, and `relative`: mean / mean_between_images, 0 for full invariance and 1
-        where the transformation costs all that tells an image from others.
+        if the transformation destroys everything that distinguishes an image from others.
     """
     own, others = distances(image, transformed), distances_between_images(image, transformed)
     return {
@@ -79,17 +79,17 @@ def with_histogram(image: np.ndarray, transformed: np.ndarray) -> dict[str, Any]
 
 
 class Encoders(nn.Module):
-    """The networks that make f(v_I) and g(v_It), of a checkpoint.
+    """The networks of a checkpoint that compute f(v_I) and g(v_It).
 
     Args:
-        config: of the run.
+        config: the run's config.
         checkpoint: VISSL's; None for the untrained network.
-        statistics: of BatchNorm: `batch`: those of the views at hand, of the images and of the transformation apart,
-            as in training (give large batches). `running`: the averages that training leaves, which blend both kinds
-            of view and so fit neither; what is used when features are extracted.
+        statistics: BatchNorm statistics. `batch`: those of the current views, separately for images and transformed
+            views, as in training (give large batches). `running`: training's averages, which blend both kinds of view
+            and fit neither; feature extraction uses these.
         level: `heads`: the outputs of the heads f and g, which only PIRL's networks have. `trunk`: the trunk's features
-            of the image, and the mean of those of the transformation's views; any network has these.
-        seed: of the untrained network.
+            of the image, and the mean of its features of the transformed views; any network has these.
+        seed: seed of the untrained network.
 
     Raises:
         ConfigError: for heads that the network does not have.
@@ -132,12 +132,12 @@ class Encoders(nn.Module):
 
 
 def transformation(config: Mapping[str, Any]) -> PretextTransform:
-    """The pretext transform of an entry of TRANSFORMS, of whole images and without photometric change.
+    """The pretext transform of an entry of TRANSFORMS, on whole images and without photometric augmentation.
 
-    What is random is t and, of the jigsaw, where in its cell a patch is cut.
+    Only t is random and, for the jigsaw, where in its cell a patch is cut.
 
     Raises:
-        ConfigError: where it yields no pretext views.
+        ConfigError: if it yields no pretext views.
     """
     name = check_choice(config["name"], list(PRETEXT_TRANSFORMS), "the pretext transform")
     settings = {key: value for key, value in config.items() if key not in ("name", "indices")}
@@ -162,22 +162,22 @@ def embed_pairs(
     on_unreadable: OnUnreadable | None = None,
     compute: Compute | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f(v_I) and g(v_It) of image files, each float32 [draws * files that can be read, d].
+    """f(v_I) and g(v_It) of image files, each float32 [draws * readable files, d].
 
     Args:
-        transform: of `transformation`; which t an image gets depends on `seed` and its place in `files` alone.
-        draws: random t of each image.
+        transform: from `transformation`; the t of an image depends only on `seed` and its place in `files`.
+        draws: number of random t per image.
         progress: called with (done, total).
         on_unreadable: called with a file that cannot be read and why; it is left out. None: the error is raised.
         compute: where and how, as for pirl_plugin.network.features.embed.
 
     Raises:
-        ConfigError: where no file can be read.
+        ConfigError: if no file can be read.
     """
     compute = compute or Compute(next(encoders.parameters()).device)
     encoders = encoders.to(compute.device)
     image, transformed, done = [], [], 0
-    # Shuffled batches of nearly one size, for the statistics of BatchNorm: files often come class by class.
+    # Shuffled batches of nearly equal size, for BatchNorm's statistics: files are often sorted by class.
     order = np.random.default_rng(seed).permutation(len(files))
     batches = [batch.tolist() for batch in np.array_split(order, -(-len(files) // batch_size))]
     for draw in range(draws):
@@ -218,7 +218,7 @@ def pairs_of_checkpoint(
     on_unreadable: OnUnreadable | None = None,
     compute: Compute | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`embed_pairs` of a checkpoint of VISSL's trainer, with the train_config.yaml that lies beside it.
+    """`embed_pairs` for a checkpoint of VISSL's trainer, with the train_config.yaml beside it.
 
     Args:
         pretext: the entry of TRANSFORMS; default: the run's own.

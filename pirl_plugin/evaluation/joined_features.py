@@ -1,4 +1,4 @@
-"""Features of several networks joined (PIRL-ens.: two ResNet-50s, Section 3.2), from what VISSL's extraction wrote."""
+"""Joins features of several networks (PIRL-ens.: two ResNet-50s, Section 3.2) that VISSL's extraction wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def join(features: Sequence[np.ndarray], normalise: bool = True) -> np.ndarray:
 
     Args:
         features: float [images, d_i] of each network.
-        normalise: bring each network's vectors to unit length first, so that none outweighs the others.
+        normalise: scale each network's vectors to unit length first, so that none outweighs the others.
 
     Returns:
         float32 [images, sum of d_i].
@@ -34,16 +34,16 @@ def join_folders(
     """Join all layers and splits that several extractions of the same images have in common.
 
     Args:
-        folders: of `pirl extract-features`, one a network, at least two.
-        output: where `rank0_chunk0_<split>_<layer>_{features,targets,inds}.npy` go, for VISSL's tools.
+        folders: output folders of `pirl extract-features`, one per network, at least two.
+        output: folder for `rank0_chunk0_<split>_<layer>_{features,targets,inds}.npy`, for VISSL's tools.
         normalise: as in `join`.
 
     Returns:
         (images, dimensions) by (split, layer).
 
     Raises:
-        ConfigError: where a folder holds no features, the output holds some, they have none in common, or the
-            numbers, places or labels of the images differ.
+        ConfigError: if a folder holds no features, the output already holds some, the folders have none in common, or
+            the numbers, places or labels of the images differ.
     """
     if len(folders) < 2:
         raise ConfigError(f"Features of {len(folders)} network(s) were given; joining takes at least two.")
@@ -56,7 +56,7 @@ def join_folders(
         raise ConfigError(f"The extractions have no split and layer in common: {[sorted(pairs) for pairs in found]}.")
     output = Path(output)
     if any(output.resolve() == Path(folder).resolve() for folder in folders) or layers_and_splits(output):
-        raise ConfigError(f"{output} holds features already; give the joined ones a folder of their own.")
+        raise ConfigError(f"{output} holds features already; give another --output for the joined ones.")
     output.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for split, layer in common:
@@ -65,7 +65,7 @@ def join_folders(
             if not (np.array_equal(targets[0], other) and np.array_equal(indices[0], order)):
                 raise ConfigError(
                     f"{folders[0]} and {folder} have {len(targets[0])} and {len(other)} images of the split {split} or "
-                    f"other places or labels: extract both from the same images."
+                    f"different places or labels: extract both from the same images."
                 )
         joined = join(features, normalise)
         stem = output / f"rank0_chunk0_{split}_{layer}"

@@ -1,4 +1,4 @@
-"""Figure 5: how good are the features of each layer for a linear classifier?"""
+"""Figure 5: how well do the features of each layer serve a linear classifier?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pirl_plugin.network.trunks import LAYERS, STAGES
 
 
 def pooled(features: Tensor, most_dimensions: int) -> Tensor:
-    """Maps [B, C, H, W] average-pooled to the largest square that keeps C * s * s within a number, flattened.
+    """Maps [B, C, H, W], average-pooled to the largest s x s with C * s * s at most `most_dimensions`, and flattened.
 
     The paper pools each layer to about 9,000 dimensions.
     """
@@ -38,19 +38,19 @@ def embed_layers(
     on_unreadable: OnUnreadable | None = None,
     compute: Compute | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features float32 [N, D] of images or image files by layer, from one forward each.
+    """Features float32 [N, D] of images or image files by layer, from one forward pass each.
 
     Args:
         trunk: a ResNetTrunk, or a trunk of VISSL, in eval mode.
         view: image -> float tensor [3, H, W].
-        layers: of conv1, res2 ... res5, or stage1, stage2 ... of timm's, pooled to at most `most_dimensions`; or
-            res5avg, flatten.
+        layers: any of conv1, res2 ... res5, or stage1, stage2 ... for timm's networks, pooled to at most
+            `most_dimensions`; or res5avg, flatten.
         progress: called with (done, total) after every batch.
         on_unreadable: as for pirl_plugin.network.features.embed: the features of such a file are NaN.
         compute: as there.
     """
     if set(layers) <= set(LAYERS):
-        layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the request's is
+        layers = sorted(layers, key=LAYERS.index)  # VISSL returns them in this order, whatever the order of the request
     parts: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     compute = compute or Compute(next(trunk.parameters()).device)
     trunk = trunk.to(compute.device)

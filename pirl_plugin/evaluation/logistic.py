@@ -1,4 +1,4 @@
-"""Logistic regression on a GPU: scikit-learn's problem, which measures.py leaves to scikit-learn on the CPU."""
+"""Logistic regression on a GPU: solves the problem for which measures.py uses scikit-learn on the CPU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 def fit_logistic(
     features: Tensor, labels: Tensor, regularisation: float = 1.0, max_iterations: int = 300, tolerance: float = 1e-3
 ) -> Tensor:
-    """Weights and biases [D + 1, classes] that minimise C sum_i CE_i + ||W||^2 / 2 by L-BFGS; biases are not punished.
+    """Weights and biases [D + 1, classes] that minimise C sum_i CE_i + ||W||^2 / 2 by L-BFGS; biases are not penalised.
 
     Args:
         features: float [N, D], standardised, on any device.
         labels: int64 [N] from 0.
-        regularisation: C, as scikit-learn's LogisticRegression has it.
-        tolerance: of the largest entry of the gradient of the objective over C N.
+        regularisation: C, as in scikit-learn's LogisticRegression.
+        tolerance: for the largest entry of the gradient of the objective / (C N).
     """
     classes = int(labels.max()) + 1
     weights = features.new_zeros(features.shape[1] + 1, classes, requires_grad=True)

@@ -14,15 +14,15 @@ from pirl_plugin.network.devices import choose_device
 from pirl_plugin.registry import Registry
 from pirl_plugin.validation import check_number
 
-# (train features [N, D], labels [N], test features [Q, D], labels [Q]) -> a figure in [0, 1], the higher the better.
+# (train features [N, D], labels [N], test features [Q, D], labels [Q]) -> a figure in [0, 1], higher is better.
 Evaluation = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 Function = TypeVar("Function", bound=Callable[..., float])
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation")
-VOTERS_AT_ONCE = 4096  # test images; of 1,000 classes, 33 MB of votes
+VOTERS_AT_ONCE = 4096  # test images; with 1,000 classes, 33 MB of votes
 
 
 def register_evaluation(name: str) -> Callable[[Function], Function]:
-    """Register a function of features and labels under `name`, which `pirl evaluate --evaluations` then takes."""
+    """Register a function of features and labels under `name`, which `pirl evaluate --evaluations` then accepts."""
 
     def register(function: Function) -> Function:
         EVALUATIONS.register(name, function)
@@ -32,13 +32,13 @@ def register_evaluation(name: str) -> Callable[[Function], Function]:
 
 
 def unit(features: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
-    """Rows [N, D] brought to norm 1, in `dtype`."""
+    """Rows [N, D] scaled to norm 1, in `dtype`."""
     features = features.astype(dtype)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def usual_neighbors(images: int, classes: int) -> int:
-    """k of a kNN among so many images: 200, where that is at most half of a class."""
+    """k for a kNN among this many images: 200, but at most half a class."""
     return max(1, min(200, images // (2 * classes)))
 
 
@@ -57,8 +57,8 @@ def weighted_knn(
     Args:
         train_features, test_features: [N, D], [Q, D]; any real dtype.
         train_labels, test_labels: integers [N], [Q] from 0.
-        k: neighbours; where there are fewer training images, all of them.
-        device: where they are sought; None for the GPU where there is one.
+        k: neighbours; all training images if there are fewer.
+        device: where to search for them; None for the GPU if there is one.
     """
     check_number(temperature, "the kNN temperature", 0, above=True)
     k = min(k, len(train_features))
@@ -89,14 +89,14 @@ def linear_probe(
         train_features, test_features: [N, D], [Q, D]; any real dtype.
         train_labels, test_labels: integers [N], [Q] from 0.
         regularisation: inverse strength of the L2 penalty (scikit-learn's C).
-        device: None for the GPU where there is one; on the CPU scikit-learn solves the same problem.
+        device: None for the GPU if there is one; on the CPU scikit-learn solves the same problem.
     """
     where = device if isinstance(device, torch.device) else choose_device(device)
     tolerance = 1e-3
     if where.type != "cpu":
         data = (train_features, train_labels, test_features, test_labels)
         return logistic_accuracy(*data, regularisation, max_iterations, tolerance, where)
-    from sklearn.linear_model import LogisticRegression  # here: kNN works without scikit-learn, and starts sooner
+    from sklearn.linear_model import LogisticRegression  # here, so that kNN needs no scikit-learn and starts sooner
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -108,7 +108,7 @@ def linear_probe(
 
 
 def instance_retrieval(first: np.ndarray, second: np.ndarray) -> float:
-    """Share in [0, 1] of images whose nearest feature among `second` [N, D] is that of the same image.
+    """Share in [0, 1] of images whose nearest feature among `second` [N, D] belongs to the same image.
 
     first, second: features of two different crops of the same N images, in the same order.
     """

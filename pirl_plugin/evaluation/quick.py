@@ -1,4 +1,4 @@
-"""kNN and linear accuracy of a checkpoint beside those of the same network untrained, in a minute."""
+"""kNN and linear accuracy of a checkpoint, compared with the same network untrained, in a minute."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from pirl_plugin.validation import check_integer
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
-    """Image files of a folder with one sub-folder a class, and their class numbers.
+    """Image files of a folder with one sub-folder per class, and their class numbers.
 
     Args:
-        limit: take at most this many in all, the first of each class, as many of one as of another.
+        limit: take at most this many in all: the first ones of each class, the same number per class.
 
     Returns:
         paths, and int64 [images] with the classes numbered in the order of their names.
 
     Raises:
-        ConfigError: where there are fewer than two class folders, or no images.
+        ConfigError: if there are fewer than two class folders, or no images.
     """
     classes = labelled_class_folders(folder)
     files: list[str] = []
@@ -63,19 +63,19 @@ def compare_with_untrained(
     """Figures in [0, 1] of evaluations that learn from `train` and are measured on `test`.
 
     Args:
-        config: of the run, for its trunk.
+        config: the run's config, for its trunk.
         train, test: images or their paths, and class numbers.
-        view: image -> float tensor [3, H, W], as the network wants it.
-        k: neighbours, of kNN.
-        seed: of the untrained network.
+        view: image -> float tensor [3, H, W], as the network expects it.
+        k: neighbours for kNN.
+        seed: seed of the untrained network.
         progress: name of a network -> callback (done, total), or None.
         evaluations: names in EVALUATIONS.
-        unreadable: gets the files that cannot be read, which are left out; None: reading them raises.
+        unreadable: receives the files that cannot be read, which are left out; None: such a file raises.
         compute: where and how features are computed, as for pirl_plugin.network.features.embed.
 
     Returns:
-        {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test; those of a file that
-        cannot be read are NaN.
+        {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test, NaN for unreadable
+        files.
     """
     measures = {name: EVALUATIONS.find(name, "--evaluations") for name in evaluations}
     device = None if compute is None else compute.device
@@ -112,11 +112,11 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checkpoint beside the same network untrained.
+    """A checkpoint compared with the same network untrained.
 
     Attributes:
         figures: {"untrained": {...}, "PIRL": {...}}, each in [0, 1].
-        preprocessing: of the images.
+        preprocessing: how images were preprocessed.
         images: how many were learned from, and measured on.
         unreadable: the files that were left out.
     """
@@ -133,7 +133,7 @@ class Comparison:
         return "\n".join([*lines, *([str(self.unreadable)] if self.unreadable else [])])
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """Everything, for a JSON file."""
         images = {"train": self.images[0], "test": self.images[1], **self.preprocessing.record()}
         return {**self.figures, "images": images, "unreadable": list(self.unreadable.reasons)}
 
@@ -149,11 +149,11 @@ def evaluate_checkpoint(
     evaluations: Sequence[str] = ("knn", "linear"),
     compute: Compute | None = None,
 ) -> Comparison:
-    """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder a class.
+    """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder per class.
 
     Args:
         size: of the views, in pixels; default: as in the training.
-        compute: where and how features are computed; default: the GPU where there is one, without workers.
+        compute: where and how features are computed; default: the GPU if there is one, without workers.
     """
     check_same_classes(train_folder, test_folder)
     splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)

@@ -1,4 +1,4 @@
-"""The most similar rows of a bank, in pieces on any device, so that memory is bounded whatever the bank's size."""
+"""Finds the most similar rows of a bank, in chunks on any device, with bounded memory whatever the bank's size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn.functional import normalize
 from pirl_plugin.network.devices import choose_device
 from pirl_plugin.validation import check_integer
 
-QUERIES_AT_ONCE = 1024  # with the rows below 256 MiB of similarities
+QUERIES_AT_ONCE = 1024  # with ROWS_AT_ONCE, 256 MiB of similarities
 ROWS_AT_ONCE = 65_536  # of 2,048 float32 values, 512 MiB
 
 
 def _unit(features: np.ndarray, device: torch.device) -> Tensor:
-    """Some rows as float32 of norm 1 on a device; a copy, also of a file that is mapped read-only."""
+    """Some rows as float32 of norm 1 on a device; always a copy, since the file may be mapped read-only."""
     return normalize(torch.from_numpy(np.array(features, dtype=np.float32)).to(device), dim=1, eps=1e-12)
 
 
@@ -30,16 +30,16 @@ def nearest_neighbors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar rows of `bank` [N, D] to each of `queries` [Q, D], by cosine similarity.
 
-    Each piece of the bank is read and brought to the device once; it may be a file mapped into memory.
+    Each chunk of the bank is read and copied to the device once; the bank may be a memory-mapped file.
 
     Args:
-        queries, bank: any real dtype; a row with NaN is nobody's neighbour.
+        queries, bank: any real dtype; a row with NaN is never a neighbour.
         k: at most N.
         chunk, bank_chunk: how many queries and rows are compared at once.
-        device: None for the GPU where there is one.
+        device: None for the GPU if there is one.
 
     Returns:
-        similarities float32 [Q, k], falling, and row numbers int64 [Q, k].
+        similarities float32 [Q, k], in descending order, and row numbers int64 [Q, k].
     """
     check_integer(k, "the number of neighbours k", 1, len(bank))
     where = device if isinstance(device, torch.device) else choose_device(device)

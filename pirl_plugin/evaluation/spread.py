@@ -1,4 +1,4 @@
-"""How far unit embeddings are spread: the sign of a collapse, in numbers."""
+"""Measures how far unit embeddings are spread, which shows a collapse."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_VARIANCE = 1e-10  # of unit float32 vectors: what their rounding may leave
+NO_VARIANCE = 1e-10  # of unit float32 vectors: rounding alone may leave this much
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over embeddings; those of several ranks add up.
+    """Sums over embeddings; the sums of several ranks can be added.
 
     Attributes:
         count: n, scalar.
@@ -27,7 +27,7 @@ class Moments:
     @classmethod
     def of(cls, embeddings: Tensor) -> Moments:
         """Of unit embeddings [n, d], of any real dtype; n may be 0."""
-        values = embeddings.double()  # the differences between them may be small beside the embeddings
+        values = embeddings.double()  # differences between embeddings may be small compared with their size
         count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
         return cls(count, values.sum(0), values.T @ values)
 
@@ -47,7 +47,7 @@ class Moments:
 
 
 def spectrum(moments: Moments) -> Tensor:
-    """The share of each principal direction in the variance, falling: float64 [d], of sum 1 (0 where there is none)."""
+    """Each principal direction's share of the variance, in descending order: float64 [d], sum 1 (0 if no variance)."""
     variances = torch.linalg.eigvalsh(moments.covariance()).clamp(min=0).flip(0)
     total = variances.sum()
     return variances / total if total > NO_VARIANCE else torch.zeros_like(variances)
@@ -56,14 +56,14 @@ def spectrum(moments: Moments) -> Tensor:
 def effective_rank(moments: Moments) -> float:
     """How many directions the embeddings use: exp of the entropy of `spectrum`, in [1, d] (Roy and Vetterli, 2007).
 
-    0 where all embeddings are the same.
+    0 if all embeddings are the same.
     """
     shares = spectrum(moments)
     return float(torch.special.entr(shares).sum().exp()) if shares.any() else 0.0
 
 
 def spread(moments: Moments) -> float:
-    """The variance of unit embeddings: 0 where all are the same, near 1 where they have no common direction.
+    """The variance of unit embeddings: 0 if all are the same, near 1 if they have no common direction.
 
     1 minus it is the mean cosine similarity of two embeddings (an embedding with itself included).
     """

@@ -111,7 +111,7 @@ def test_a_file_whose_weights_are_another_networks_is_refused(tmp_path):
     content = torch.load(tmp_path / "a.torch", weights_only=True)
     content["classy_state_dict"]["pirl_plugin"]["trunk"] = {"model": "regnetx_004", "arguments": {}}
     torch.save(content, tmp_path / "b.torch")
-    with pytest.raises(ConfigError, match="is not a whole regnetx_004 of timm"):
+    with pytest.raises(ConfigError, match="is not a complete regnetx_004 of timm"):
         load_trunk(tmp_path / "b.torch")
 
 
