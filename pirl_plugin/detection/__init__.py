@@ -1,1 +1,1 @@
-"""Detection in Detectron2: fine-tuning on VOC, and VOC trees of one's own."""
+"""Detection in Detectron2: fine-tuning on VOC, and making and checking your own VOC trees."""

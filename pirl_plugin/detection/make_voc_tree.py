@@ -1,4 +1,4 @@
-"""A VOC tree for Detectron2 from a folder of images and one of XML annotations, as annotation tools write them."""
+"""Makes a VOC tree for Detectron2 from a folder of images and a folder of XML annotations by annotation tools."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from pirl_plugin.data.file_names import EXTENSIONS, is_hidden
 from pirl_plugin.detection.voc_trees import OBJECT_TAGS, SIDES, check_split, read_annotation, shown_size
 from pirl_plugin.validation import ConfigError, check_number
 
-CLASSES = "classes.txt"  # in a tree: the names of its objects, one a line
+CLASSES = "classes.txt"  # in a tree: the names of its objects, one per line
 
 
 def make_tree(
     images: str | Path, annotations: str | Path, output: str | Path, test_share: float, seed: int = 0
 ) -> dict:
-    """A VOC tree with the splits train and test from images and annotations of the same names.
+    """Make a VOC tree with the splits train and test from images and annotations of the same names.
 
-    What Detectron2 needs and annotations lack is filled in (pose, truncated, difficult, the photo's size), boxes are
-    rounded to whole pixels, names with blanks or # get _ in their place; images are linked. Each class is in both
-    splits.
+    Fields that Detectron2 needs and annotations lack are filled in (pose, truncated, difficult, the photo's size),
+    boxes are rounded to whole pixels, and blanks and # in names become _; images are linked. Both splits contain each
+    class.
 
     Args:
         images: files of any of EXTENSIONS.
         annotations: .xml files with the same names.
-        output: a folder that is not there yet.
+        output: a folder that does not exist yet.
         test_share: share of the images that go to the test split, in (0, 1).
-        seed: of the split.
+        seed: seed of the split.
 
     Returns:
         {"train": images, "test": images, "classes": names}.
 
     Raises:
-        ConfigError: where the output is there already, an image has no annotation, an annotation cannot be used, or a
+        ConfigError: if the output exists already, an image has no annotation, an annotation cannot be used, or a
             class is in one image only.
     """
     images, annotations, output = Path(images), Path(annotations), Path(output)
     if output.exists():
-        raise ConfigError(f"{output} is there already; give a folder that is not.")
+        raise ConfigError(f"{output} exists already; give a folder that does not.")
     check_number(test_share, "--test-share", 0, 1, above=True)
     files = _images_in(images)
     trees = {}
@@ -63,7 +63,7 @@ def make_tree(
         for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (unfinished / part).mkdir(parents=True)
         for name, file in files.items():
-            os.symlink(file.resolve(), unfinished / "JPEGImages" / f"{name}.jpg")  # whatever it is: PIL looks into it
+            os.symlink(file.resolve(), unfinished / "JPEGImages" / f"{name}.jpg")  # whatever its format: PIL checks
             ElementTree.ElementTree(trees[name]).write(unfinished / "Annotations" / f"{name}.xml", encoding="utf-8")
         for split, names in splits.items():
             listing = unfinished / "ImageSets" / "Main" / f"{split}.txt"
@@ -78,10 +78,10 @@ def make_tree(
 
 
 def classes_of(folder: str | Path) -> list[str]:
-    """The names of a tree's objects, which `make_tree` wrote.
+    """The class names of a tree, which `make_tree` wrote.
 
     Raises:
-        ConfigError: where it wrote none.
+        ConfigError: if there is no such file.
     """
     path = Path(folder, CLASSES)
     if not path.is_file():
@@ -90,11 +90,11 @@ def classes_of(folder: str | Path) -> list[str]:
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
-    """Images by the name that they get in the tree."""
+    """Images by their names in the tree."""
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not is_hidden(path.name))
     if len(found) < 4:
         raise ConfigError(
-            f"{folder} has {len(found)} images ({', '.join(EXTENSIONS)}), which are too few for two splits of two."
+            f"{folder} has {len(found)} images ({', '.join(EXTENSIONS)}); two splits of two images need at least four."
         )
     stems = Counter(path.stem for path in found)
     for path in found:
@@ -110,7 +110,7 @@ def _images_in(folder: Path) -> dict[str, Path]:
 
 
 def _complete(root: ElementTree.Element, path: Path, image: Path) -> None:
-    """Bring an annotation into the form that Detectron2 reads."""
+    """Complete an annotation so that Detectron2 can read it."""
     width, height, _ = shown_size(image)
     size = root.find("size")
     if size is None:
@@ -141,8 +141,8 @@ def _complete(root: ElementTree.Element, path: Path, image: Path) -> None:
             _set(box, side, str(rounded))
         if not _has_area(item):
             raise ConfigError(
-                f"An object of the annotation {printable(path)} has a box that is empty in whole pixels; xmin "
-                f"< xmax and ymin < ymax."
+                f"An object of the annotation {printable(path)} has a box that is empty in whole pixels; it needs "
+                f"xmin < xmax and ymin < ymax."
             )
 
 
@@ -159,7 +159,7 @@ def _set(parent: ElementTree.Element, tag: str, text: str) -> None:
 
 
 def _is_set(text: str) -> bool:
-    """A flag as tools write it: 0, 1, a share such as 0.06, true, or a word that says that nobody said."""
+    """A flag as tools write it: 0, 1, a share such as 0.06, true, or a word for "unspecified"."""
     try:
         return float(text) > 0
     except ValueError:
@@ -171,29 +171,29 @@ def _names(root: ElementTree.Element) -> list[str]:
 
 
 def _counted_classes(root: ElementTree.Element) -> set[str]:
-    """The classes of which an image has an object that counts in an evaluation."""
+    """The classes of an image's objects that count in an evaluation."""
     return {item.findtext("name") or "" for item in root.findall("object") if item.findtext("difficult") == "0"}
 
 
 def stratified_split(
     counted: Mapping[str, set[str]], classes: Sequence[str], test_share: float, seed: int
 ) -> dict[str, list[str]]:
-    """{"train": images, "test": images}: of each class about the same share, and at least one image, in either.
+    """{"train": images, "test": images}: about the same share of each class, and at least one image, in both.
 
     Args:
         counted: by image, the classes of its objects.
 
     Raises:
-        ConfigError: where a class is in fewer than two images.
+        ConfigError: if a class is in fewer than two images.
     """
     order = [sorted(counted)[place] for place in np.random.default_rng(seed).permutation(len(counted))]
     having = {one: [image for image in order if one in counted[image]] for one in classes}
     test: set[str] = set()
-    left = {one: len(images) for one, images in having.items()}  # images of a class that are still to train on
+    left = {one: len(images) for one, images in having.items()}  # images per class that are still in train
     in_test = dict.fromkeys(classes, 0)
 
     def move(image: str) -> None:
-        """To the test split, unless it is the last of a class to train on."""
+        """Move an image to the test split, unless it is the last training image of a class."""
         if image in test or any(left[other] < 2 for other in counted[image]):
             return
         test.add(image)

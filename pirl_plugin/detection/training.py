@@ -1,7 +1,7 @@
 """Detection fine-tuning in Detectron2: Faster R-CNN R50-C4 on VOC07+12 and VOC07 (Tables 1 and 6).
 
-Detectron2 trains, resumes and evaluates; this module brings the weights, checks that the config prepares images as they
-want, and checks the data before it is read. Detectron2 is optional: pirl install-detectron2 installs it.
+Detectron2 trains, resumes and evaluates; this module supplies the weights, checks that the config prepares images as
+they need, and checks the data before it is read. Detectron2 is optional: pirl install-detectron2 installs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pirl_plugin.validation import ConfigError, nearest, one_sentence_errors
 
 
 def require_detectron2() -> None:
-    """Raise ConfigError, with the command that helps, where Detectron2 is not installed."""
+    """Raise ConfigError, naming the command that installs it, if Detectron2 is not installed."""
     if importlib.util.find_spec("detectron2") is None:
         raise ConfigError("Detectron2 is not installed: run `pirl install-detectron2` in this environment.")
 
@@ -35,7 +35,7 @@ def config_files() -> dict[str, Path]:
 
 
 def config_path(config_file: str) -> Path:
-    """The file of a name of `config_files`, or of a path."""
+    """The file for a name in `config_files`, or for a path."""
     return config_files().get(config_file, Path(config_file))
 
 
@@ -66,12 +66,12 @@ def detection_config(config_file: str, overrides: list[str]) -> Any:
 
 
 def check_weights_fit(config: Any, weights: str | Path) -> None:
-    """Refuse a config that builds another network than the weights', or prepares images otherwise than they want.
+    """Raise if a config builds another network than the weights', or prepares images differently than they need.
 
-    A wrong channel order, mean, deviation or stride changes no shape: nothing later would complain.
+    A wrong channel order, mean, deviation or stride changes no shape, so it would go unnoticed.
 
     Raises:
-        ConfigError: naming each wrong key, its value and the right one, as they can be added to the command.
+        ConfigError: naming each wrong key, its value and the right one, in a form to add to the command.
     """
     trunk = load_trunk(weights)
     if isinstance(trunk.architecture, TimmArchitecture):
@@ -93,7 +93,7 @@ def check_weights_fit(config: Any, weights: str | Path) -> None:
 
 
 def check_data(config: Any) -> None:
-    """Refuse data sets that Detectron2 would stumble over, before anything is built.
+    """Raise for data sets that Detectron2 would fail on, before anything is built.
 
     Raises:
         ConfigError: as `pirl_plugin.detection.voc_trees.check_split`.
@@ -110,7 +110,7 @@ def check_data(config: Any) -> None:
 
 
 def register_own_data(folder: str, classes: list[str]) -> None:
-    """Register a VOC tree of one's own as voc_own_train and voc_own_test.
+    """Register your own VOC tree as voc_own_train and voc_own_test.
 
     Args:
         folder: with JPEGImages, Annotations and ImageSets/Main/train.txt and test.txt.
@@ -121,7 +121,7 @@ def register_own_data(folder: str, classes: list[str]) -> None:
 
     for split in ("train", "test"):
         name = f"voc_own_{split}"
-        if name in DatasetCatalog:  # of a run before in this process
+        if name in DatasetCatalog:  # from an earlier run in this process
             DatasetCatalog.pop(name)
             MetadataCatalog.pop(name)
         register_pascal_voc(name, folder, split, 2007, class_names=classes)
@@ -161,7 +161,7 @@ def worker(options: argparse.Namespace, config: Any) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments and the plugin's."""
+    """Parser of Detectron2's arguments and the plugin's."""
     from detectron2.engine import default_argument_parser
 
     arguments = default_argument_parser()

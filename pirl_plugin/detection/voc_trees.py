@@ -1,4 +1,4 @@
-"""PASCAL VOC trees, checked whole before Detectron2 reads them: it would fail in mid-training, after the last
+"""Checks complete PASCAL VOC trees before Detectron2 reads them: it would fail during training, after the last
 iteration, or not at all and count wrongly.
 """
 
@@ -18,23 +18,23 @@ from pirl_plugin.data.image_files import load_rgb
 from pirl_plugin.validation import ConfigError, nearest
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-# What Detectron2's VOC evaluator reads of every object beside its box.
+# What Detectron2's VOC evaluator reads for every object besides its box.
 OBJECT_TAGS = {"name": None, "pose": "Unspecified", "truncated": "0", "difficult": "0"}
 ORIENTATION = 274  # EXIF's tag
-SHOW_FROM = 1000  # images, from which on the check shows its progress
+SHOW_FROM = 1000  # images; with fewer the check shows no progress bar
 
 
 def check_split(
     folder: str | Path, split: str, name: str, classes: Sequence[str] | None = None, tested: bool = False
 ) -> None:
-    """Refuse a split of a VOC tree that Detectron2 cannot read, train on or evaluate.
+    """Raise for a split of a VOC tree that Detectron2 cannot read, train on or evaluate.
 
     Args:
         folder: with Annotations, JPEGImages and ImageSets/Main.
         split: e.g. trainval.
-        name: of the data set, for the message.
+        name: name of the data set, for the message.
         classes: names of the objects that the detector knows; None: any.
-        tested: whether the split is evaluated on, which wants whole numbers and an object of each class.
+        tested: whether the split is used for evaluation, which needs integers and an object of each class.
 
     Raises:
         ConfigError: naming the file and what is wrong with it.
@@ -62,13 +62,13 @@ def check_split(
 
 
 def split_names(listing: Path, name: str) -> list[str]:
-    """The images that a split names, one a line.
+    """The images that a split names, one per line.
 
     Raises:
         ConfigError: for a line that Detectron2 reads as something else.
     """
     if not listing.is_file():
-        raise ConfigError(f"The data set {name} needs {listing}, which is not there.")
+        raise ConfigError(f"The data set {name} needs {listing}, which does not exist.")
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -82,7 +82,7 @@ def split_names(listing: Path, name: str) -> list[str]:
             )
     images = [line.strip() for line in lines]
     if len(images) < 2:
-        raise ConfigError(f"{listing} names {len(images)} image(s); Detectron2 needs at least two (one a line).")
+        raise ConfigError(f"{listing} names {len(images)} image(s); Detectron2 needs at least two (one per line).")
     twice = [image for image, count in Counter(images).items() if count > 1]
     if twice:
         raise ConfigError(f"{listing} names {twice[0]!r} more than once.")
@@ -90,10 +90,10 @@ def split_names(listing: Path, name: str) -> list[str]:
 
 
 def read_annotation(path: Path) -> ElementTree.Element:
-    """The root of an annotation.
+    """The root element of an annotation.
 
     Raises:
-        ConfigError: where it is not XML.
+        ConfigError: if it is not XML.
     """
     try:
         return ElementTree.parse(path).getroot()
@@ -103,10 +103,10 @@ def read_annotation(path: Path) -> ElementTree.Element:
 
 
 def shown_size(path: Path) -> tuple[int, int, bool]:
-    """Width and height of a photo as Detectron2 reads it, and whether its EXIF data turn it by a quarter.
+    """Width and height of a photo as Detectron2 reads it, and whether its EXIF data rotate it by 90 degrees.
 
     Raises:
-        ConfigError: where it cannot be read.
+        ConfigError: if it cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -115,7 +115,7 @@ def shown_size(path: Path) -> tuple[int, int, bool]:
             start = file.read(2)
             file.seek(-min(64, path.stat().st_size), os.SEEK_END)
             whole = start == b"\xff\xd8" and b"\xff\xd9" in file.read()
-        if not whole:  # torn, with something after its end, or no JPEG: decoding tells
+        if not whole:  # truncated, with data after its end, or not a JPEG: decode it to know
             load_rgb(path)
     except Exception as error:  # whatever a broken file makes PIL raise
         raise ConfigError(f"The photo {printable(path)} cannot be read: {type(error).__name__}: {error}.") from error
@@ -123,7 +123,7 @@ def shown_size(path: Path) -> tuple[int, int, bool]:
 
 
 def check_photo(photo: Path, annotation: Path, width: int, height: int) -> None:
-    """Refuse a photo that cannot be read, or is of another size than its annotation says.
+    """Raise for a photo that cannot be read, or whose size differs from its annotation's.
 
     Raises:
         ConfigError: naming both files and both sizes.
@@ -149,13 +149,13 @@ def _check_objects(root: ElementTree.Element, path: Path, classes: Sequence[str]
         name = item.findtext("name") or ""
         if classes is not None and name not in classes:
             raise ConfigError(
-                f"The annotation {path} has an object {name!r}, which is none of the classes{nearest(name, classes)}: "
+                f"The annotation {path} has an object {name!r}, not one of the classes{nearest(name, classes)}: "
                 f"{', '.join(classes)}."
             )
         box = [_number(item, f"bndbox/{side}", path, tested) for side in SIDES]
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise ConfigError(f"An object of the annotation {path} has the box {box}; xmin < xmax and ymin < ymax.")
-        # Detectron2 reads these when it evaluates, at the end; in training it does not.
+            raise ConfigError(f"An object of the annotation {path} has the box {box}: needs xmin < xmax and ymin < ymax.")
+        # Detectron2 reads these only when it evaluates, at the end, and not during training.
         flags = [_number(item, tag, path, whole=True) for tag in ("truncated", "difficult")] if tested else (0, 0)
         if not flags[1]:
             counted.append(name)

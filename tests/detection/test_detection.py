@@ -229,7 +229,7 @@ DAMAGE = {
     "blank in a name": (renamed("IMG (4)"), r"Line 2 of .* is 'IMG \(4\)'"),
     "# in a name": (renamed("#4"), "Line 2 of .* is '#4'"),
     "named twice": (test_list("i3\ni4\ni3\n"), "names 'i3' more than once"),
-    "other class": (edit("dog", "Dog", 4), r"an object 'Dog', which is none of the classes \(did you mean dog\?\)"),
+    "other class": (edit("dog", "Dog", 4), r"an object 'Dog', not one of the classes \(did you mean dog\?\)"),
     "swapped size": (edit("<width>100</width><height>80<", "<width>80</width><height>100<", 1), "are swapped"),
     "no size": (edit("<width>100</width><height>80<", "<width>0</width><height>0<", 1), "put the true size there"),
     "turned by EXIF": (turned, "with 80 x 100: it turns the photo as its EXIF orientation says"),
@@ -361,7 +361,7 @@ def test_a_tree_is_not_written_over_another(voc_root, tmp_path):
     images, annotations = voc_root / "VOC2007" / "JPEGImages", voc_root / "VOC2007" / "Annotations"
     (annotations / "2007_2.xml").write_text(annotation((100, 80), [(1, 1, 9, 9)]))
     assert make_tree(images, annotations, tmp_path / "own", test_share=0.4)["classes"] == ["dog"]
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         make_tree(images, annotations, tmp_path / "own", test_share=0.4)
 
 
