@@ -1,1 +1,1 @@
-"""From image files to batches: which images there are, in which order, and how they are put together."""
+"""From image files to batches: listing images, ordering them, and collating them into batches."""

@@ -1,4 +1,4 @@
-"""From samples to a batch: only images that were really read, and their indices in the data set."""
+"""Collates samples into a batch: only images that could be read, and their indices in the data set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-IGNORED = -1  # the index of an image that must not be trained on
+IGNORED = -1  # index of an image that must not be trained on
 
 
 def stack(views: list[Tensor]) -> Tensor:
-    """[..., 3, h, w] of each -> [B, ..., 3, h, w] in the same memory format; in a worker, in shared memory at once."""
+    """Tensors [..., 3, h, w] -> [B, ..., 3, h, w] in the same memory format; in a worker, directly in shared memory."""
     if views[0].is_contiguous():
         return default_collate(views)
     return default_collate([view.movedim(-3, -1) for view in views]).movedim(-1, -3)
@@ -22,19 +22,19 @@ def stack(views: list[Tensor]) -> Tensor:
 def pirl_collator(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Stack the views of a batch.
 
-    Samples whose image could not be read are left out. Where none could be read, all stay (a distributed
-    step needs some input), with the index IGNORED, for which the loss and the bank do nothing.
+    Samples whose image could not be read are left out. If none could be read, all stay (a distributed
+    step needs some input), with the index IGNORED, which the loss and the bank ignore.
 
     Args:
-        batch: B samples with `images` [3, S, S], where there is a pretext task `pretext` [V, 3, h, w], `data_idx` [i],
+        batch: B samples with `images` [3, S, S], with a pretext task also `pretext` [V, 3, h, w], `data_idx` [i],
             `data_valid` [1 or -1].
 
     Returns (each a list of one tensor, as VISSL wants):
         images [B', 3, S, S]; pretext [B' * V, 3, h, w], an image's views one after the other;
-        photometric, where the training step augments: photometric.PARAMETERS [B', 1 + V];
+        photometric, if the training step augments: photometric.PARAMETERS [B', 1 + V];
         image_index int64 [B'], the image's place in the data set, whatever LABEL_SOURCES says, or IGNORED;
-        data_idx int64 [B] and data_valid bool [B], of the whole batch, for those who count: NumPy arrays, which VISSL
-        does not send to the device.
+        data_idx int64 [B] and data_valid bool [B], of the whole batch, for counting: NumPy arrays, which VISSL does
+        not send to the device.
     """
     data_index = torch.tensor([sample["data_idx"][0] for sample in batch])
     valid = torch.tensor([sample["data_valid"][0] == 1 for sample in batch])

@@ -1,7 +1,7 @@
-"""Lists of files as text, one path a line, for any name that a file system can hold.
+"""Lists of files as text, one path per line, for any name that a file system can hold.
 
-Names are bytes; those that are not UTF-8 stand in a list as they are. A name that a line cannot hold (one with a line
-break, or with blanks or quotes at its ends) is written in double quotes, with JSON's escapes; any path may be given so.
+Names are bytes; those that are not UTF-8 are written unchanged. A name that a line cannot hold (with a line break, or
+with blanks or quotes at its ends) is written in double quotes with JSON's escapes; any path may be written this way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A name for a message or a terminal: what is no character, or would break the line, is escaped."""
+    """A name for a message or a terminal: unprintable characters and line breaks are escaped."""
     text = os.fspath(name)
     if text.isprintable():
         return text
@@ -32,16 +32,16 @@ def as_line(name: str) -> str:
 
 
 def write_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Write a list whole or not at all."""
+    """Write a list, completely or not at all."""
     with written_whole(Path(path)) as file:
         file.writelines(os.fsencode(as_line(name)) + b"\n" for name in names)
 
 
 def read_list(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The paths of a list as they stand there, one by one; empty lines are skipped.
+    """Yield the paths of a list as written there; empty lines are skipped.
 
     Raises:
-        ConfigError: where it is not text, or a quoted line has no end.
+        ConfigError: if it is not text, or a quoted line has no end.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -54,7 +54,7 @@ def read_list(path: str | os.PathLike[str]) -> Iterator[str]:
             if b"\0" in line:
                 raise ConfigError(
                     f"The file list {printable(path)} cannot be read as text: line {number} has a zero byte; it needs "
-                    f"one path a line."
+                    f"one path per line."
                 )
             name = os.fsdecode(line).strip()
             if name.startswith('"'):

@@ -1,6 +1,6 @@
-"""A small data set that lies decoded on the device, for a training loop of your own: no loader, no decoding.
+"""Keeps a small decoded data set on the device, for your own training loop: no loader, no decoding.
 
-CIFAR-10's 50,000 photos are 154 MB; anything of one size that fits will do.
+CIFAR-10's 50,000 photos take 154 MB; any images of one size that fit will do.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pirl_plugin.validation import ConfigError
 
 
 def read_images(files: Sequence[str]) -> Tensor:
-    """Images of one size: uint8 [N, 3, H, W].
+    """Read images of one size: uint8 [N, 3, H, W].
 
     Raises:
-        ConfigError: for an image that cannot be read, or is of another size than the first.
+        ConfigError: for an image that cannot be read, or whose size differs from the first's.
     """
     images: Tensor | None = None
     for number, file in enumerate(files):
@@ -46,12 +46,12 @@ def read_images(files: Sequence[str]) -> Tensor:
 
 
 class ImagesInMemory:
-    """The jigsaw's views of images that lie on a device.
+    """The jigsaw's views of images that are stored on a device.
 
     Args:
-        images: uint8 [N, 3, H, W]; its device is where views are made.
+        images: uint8 [N, 3, H, W]; views are made on its device.
         transform: with augment_on `device`.
-        seed: the order of an epoch and what is done to its images depend on (seed, epoch) alone.
+        seed: the order of an epoch and its random augmentations depend only on (seed, epoch).
 
     Example:
         >>> transform = JigsawPatchTransform(augment_on="device", normalize_on="device")  # doctest: +SKIP
@@ -69,7 +69,7 @@ class ImagesInMemory:
         return len(self.images)
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The whole batches of an epoch, from batch `start` on, in a random order; what is left over waits.
+        """The full batches of an epoch, from batch `start` on, in random order; the incomplete last one is dropped.
 
         Yields:
             images float32 [B, 3, S, S], patches [B * n, 3, P, P], and the images' places int64 [B].

@@ -1,6 +1,6 @@
-"""The list of images of a large folder, kept from run to run: on a cluster's disk, walking a million takes minutes.
+"""Caches the list of images of a large folder between runs: on a cluster's disk, walking a million takes minutes.
 
-A list holds as long as no folder in it has changed: the time of a folder changes with every name that comes or goes.
+A list is valid as long as no folder in it has changed: a folder's mtime changes when a name is added or removed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from pirl_plugin.paths import cache_of, written_whole
 
-MANY = 10_000  # images; fewer are listed in a moment
-SETTLED_SECONDS = 2.0  # a folder that changed so shortly ago may change again within the same tick of its clock
-VERSION = 1  # of what counts as an image, and of the file
+MANY = 10_000  # images; fewer are listed quickly
+SETTLED_SECONDS = 2.0  # a folder changed more recently may change again within the same clock tick
+VERSION = 1  # of the rule for what counts as an image, and of the file format
 
 
 def _file(folder: str) -> Path:
@@ -26,7 +26,7 @@ def _file(folder: str) -> Path:
 
 
 def changed(folder: str) -> int:
-    """When names last came to a folder or went, in ns; -1 where it is not there."""
+    """When names were last added to a folder or removed, in ns; -1 if it does not exist."""
     try:
         return os.stat(folder).st_mtime_ns
     except OSError:
@@ -34,7 +34,7 @@ def changed(folder: str) -> int:
 
 
 def read(folder: str) -> Iterator[str] | None:
-    """Names of the images of a folder, relative to it and in the order of a walk; None where no list holds."""
+    """Names of the images of a folder, relative to it and in the order of a walk; None if there is no valid list."""
     try:
         with np.load(_file(folder), allow_pickle=False) as kept:
             folders = [os.fsdecode(name) for name in kept["folders"].tolist()]
@@ -42,14 +42,14 @@ def read(folder: str) -> Iterator[str] | None:
             if any(changed(os.path.join(folder, name)) != when for name, when in zip(folders, times, strict=True)):
                 return None
             names = kept["names"].tolist()
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or torn
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing or incomplete
         return None
-    logging.info(f"{folder}: {len(names)} images, by the list of before; none of its folders has changed")
+    logging.info(f"{folder}: {len(names)} images, from the cached list; none of its folders has changed")
     return map(os.fsdecode, names)
 
 
 def write(folder: str, names: Sequence[str], folders: Mapping[str, int], began: float) -> None:
-    """Keep a list, where it can be kept.
+    """Cache a list, if the cache can be written.
 
     Args:
         names: relative to `folder`.

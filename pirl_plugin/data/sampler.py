@@ -1,4 +1,4 @@
-"""Which images a step sees: a shuffle of all of them by (seed, epoch), that can go on in the middle of an epoch."""
+"""Which images a step sees: a shuffle by (seed, epoch) that can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pirl_plugin.distributed import rank, world_size
 class ShuffledSampler(Sampler[int]):
     """Images of this rank, in the order of the steps.
 
-    The shuffled data set is cut into global batches, and a global batch into one part a rank: the same images make a
-    step whatever the number of ranks, as long as the global batch is the same.
+    The shuffled data set is cut into global batches, and each global batch into one part per rank: a step has the same
+    images for any number of ranks, as long as the global batch is the same.
 
     Args:
         dataset: anything with a length.
-        batch_size: images a rank and step.
+        batch_size: images per rank and step.
         seed: of the shuffle, the same on all ranks.
-        drop_last: leave out the images that make no whole global batch; else the first images of the epoch's order
-            fill it up, as in PyTorch's DistributedSampler.
-        num_replicas, rank: default: of the process group.
+        drop_last: drop the incomplete last global batch; else the first images of the epoch's order fill it up, as in
+            PyTorch's DistributedSampler.
+        num_replicas, rank: default: those of the process group.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ShuffledSampler(Sampler[int]):
         self.num_replicas = world_size() if num_replicas is None else num_replicas
         self.rank = rank() if rank_ is None else rank_
         self.epoch, self.start_iter = 0, 0
-        # VISSL prints these, too.
+        # VISSL also prints these.
         self.shuffle, self.num_samples = True, len(self)
         self.total_size = self.num_samples * self.num_replicas
 
@@ -50,17 +50,17 @@ class ShuffledSampler(Sampler[int]):
         self.epoch = epoch
 
     def set_start_iter(self, start_iter: int) -> None:
-        """Leave out the first `start_iter` steps of the epoch, which are done."""
+        """Skip the first `start_iter` steps of the epoch, which are done."""
         self.start_iter = start_iter
 
     def __len__(self) -> int:
-        """Images of this rank in a whole epoch."""
+        """Images of this rank in a full epoch."""
         if self.drop_last:
             return self.size // self.global_batch * self.batch_size
         return -(-self.size // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
-        # A generator's own seeds are mixed well: neighbouring ones give unrelated shuffles.
+        # The generator mixes its seeds well: neighbouring seeds give unrelated shuffles.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         kind = torch.int32 if self.size < 2**31 else torch.int64  # 0.4 GB for 100 million images
         order = torch.randperm(self.size, generator=generator, dtype=kind)

@@ -1,4 +1,4 @@
-"""A random part of a very large collection of photos, the same wherever and in whatever order it is listed."""
+"""A random sample of a very large photo collection, independent of where and in which order it is listed."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 
 def _names(source: Path) -> Iterator[str]:
-    """Paths of the images of a folder (relative to it) or of a .txt list (as they stand there), one by one."""
+    """Yield the paths of the images of a folder (relative to it) or of a .txt list (as written there)."""
     if source.is_dir():
         for path in walk_images(source):
             yield os.path.relpath(path, source)
     elif source.is_file() and source.suffix == ".txt":
         yield from read_list(source)
     else:
-        raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path a line.")
+        raise ConfigError(f"There are no images at {source}; give a folder, or a .txt file with one path per line.")
 
 
 def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress: bool = True) -> list[str]:
-    """`count` different images of a folder or list, each as likely as any other.
+    """`count` different images of a folder or list, all equally likely.
 
-    Those are taken whose names have the smallest keyed hashes (BLAKE2b): the choice depends on the names and the seed
-    alone, and a smaller sample is part of a larger one. Memory grows with `count`, not with the collection.
+    The images whose names have the smallest keyed hashes (BLAKE2b) are taken: the choice depends only on the names and
+    the seed, and a smaller sample is part of a larger one. Memory grows with `count`, not with the collection.
 
     Args:
-        source: a folder of any depth, or a .txt file with one path a line (relative ones start at the list's folder).
+        source: a folder of any depth, or a .txt file with one path per line (relative ones start at the list's folder).
         count: at least 1.
-        seed: another seed is another sample.
+        seed: a different seed gives a different sample.
         progress: show how many names were read.
 
     Returns:
         absolute paths, sorted.
 
     Raises:
-        ConfigError: where the source has no image or fewer than `count` different ones.
+        ConfigError: if the source has no image or fewer than `count` different ones.
     """
     source = Path(source)
     check_integer(count, "count", 1)
@@ -66,18 +66,18 @@ def sample_images(source: str | os.PathLike, count: int, seed: int = 0, progress
 
 
 def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int = 0) -> tuple[list[str], list[int]]:
-    """The same number of images of each class, together about `percent` of all (1% of ImageNet: 13 a class).
+    """The same number of images per class, in total about `percent` of all (1% of ImageNet: 13 per class).
 
     Args:
-        folder: one sub-folder a class.
+        folder: one sub-folder per class.
         percent: in (0, 100].
-        seed: another seed is another choice; of the same seed, a smaller choice is part of a larger one.
+        seed: a different seed gives a different choice; with the same seed, a smaller choice is part of a larger one.
 
     Returns:
         absolute paths, and the classes' numbers in the order of their names.
 
     Raises:
-        ConfigError: where there are no classes, or one is too small.
+        ConfigError: if there are no classes, or one is too small.
     """
     check_number(percent, "--percent", 1e-6, 100)
     classes = labelled_class_folders(folder)
@@ -86,8 +86,8 @@ def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int =
     smallest = min(classes, key=lambda path: counts[path])
     if counts[smallest] < each:
         raise ConfigError(
-            f"The class {smallest.name} has {counts[smallest]} images, fewer than the {each} a class that {percent:g}% "
-            f"asks for: lower --percent."
+            f"The class {smallest.name} has {counts[smallest]} images, fewer than the {each} per class "
+            f"that {percent:g}% needs: lower --percent."
         )
     paths = [sample_images(path, each, seed, progress=False) for path in classes]
     return [path for some in paths for path in some], [number for number, some in enumerate(paths) for _ in some]

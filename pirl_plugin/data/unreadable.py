@@ -1,4 +1,4 @@
-"""Images that cannot be read are named once, left out, and counted beside the result."""
+"""Images that cannot be read are named once, left out, and counted next to the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_NAMED = 20  # files that the log names
 
 
 class Unreadable:
-    """The files that an evaluation could not read: `on_unreadable` of pirl_plugin.network.features.embed.
+    """The files that an evaluation could not read; serves as `on_unreadable` of pirl_plugin.network.features.embed.
 
     Attributes:
         reasons: file -> why.
@@ -30,9 +30,9 @@ class Unreadable:
             return
         self.reasons[name] = f"{type(error).__name__}: {error}"
         if len(self.reasons) <= NUM_NAMED:
-            logging.warning(f"Not read, and left out: {printable(name)} ({self.reasons[name]})")
+            logging.warning(f"Could not be read and is left out: {printable(name)} ({self.reasons[name]})")
         elif len(self.reasons) == NUM_NAMED + 1:
-            logging.warning("... and more, which are counted at the end")
+            logging.warning("... and more; their number is given at the end")
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -41,7 +41,7 @@ class Unreadable:
         """Which of `files` were read: bool [files].
 
         Raises:
-            ConfigError: where none was.
+            ConfigError: if none was read.
         """
         read = np.array([os.fspath(file) not in self.reasons for file in files], dtype=bool)
         if not read.any():

@@ -1,4 +1,4 @@
-"""A PyTorch data set of an image's views, for a training loop of your own."""
+"""A PyTorch data set of an image's views, for your own training loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImageViews(Dataset[dict[str, Any]]):
         transform: the pretext task.
 
     Attributes:
-        files: the images' paths; the place of one in it is its row in the memory bank.
+        files: the images' paths; an image's place in it is its row in the memory bank.
 
     Example:
         >>> views = ImageViews("photos", JigsawPatchTransform())  # doctest: +SKIP
@@ -35,7 +35,7 @@ class ImageViews(Dataset[dict[str, Any]]):
         self.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Before an epoch: with a seed, what is drawn for an image depends on the seed, the epoch and the image."""
+        """Call before an epoch: with a seed, random choices depend on the seed, the epoch and the image."""
         self.transform.epoch = epoch
 
     def __len__(self) -> int:

@@ -154,7 +154,7 @@ def _check_objects(root: ElementTree.Element, path: Path, classes: Sequence[str]
             )
         box = [_number(item, f"bndbox/{side}", path, tested) for side in SIDES]
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise ConfigError(f"An object of the annotation {path} has the box {box}: needs xmin < xmax and ymin < ymax.")
+            raise ConfigError(f"An object of the annotation {path} has the box {box}; give xmin < xmax, ymin < ymax.")
         # Detectron2 reads these only when it evaluates, at the end, and not during training.
         flags = [_number(item, tag, path, whole=True) for tag in ("truncated", "difficult")] if tested else (0, 0)
         if not flags[1]:
