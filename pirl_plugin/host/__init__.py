@@ -1,6 +1,6 @@
 """VISSL 0.1.6, unmodified, on today's stack.
 
-Importing this package mends what VISSL misses; every module that imports VISSL lies below it, so that it comes first.
+Importing this package supplies what VISSL lacks; all modules that import VISSL are inside it, so it runs first.
 """
 
 from pirl_plugin.host import mends

@@ -1,7 +1,7 @@
-"""What all ranks must have in common before the first step, and a resumed run with the run that it goes on from.
+"""Checks that all ranks agree before the first step, and that a resumed run agrees with its checkpoint.
 
-Ranks whose settings, versions or images differ would train to the end without a word: their gradients are averaged
-whatever they are of. Each check costs a collective of a few bytes; only where it fails are the values exchanged.
+Ranks whose settings, versions or images differ would train to the end without complaint, because gradients are
+averaged in any case. Each check costs a collective of a few bytes; values are exchanged only if it fails.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pirl_plugin.data.image_files import files_identity
 from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks, world_size
 from pirl_plugin.validation import ConfigError
 
-# Of the config, what a node may have otherwise: where things are, and what does not enter into results.
+# Config keys that may differ between nodes: paths, and settings that do not affect results.
 OF_THE_NODE = re.compile(
     r"CHECKPOINT\.DIR|DATA\.\w+\.(DATA|LABEL)_PATHS.*|DATA\.(NUM_DATALOADER_WORKERS|PIN_MEMORY)|DISTRIBUTED\.RUN_ID|"
     r"EXTRACT_FEATURES\.OUTPUT_DIR|MODEL\.WEIGHTS_INIT\.PARAMS_FILE|LOSS\.\w+\.memory_bank\.(folder|initial_rows)|"
     r"SLURM\..*|HOOKS\.PIRL_MONITOR\.knn_(train|test)"
 )
-# What makes a run another one, of which a resumed run says so.
+# Config keys that define a run; a resumed run reports changes of them.
 OF_THE_RUN = re.compile(r"(LOSS|OPTIMIZER|MODEL\.(TRUNK|HEAD)|DATA\.TRAIN|TRAINER)\..*|DISTRIBUTED\.NUM_\w+|SEED_VALUE")
 
 
@@ -44,7 +44,7 @@ def flattened(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of the software that computes."""
     names = ("pirl_plugin", "vissl", "torch", "torchvision")
     found = {f"version of {name}": _version(name) for name in names}
     return {**found, "version of Python": ".".join(platform.python_version_tuple()[:2])}
@@ -58,19 +58,19 @@ def _version(name: str) -> str:
 
 
 def settings(config: Any) -> dict[str, str]:
-    """The resolved config of a run and the versions, without what is a node's own: by key, as text."""
+    """The resolved config of a run and the versions, without node-specific keys: by key, as text."""
     keys = {key: repr(value) for key, value in flattened(config) if not OF_THE_NODE.fullmatch(key)}
     return {**keys, **versions()}
 
 
 def _digest(value: Any) -> int:
-    """An int64 that differs between values that differ, almost surely."""
+    """A hash as int64: different values almost surely have different ones."""
     text = json.dumps(value, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True) >> 1
 
 
 def agree(what: str, own: Mapping[str, str]) -> None:
-    """Refuse to go on where ranks differ in `own`; every rank must come here.
+    """Raise if ranks differ in `own`; every rank must call this.
 
     Raises:
         ConfigError: on every rank, naming the first key that differs, and two ranks with their values.
@@ -91,7 +91,7 @@ def agree(what: str, own: Mapping[str, str]) -> None:
 
 
 def agree_on_settings(config: Any) -> None:
-    """All ranks have the same config and versions.
+    """Check that all ranks have the same config and versions.
 
     Raises:
         ConfigError: as `agree`.
@@ -100,7 +100,7 @@ def agree_on_settings(config: Any) -> None:
 
 
 def choose_checkpoint(path: str | None) -> str | None:
-    """The first rank's checkpoint, for all: nodes that share no folder may have found another, or none."""
+    """The first rank's checkpoint, for all ranks: nodes without a shared folder may have found another, or none."""
     if world_size() == 1:
         return path
     chosen = [path]
@@ -109,7 +109,7 @@ def choose_checkpoint(path: str | None) -> str | None:
 
 
 def images_identity(dataset: Any) -> dict[str, str]:
-    """How many images a data set has and a hash of their names in their order; {} where its source has no files."""
+    """How many images a data set has, and a hash of their names in order; {} if its source has no files."""
     try:
         (source, *_) = dataset.data_objs
         files = source.files if hasattr(source, "files") else dataset.get_image_paths()[0]
@@ -119,7 +119,7 @@ def images_identity(dataset: Any) -> dict[str, str]:
 
 
 def agree_on_images(datasets: Mapping[str, Any]) -> dict[str, str]:
-    """All ranks have the same images in the same order; returns `images_identity` of the training images.
+    """Check that all ranks have the same images in the same order; returns `images_identity` of the training images.
 
     Raises:
         ConfigError: as `agree`.
@@ -130,10 +130,10 @@ def agree_on_images(datasets: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted: bool) -> None:
-    """Refuse to go on with other images than a checkpoint's: row i of its memory bank is image i.
+    """Raise if the images are not the checkpoint's: row i of its memory bank is image i.
 
     Args:
-        saved: the identity in the checkpoint; {} where it has none.
+        saved: the identity in the checkpoint; {} if it has none.
         accepted: CHECKPOINT.RESUME_WITH_OTHER_IMAGES.
 
     Raises:
@@ -142,16 +142,16 @@ def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted
     differ = [key for key in now if key in saved and saved[key] != now[key]]
     if not differ or (accepted and "number of images" not in differ):
         return
-    meant = ", or say that it is meant by config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True"
+    meant = ", or confirm the change by config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True"
     raise ConfigError(
         f"The checkpoint is of other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a file "
         f"was renamed, moved to another folder, added or deleted, or a list has another order), so that rows of the "
-        f"memory bank would be of other images; bring them back{meant if 'number of images' not in differ else ''}."
+        f"memory bank would belong to other images; restore them{meant if 'number of images' not in differ else ''}."
     )
 
 
 def settings_of_the_run(config: Any) -> dict[str, str]:
-    """What a checkpoint keeps of the config, to say later what was changed."""
+    """The settings that a checkpoint stores, to report changes later."""
     return {
         key: repr(value)
         for key, value in flattened(config)

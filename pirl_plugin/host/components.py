@@ -1,4 +1,4 @@
-"""All that VISSL finds by name from the rooms above: each entry is a thin door to a class that needs no VISSL.
+"""Registers with VISSL the plugin's parts by name: each is a thin wrapper of a class that does not need VISSL.
 
     pirl_loss (and what `register_pirl_loss` adds)      LOSS                 objective/loss.py
     memory_bank, sharded_memory_bank                    LOSS.*.memory_bank   objective/ (the loss finds them)
@@ -12,8 +12,8 @@
     pirl_collator                                       COLLATE_FUNCTION     data/collator.py
     image_files                                         DATA_SOURCES         data/image_files.py
 
-`pirl_task` and `pirl_train_step` are VISSL's own kind through and through: training/task.py and training/train_step.py
-register themselves.
+`pirl_task` and `pirl_train_step` depend on VISSL themselves: training/task.py and training/train_step.py register
+them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from pirl_plugin.objective.loss import PIRL_LOSSES, PIRLLoss
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
 from pirl_plugin.validation import ConfigError
 
-# VISSL hands these transforms the whole sample instead of the image alone.
+# VISSL passes these transforms the whole sample, not only the image.
 _WHOLE_SAMPLE = ssl_transforms_wrapper.DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_OVERWRITE_ENTIRE_BATCH"]
 
 
 def _refuse_names_of_others(name: str, registry: dict[str, Any], ours: type) -> None:
     other = registry.get(name)
     if other is not None and not (isinstance(other, type) and issubclass(other, ours)):
-        raise ConfigError(f"VISSL has {name!r} of its own ({other!r}); register yours under another name.")
+        raise ConfigError(f"VISSL has its own {name!r} ({other!r}); register yours under another name.")
 
 
 def _register_pretext(name: str, transform: type[PretextTransform]) -> None:
@@ -62,7 +62,7 @@ def _register_pretext(name: str, transform: type[PretextTransform]) -> None:
 def _register_loss(name: str, loss: type[PIRLLoss]) -> None:
     _refuse_names_of_others(name, LOSS_REGISTRY, PIRLLoss)
     door = type(f"Vissl_{name}", (loss, ClassyLoss), {"__doc__": loss.__doc__, "__module__": __name__})
-    globals()[door.__name__] = door  # where pickle looks for it
+    globals()[door.__name__] = door  # pickle looks for it here
     register_loss(name, bypass_checks=True)(door)
 
 
@@ -106,7 +106,7 @@ class VisslResNet(ResNetTrunk):
 
 @register_model_trunk("timm")
 class VisslTimm(TimmTrunk):
-    """TimmTrunk as VISSL builds and calls it: of MODEL.TRUNK.TIMM."""
+    """TimmTrunk as VISSL builds and calls it: from MODEL.TRUNK.TIMM."""
 
     def __init__(self, model_config: Any, model_name: str) -> None:
         super().__init__(TimmArchitecture.of_settings(model_config.TRUNK.get("TIMM")))
@@ -127,7 +127,7 @@ def _vissl_trunk(name: str) -> Any:
 
 
 def register_trunks_of_vissl() -> None:
-    """Let `build_trunk` build what only VISSL has, the user's own trunks included."""
+    """Let `build_trunk` build trunks that only VISSL has, including the user's own."""
     for name in MODEL_TRUNKS_REGISTRY:
         if name not in TRUNKS:
             TRUNKS.register(name, _vissl_trunk(name))

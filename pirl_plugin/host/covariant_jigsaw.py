@@ -1,4 +1,4 @@
-"""For the covariant Jigsaw baseline: VISSL's shuffling of patches, from the permutation sets that PIRL draws from."""
+"""For the covariant Jigsaw baseline: VISSL's shuffling of patches, with PIRL's permutation sets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ssl_transforms_wrapper.DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_LABELS"].append(
 
 @register_transform(NAME)
 class ShufflePatchesTransform(ShuffleImgPatches):
-    """VISSL's ShuffleImgPatches with a set T of pirl_plugin.pretext.permutations in place of a file that is downloaded.
+    """VISSL's ShuffleImgPatches with a set T of pirl_plugin.pretext.permutations instead of a downloaded file.
 
-    The label that it yields is the number of the permutation in T.
+    Its label is the number of the permutation in T.
 
     Args:
         num_patches: n.

@@ -1,4 +1,4 @@
-"""The environment variables that a log shows: none that could hold a secret."""
+"""Logs environment variables, except those that could hold a secret."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 
-# What explains how a run computed, and nothing else: a cluster's users read each other's logs.
+# Only what affects how a run computes: users of a cluster read each other's logs.
 SHOWN = re.compile(
     r"(CUDA|NCCL|GLOO|OMP|MKL|OPENBLAS|TORCH|TORCHELASTIC|TRITON|PYTORCH|SLURM|SLURMD|PIRL_PLUGIN|VISSL)_\w+|"
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|HOSTNAME|PYTHONPATH|PYTHONHASHSEED"
@@ -15,12 +15,12 @@ NEVER_SHOWN = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|JWT|COOKIE|
 
 
 def log_environment(environment: Mapping[str, str]) -> None:
-    """In place of VISSL's print_system_env_info, which writes every variable with its value.
+    """Replaces VISSL's print_system_env_info, which logs every variable with its value.
 
     Args:
-        environment: as os.environ.
+        environment: like os.environ.
     """
     shown = {key for key in environment if SHOWN.fullmatch(key) and not NEVER_SHOWN.search(key)}
     for key in sorted(shown):
         logging.info(f"{key}:\t{environment[key]}")
-    logging.info(f"Set, too, with values that are not logged: {', '.join(sorted(set(environment) - shown))}")
+    logging.info(f"Also set, with values not logged: {', '.join(sorted(set(environment) - shown))}")

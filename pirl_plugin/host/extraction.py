@@ -1,4 +1,4 @@
-"""VISSL's feature extraction where there is no GPU."""
+"""VISSL's feature extraction on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pirl_plugin.host.readable_batches import list_unreadable, unreadable_in
 
 @torch.no_grad()
 def extract_on_cpu(trainer, output_folder: str) -> None:
-    """Write the features of every split of `trainer`'s task as VISSL's own `extract` does on a GPU.
+    """Write the features of every split of `trainer`'s task, like VISSL's own `extract` on a GPU.
 
     Args:
         trainer: vissl.trainer.SelfSupervisionTrainer whose task runs on a CPU.
-        output_folder: where `rank*_chunk*_<split>_<layer>_{features,targets,inds}.npy` go.
+        output_folder: folder for `rank*_chunk*_<split>_<layer>_{features,targets,inds}.npy`.
 
     Each image is written by the rank that read it, in ascending order of its index, in chunks of
     EXTRACT_FEATURES.CHUNK_THRESHOLD images (a negative threshold: one chunk).
@@ -55,7 +55,7 @@ def report_left_out(task, output_folder: str) -> None:
     """Name the images of each split that could not be read: unreadable_<split>_rank<r>.txt beside the features."""
     for split, loader in task.left_out.items():
         indices, path = unreadable_in(loader), Path(output_folder, f"unreadable_{split}_rank{rank()}.txt")
-        path.unlink(missing_ok=True)  # of an extraction before
+        path.unlink(missing_ok=True)  # from an earlier extraction
         if indices:
             list_unreadable(task.datasets[split], indices, path)
 

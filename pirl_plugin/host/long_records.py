@@ -1,20 +1,20 @@
-"""What VISSL logs over many lines (config, system, network) goes to a file; the log says where."""
+"""Moves VISSL's long log records (config, system, network) to a file, which the log names."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-LONGEST = 12  # lines of a record that stays in the log
+LONGEST = 12  # lines; longer records go to the file
 
 
 class LongRecordsToFile(logging.Filter):
-    """Shortens records of more than LONGEST lines, below a warning, to their first one.
+    """Shortens records of more than LONGEST lines, below warning level, to their first line.
 
-    The whole text goes to details.txt in the run's folder; the file is that of the last start.
+    The full text goes to details.txt in the run's folder, which each start overwrites.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         rank: only rank 0 writes.
     """
 
@@ -28,7 +28,7 @@ class LongRecordsToFile(logging.Filter):
         """Always true: nothing is dropped."""
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # VISSL's launcher logs an error with a broken format; the handler says so
+        except (TypeError, ValueError):  # VISSL's launcher logs an error with a broken format; the handler reports it
             return True
         count = text.count("\n") + 1
         if count <= LONGEST or record.levelno >= logging.WARNING:
@@ -38,15 +38,15 @@ class LongRecordsToFile(logging.Filter):
             try:
                 with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                     file.write(f"{text}\n\n")
-            except OSError:  # a full disk: then the log keeps it
+            except OSError:  # a full disk: keep it in the log
                 return True
-        # The other handlers of this record get what is short, too.
+        # The other handlers of this record also get the short form.
         record.msg, record.args = f"{first[:100]} ... ({count} lines in {self.path})", ()
         return True
 
 
 def shorten(logger: logging.Logger, folder: str | Path, rank: int) -> None:
-    """Put one `LongRecordsToFile` before all handlers of a logger."""
+    """Add one `LongRecordsToFile` to all handlers of a logger."""
     long_records = LongRecordsToFile(folder, rank)
     for handler in logger.handlers:
         handler.addFilter(long_records)

@@ -1,4 +1,4 @@
-"""VISSL's low-shot SVMs, with its testing step in a form that current NumPy takes."""
+"""VISSL's low-shot SVMs, with the test step adapted to current NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vissl.utils.svm_utils.svm_low_shot_trainer import SVMLowShotTrainer
 
 
 class LowShotTrainer(SVMLowShotTrainer):
-    """As VISSL's; its `test` puts an array of one number into a cell (svm_low_shot_trainer.py:178)."""
+    """Like VISSL's, whose `test` assigns an array of one number to a cell (svm_low_shot_trainer.py:178)."""
 
     def test(self, features: np.ndarray, targets: np.ndarray, sample_num: int, low_shot_kvalue: int) -> None:
         """Write the mean AP over the classes for each cost [1, costs] to test_ap_sample<S>_k<K>.npy.

@@ -1,9 +1,9 @@
 """VISSL 0.1.6 (2021), unmodified, on today's Python, NumPy, PyTorch and setuptools.
 
-The only module that knows VISSL's age. Each mend is small, is named for the line of VISSL (or of the
-ClassyVision that its wheel carries) that needs it, and is applied only where the feature it supplies is
-missing, so that an older stack is left as it is. `mend` must run before VISSL is imported, in every
-process: importing `pirl_plugin.host` does it.
+The only module that deals with VISSL's age. Each mend is a small patch, names the line of VISSL (or of the
+ClassyVision in its wheel) that needs it, and is applied only if the feature it supplies is missing, so that
+an older stack stays unchanged. `mend` must run before VISSL is imported, in every process: importing
+`pirl_plugin.host` does it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_installed(module: str) -> bool:
 
 
 def require_vissl() -> None:
-    """Say how to install VISSL where it is missing.
+    """Raise if VISSL is missing, saying how to install it.
 
     Raises:
         MissingPackageError: in one sentence, with the command.
@@ -57,7 +57,7 @@ def mend() -> list[str]:
 
     Call before the first `import vissl`. Calling again does nothing.
     """
-    # Deprecations that VISSL's own imports and calls raise; nobody who reads a log can act on them.
+    # Deprecation warnings from VISSL's own imports and calls, about which a user can do nothing.
     warnings.filterwarnings("ignore", message=r"\s*The version_base parameter is not specified")
     warnings.filterwarnings("ignore", message=".*transforms._functional_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*transforms._transforms_video.* deprecated")
@@ -133,8 +133,8 @@ def _safe_checkpoints() -> bool:
 
 
 def _svm_average_precision() -> bool:
-    # svm_trainer.py:256 and svm_low_shot_trainer.py:176 put an array of one number into a cell, which
-    # NumPy >= 2.4 refuses.
+    # svm_trainer.py:256 and svm_low_shot_trainer.py:176 assign an array of one number to a cell, which
+    # NumPy >= 2.4 rejects.
     import numpy
 
     cell = numpy.zeros((1, 1))
@@ -182,13 +182,13 @@ def _extraction_on_a_cpu() -> bool:
 
 
 def register_data_paths(config: Any) -> None:
-    """Let DATA_PATHS do without an entry in VISSL's catalogue, which dataset_catalog.py:293 looks up all the same.
+    """Let DATA_PATHS work without an entry in VISSL's catalogue, which dataset_catalog.py:293 looks up in any case.
 
     Args:
         config: the `config` node of a run. Call in every process before the data sets are built.
 
     Raises:
-        ConfigError: where a data set is given neither by DATA_PATHS nor by the catalogue.
+        ConfigError: if a data set is given neither by DATA_PATHS nor by the catalogue.
     """
     from vissl.data.dataset_catalog import VisslDatasetCatalog
 

@@ -1,4 +1,4 @@
-"""Functions of VISSL that do what no user wants, replaced: each names the line of VISSL that it stands for."""
+"""Replaces functions of VISSL that do what no user wants; each names the line of VISSL that it replaces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pirl_plugin.host.vissl_tools import find_scripts
 
 
 def marked(function: Any) -> Any:
-    """An override, by which it is known that it was applied."""
+    """Mark a function as an override, to recognise that it was applied."""
     function.mended = True
     return function
 
 
 def override(owner: Any, name: str, make: Callable[[Any], Any]) -> bool:
-    """Put `make(original)` in place of a function of a class or module, once; whether that was now."""
+    """Replace a function of a class or module by `make(original)`, once; returns whether it was replaced now."""
     original = getattr(owner, name)
     if getattr(original, "mended", False):
         return False
@@ -26,7 +26,7 @@ def override(owner: Any, name: str, make: Callable[[Any], Any]) -> bool:
 
 
 def _broken_files_of_a_folder() -> bool:
-    # data/disk_dataset.py:139 opens the files of a disk_folder outside of its try: one that is broken ends the run.
+    # data/disk_dataset.py:139 opens the files of a disk_folder outside its try: a broken one ends the run.
     from vissl.data.data_helper import get_mean_image
     from vissl.data.disk_dataset import DiskImageDataset
 
@@ -46,8 +46,8 @@ def _broken_files_of_a_folder() -> bool:
 
 
 def _unreadable_images_left_out() -> bool:
-    # data/disk_dataset.py:158 makes a grey square of an image that cannot be read, which train_task.py's loaders train
-    # and measure on as if it were one of its class.
+    # data/disk_dataset.py:158 replaces an unreadable image by a grey square, and train_task.py's loaders train and
+    # measure on it as an image of its class.
     from vissl.trainer.train_task import SelfSupervisionTask
 
     from pirl_plugin.host.readable_batches import leave_out_unreadable
@@ -68,7 +68,7 @@ def _unreadable_images_left_out() -> bool:
 
 
 def _ranks_agree() -> bool:
-    # train_task.py:206 and :288: each node takes the config, the images and the newest checkpoint that it finds.
+    # train_task.py:206 and :288: each node uses whatever config, images and newest checkpoint it finds.
     from vissl.trainer.train_task import SelfSupervisionTask
 
     from pirl_plugin.host import agreement
@@ -93,7 +93,7 @@ def _ranks_agree() -> bool:
 
 
 def _environment_without_secrets() -> bool:
-    # utils/env.py:43 logs every variable with its value, called by each engine.
+    # utils/env.py:43, called by each engine, logs every variable with its value.
     from vissl.engines import extract_cluster, extract_features, train
     from vissl.utils import env
 
@@ -107,7 +107,7 @@ def _environment_without_secrets() -> bool:
 
 
 def _long_records_to_a_file() -> bool:
-    # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines of a start.
+    # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines per start.
     from vissl.engines import extract_cluster, extract_features, train
     from vissl.utils import logger
 

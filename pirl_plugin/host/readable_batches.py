@@ -1,4 +1,4 @@
-"""VISSL's loaders without the images that could not be read, which VISSL trains and measures on as grey squares."""
+"""VISSL's loaders without unreadable images, which VISSL would train and measure on as grey squares."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pirl_plugin.data.file_lists import printable, read_list, write_list
 
 
 class ReadableBatches:
-    """A loader's batches of `default_collate`, from which unreadable images are left out.
+    """A loader's batches of `default_collate`, without unreadable images.
 
-    A batch without any that can be read keeps one grey image where it is trained or tested on: ranks must do as many
-    steps as each other.
+    In training and testing, a batch with no readable image keeps one grey image: all ranks must do the same number of
+    steps.
 
     Args:
-        loader: of VISSL; everything else of it is at hand here, too.
-        skip_empty: leave such a batch out altogether, as features can be extracted of any number of batches.
+        loader: VISSL's loader, whose other attributes are available here as well.
+        skip_empty: skip such a batch, since features can be extracted from any number of batches.
 
     Attributes:
         unreadable: indices, in the data set, of the images that were left out since the last `forget`.
-        kept: of those, the ones that were kept as grey images.
+        kept: those of them that were kept as grey images.
     """
 
     def __init__(self, loader: Any, skip_empty: bool = False) -> None:
@@ -36,7 +36,7 @@ class ReadableBatches:
         self.kept: set[int] = set()
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Start counting again from zero."""
         self.unreadable.clear()
         self.kept.clear()
 
@@ -50,7 +50,7 @@ class ReadableBatches:
         return _Iterator(self)
 
     def without_unreadable(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """A batch without the images that could not be read; None where it is to be skipped."""
+        """A batch without unreadable images; None if it is to be skipped."""
         valid = torch.stack([one > 0 for one in batch["data_valid"]]).all(0)  # VISSL's are 1 and -1
         if valid.all():
             return batch
@@ -65,7 +65,7 @@ class ReadableBatches:
 
 
 class _Iterator:
-    """Of ReadableBatches; as a loader's own, it has a length, which VISSL's schedules ask for."""
+    """Iterator of ReadableBatches; like a loader's, it has a length, which VISSL's schedules need."""
 
     def __init__(self, batches: ReadableBatches) -> None:
         self.batches, self.iterator = batches, iter(batches.loader)
@@ -92,7 +92,7 @@ def _rows(values: Any, valid: Tensor) -> Any:
 
 
 def leave_out_unreadable(task: SelfSupervisionTask, skip_empty: bool) -> None:
-    """Put `ReadableBatches` around those of a task's loaders that collate as the evaluations do."""
+    """Wrap in `ReadableBatches` those of a task's loaders that collate as the evaluations do."""
     for split, loader in task.dataloaders.items():
         if task.config.DATA[split.upper()].COLLATE_FUNCTION == "default_collate":
             task.dataloaders[split] = ReadableBatches(loader, skip_empty)
@@ -100,12 +100,12 @@ def leave_out_unreadable(task: SelfSupervisionTask, skip_empty: bool) -> None:
 
 
 def unreadable_in(loader: Any) -> set[int]:
-    """What a loader has left out so far; nothing where it is VISSL's own."""
+    """Indices that a loader has left out so far; empty if it is VISSL's own loader."""
     return loader.unreadable if isinstance(loader, ReadableBatches) else set()
 
 
 def list_unreadable(dataset: Any, indices: set[int], path: Path, num_named: int = 20) -> None:
-    """Name in the log, and write into a file, the images at places of a data set that could not be read."""
+    """Log, and write to a file, the names of unreadable images, given by their indices in a data set."""
     names = names_or_numbers(dataset, sorted(indices))
     write_list(path, names)
     for name in names[:num_named]:
@@ -115,7 +115,7 @@ def list_unreadable(dataset: Any, indices: set[int], path: Path, num_named: int 
 
 
 def count_listed(folder: Path) -> dict[str, int]:
-    """How many images of each split the lists in a folder name; a sampler may give one to several ranks."""
+    """How many images per split the lists in a folder name, each counted once even if several ranks read it."""
     names: dict[str, set[str]] = {}
     for path in sorted(folder.glob("unreadable_*rank*.txt")):
         match = re.fullmatch(r"unreadable_(?:(train|test)_)?rank\d+\.txt", path.name)
@@ -125,7 +125,7 @@ def count_listed(folder: Path) -> dict[str, int]:
 
 
 def names_or_numbers(dataset: Any, indices: Sequence[int]) -> list[str]:
-    """`names_of`, or numbers of images where the source has no files."""
+    """`names_of`, or image numbers if the source has no files."""
     try:
         return names_of(dataset, indices)
     except ValueError:
@@ -133,10 +133,10 @@ def names_or_numbers(dataset: Any, indices: Sequence[int]) -> list[str]:
 
 
 def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:
-    """Paths of the images at places of VISSL's data set, which DATA_LIMIT makes places of a part of the files.
+    """Paths of images by their indices in VISSL's data set, which with DATA_LIMIT is a subset of the files.
 
     Raises:
-        ValueError: VISSL's, where the source has no files.
+        ValueError: VISSL's, if the source has no files.
     """
     paths = dataset.get_image_paths()[0]
     if dataset.data_limit < 0:

@@ -1,4 +1,4 @@
-"""VISSL's scripts, which lie in packages named `tools` and `extra_scripts`, whatever else has such a name."""
+"""Finds VISSL's scripts, which are in packages named `tools` and `extra_scripts`, even if others use these names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCRIPTS = {
 
 
 class VisslScripts(importlib.abc.MetaPathFinder):
-    """Finds SCRIPTS under names of their own, also in processes to which their functions are sent by name."""
+    """Finds SCRIPTS under unique names, also in processes that receive their functions by name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Of a module in SCRIPTS; None for all others."""
+        """The spec of a module in SCRIPTS; None for all others."""
         vissl = importlib.util.find_spec("vissl") if fullname in SCRIPTS else None
         if vissl is None or vissl.origin is None:
             return None
@@ -32,7 +32,7 @@ class VisslScripts(importlib.abc.MetaPathFinder):
 
 
 def find_scripts() -> bool:
-    """Put one `VisslScripts` first; whether it was not there."""
+    """Put one `VisslScripts` first; returns whether it was added now."""
     if any(isinstance(finder, VisslScripts) for finder in sys.meta_path):
         return False
     sys.meta_path.insert(0, VisslScripts())

@@ -1,4 +1,4 @@
-"""Starting from VISSL's own PIRL: its trunk, heads and memory bank as this plugin's.
+"""Starts from VISSL's own PIRL: converts its trunk, heads and memory bank to this plugin's.
 
 VISSL keeps the patches' head first (mlp, siamese_concat_view, mlp), then the image's (mlp), and the bank in the loss as
 `nce_average.memory`. The plugin keeps the image's head first and the bank as `memory_bank.rows`.
@@ -32,11 +32,11 @@ _MLP_LAYER = re.compile(r"^clf\.(\d+)\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class ConvertedHeads:
-    """Heads of VISSL's PIRL as `pirl_heads`.
+    """Heads of VISSL's PIRL, converted to `pirl_heads`.
 
     Attributes:
         image, pretext: arguments of pirl_heads for the two branches.
-        state: weights as a model with these two heads names them, `0.` the image's and `1.` the patches'.
+        state: weights by their names in a model with these two heads: `0.` for the image's, `1.` for the patches'.
     """
 
     image: dict[str, Any]
@@ -85,7 +85,7 @@ def _projection(heads: Mapping[str, Tensor], prefix: str, name: str) -> tuple[di
 
 
 def convert_heads(heads: Mapping[str, Tensor], patch_relu: bool | None = None) -> ConvertedHeads:
-    """The heads of VISSL's PIRL (jigsaw) as `pirl_heads`.
+    """Convert the heads of VISSL's PIRL (jigsaw) to `pirl_heads`.
 
     Args:
         heads: `classy_state_dict.base_model.model.heads` of a checkpoint.
@@ -93,7 +93,7 @@ def convert_heads(heads: Mapping[str, Tensor], patch_relu: bool | None = None) -
             does (skip_last_layer_relu_bn False). None: as in VISSL's own configs.
 
     Raises:
-        ConfigError: where they are others.
+        ConfigError: if they are not such heads.
     """
     if not any(key.startswith("0.2.") for key in heads) or not any(key.startswith("1.0.") for key in heads):
         raise ConfigError(
@@ -127,7 +127,7 @@ def _head_state(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 def convert(source: str | Path, output: str | Path, patch_relu: bool | None = None) -> str:
-    """Write a checkpoint of VISSL's PIRL as one that this plugin can start from.
+    """Convert a checkpoint of VISSL's PIRL to one that this plugin can start from.
 
     Args:
         source: the checkpoint; nothing in it is run.
@@ -135,22 +135,22 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
         patch_relu: see `convert_heads`.
 
     Returns:
-        what to put on the command line, in words.
+        a text that says what to put on the command line.
 
     Raises:
-        ConfigError: where it is not such a checkpoint.
+        ConfigError: if it is not such a checkpoint.
     """
     checkpoint = load_checkpoint(source)
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(source)), str(source))
     model = checkpoint["classy_state_dict"].get("base_model", {}).get("model", {})
     if "trunk" not in model or "heads" not in model:
-        raise ConfigError(f"{source} is not a checkpoint of VISSL's PIRL: it has no trunk and heads of its own.")
+        raise ConfigError(f"{source} is not a checkpoint of VISSL's PIRL: it has no trunk and heads.")
     converted = convert_heads(model["heads"], patch_relu)
     for arguments, number in ((converted.image, 0), (converted.pretext, 1)):
         PIRLHead(**arguments).load_state_dict(_head_state(converted.state, number))
     rows = bank_rows(checkpoint, str(source))
     if rows.shape[1] != converted.image["embedding_dim"]:
-        raise ConfigError(f"{source} has a bank of {rows.shape[1]} columns, but a head of another dimension.")
+        raise ConfigError(f"{source} has a bank of {rows.shape[1]} columns, but its heads have another dimension.")
     content = {
         "classy_state_dict": {"base_model": {"model": {"trunk": model["trunk"], "heads": converted.state}}},
         "loss": {"memory_bank.rows": rows, "memory_bank.updated": torch.ones(len(rows), dtype=torch.bool)},
@@ -170,14 +170,14 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
     Args:
         path: what `convert` wrote.
         images: the data set, as DATA_PATHS names it.
-        count: how many images are tried, evenly spread.
-        size: of the centre crop; None for the network's usual one.
+        count: how many images to try, evenly spread.
+        size: side of the centre crop; None for the network's usual one.
 
     Returns:
-        mean cosine similarity of f(v_I) with the image's own row, and with the next tried image's.
+        mean cosine similarity of f(v_I) with the image's own row, and with the row of the next tried image.
 
     Raises:
-        ConfigError: where the data set has another number of images than the bank rows.
+        ConfigError: if the data set has another number of images than the bank rows.
     """
     checkpoint = load_checkpoint(path)
     rows = bank_rows(checkpoint, str(path))
