@@ -1,6 +1,6 @@
 """PIRL: self-supervised learning of pretext-invariant representations (Misra & van der Maaten, CVPR 2020).
 
-The names below need PyTorch alone and are imported when they are first used; pirl_plugin.launch trains with VISSL.
+The names below need only PyTorch and are imported at first use; pirl_plugin.launch trains with VISSL.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def barrier() -> None:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of `value` over all ranks, a new tensor, without gradient."""
-    value = value.detach().clone(memory_format=torch.contiguous_format)  # NCCL refuses other strides
+    value = value.detach().clone(memory_format=torch.contiguous_format)  # NCCL accepts no other strides
     if world_size() > 1:
         dist.all_reduce(value)
     return value
@@ -47,16 +47,16 @@ def gather_padded(tensor: Tensor, capacity: int, fill: float) -> Tensor:
 
 
 class Alone:
-    """How a contrast is computed where this process holds all rows: nothing is exchanged.
+    """How a contrast is computed if this process holds all rows: nothing is exchanged.
 
     Attributes:
-        holders: how many processes hold the rows together.
+        holders: how many processes share the rows.
     """
 
     holders = 1
 
     def gather(self, tensor: Tensor, fill: float = 0) -> Tensor:
-        """[b, ...] of each process that takes part -> [B, ...] of all of them."""
+        """[b, ...] of each participating process -> [B, ...] of all of them."""
         return tensor
 
     def own(self, tensor: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class Alone:
         return tensor
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """The largest over the processes, elementwise."""
+        """The maximum over the processes, elementwise."""
         return tensor
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The sums over the processes of some float tensors of the same shape."""
+        """The sums over the processes of float tensors, all of the same shape."""
         return tensors
 
     def join(self, tensor: Tensor) -> Tensor:
@@ -76,16 +76,16 @@ class Alone:
         return tensor
 
     def part(self, tensor: Tensor) -> Tensor:
-        """[..., W n] -> [..., n], what this process gave to `join`."""
+        """[..., W n] -> [..., n], the part that this process gave to `join`."""
         return tensor
 
 
 class AmongRanks(Alone):
-    """Each rank holds some of the rows, so that all ranks score the images of all.
+    """Each rank holds some of the rows, so every rank scores the images of all ranks.
 
     Args:
         batch: b, images of this rank.
-        capacity: the most images a rank has.
+        capacity: the largest number of images per rank.
     """
 
     def __init__(self, batch: int, capacity: int) -> None:
@@ -121,7 +121,7 @@ class AmongRanks(Alone):
 
 
 def collective_device() -> torch.device:
-    """Where a tensor must be for a collective of the ranks."""
+    """The device that a tensor must be on for a collective operation."""
     on_gpu = world_size() > 1 and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
@@ -137,7 +137,7 @@ def smallest_and_largest_over_ranks(value: Tensor) -> tuple[int, int]:
 
 
 def largest_over_ranks(number: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers; where there are several, it waits for the device."""
+    """The largest of the ranks' numbers; with several ranks, it waits for the device."""
     if world_size() == 1:
         return number
     return smallest_and_largest_over_ranks(torch.tensor(number, device=device))[1]

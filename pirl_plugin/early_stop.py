@@ -1,6 +1,6 @@
-"""SIGTERM and SIGUSR1 where no training handles them: end so that the job is put back into the queue.
+"""Handles SIGTERM and SIGUSR1 while no training does: end so that the job is put back into the queue.
 
-Nothing heavy is imported here: it is installed by the launcher's first lines.
+Imports nothing heavy, because the launcher's first lines install it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
 
 
-MESSAGE = "Asked to stop; the same command goes on from the last checkpoint, if there is one.\n"
-to_delete: set[str] = set()  # files of this process that must not outlive it, as that of its run lock
+MESSAGE = "Asked to stop; the same command resumes from the last checkpoint, if there is one.\n"
+to_delete: set[str] = set()  # files of this process that must not outlive it, such as its run lock
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -31,19 +31,19 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _pass_over() -> None:
-    """At the end of the process, where Python puts the defaults back: the exit code is settled by now."""
+    """Ignore signals at the end of the process, when Python restores the defaults: the exit code is settled by now."""
     for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 
 def end_when_asked() -> None:
-    """Until training handles them itself, let SIGNALS end this process with EXIT_CODE; other handlers are left.
+    """Until training handles SIGNALS, let them end this process with EXIT_CODE; other handlers are kept.
 
-    Once Python ends the process they change nothing more: srun sends SIGTERM to all tasks as soon as one has ended.
+    Once Python is ending the process, they are ignored: srun sends SIGTERM to all tasks as soon as one has ended.
     """
     if threading.current_thread() is not threading.main_thread():
-        return  # where Python allows no handlers
-    atexit.unregister(_pass_over)  # once, however often this is called
+        return  # Python allows no handlers here
+    atexit.unregister(_pass_over)  # only once, however often this is called
     atexit.register(_pass_over)
     for name in SIGNALS:
         if signal.getsignal(name) is signal.SIG_DFL:
@@ -51,9 +51,9 @@ def end_when_asked() -> None:
 
 
 def shield_resource_tracker() -> None:
-    """Start multiprocessing's resource tracker such that a signal to all processes of a job does not end it.
+    """Start multiprocessing's resource tracker so that a signal to all processes of a job does not end it.
 
-    Else another is started in its place, which prints a KeyError for every semaphore that it has not heard of. It keeps
+    Otherwise a new one replaces it, which prints a KeyError for every semaphore that it does not know. It keeps
     the signals blocked that are blocked when it starts.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
@@ -64,5 +64,5 @@ def shield_resource_tracker() -> None:
 
 
 def is_early(handler: object) -> bool:
-    """Whether a signal's handler is the one above, which others may replace."""
+    """Whether a signal's handler is the one above, which may be replaced."""
     return handler is _end

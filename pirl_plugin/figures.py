@@ -14,7 +14,7 @@ INK, MUTED, BLUE, ORANGE = "#1b1f24", "#8b949e", "#1f6feb", "#d1631b"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure of that many inches."""
+    """An empty white figure, with its size in inches."""
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -45,7 +45,7 @@ def show_image(axes, pixels: np.ndarray, title: str) -> None:
 
 
 def style(axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
-    """A plain look: no box, light grid, title on the left."""
+    """Apply a plain style: no box, light grid, title on the left."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(xlabel, color=INK, fontsize=9)
     axes.set_ylabel(ylabel, color=INK, fontsize=9)
@@ -74,7 +74,7 @@ def bars(axes, groups: Sequence[str], series: dict[str, Sequence[float]], title:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG; returns its path."""
+    """Write a PNG and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""Where memory ran out: the kernel kills a process without a word, and what is left of the run must say so."""
+"""Reports that memory ran out: the kernel kills a process silently, so the rest of the run must say so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LESS = (
 
 
 def kills() -> int | None:
-    """Processes of this machine that the kernel has killed for want of memory so far; None where it does not say."""
+    """How many processes the kernel has killed so far for lack of memory on this machine; None if unknown."""
     try:
         found = re.search(r"^oom_kill (\d+)$", COUNTERS.read_text(), flags=re.MULTILINE)
     except OSError:
@@ -25,20 +25,20 @@ _before = kills()  # this module is imported as a program starts
 
 
 def cause_of_a_kill() -> str:
-    """Why a process of this program was most likely killed by SIGKILL, and what to do, in words."""
+    """The most likely reason why a process of this program was killed by SIGKILL, and what to do."""
     now = kills()
     if now is None or _before is None:
         return f"most likely by the kernel, because memory ran out; {LESS}"
     if now > _before:
-        return f"by the kernel, because memory ran out (processes killed so since the start: {now - _before}); {LESS}"
-    return "by somebody or something else than the kernel, which had memory left"
+        return f"by the kernel, because memory ran out ({now - _before} killed since the start); {LESS}"
+    return "not by the kernel, which had memory left"
 
 
 def in_words(error: str) -> str:
-    """A sentence for an error that tells of memory that ran out; '' for any other.
+    """A sentence for an error caused by lack of memory; '' for any other error.
 
     Args:
-        error: its text, or that of a traceback with it.
+        error: its text, or a traceback that contains it.
     """
     if re.search(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly)", error):
         return f"A worker that reads images was killed {cause_of_a_kill()}."
@@ -48,7 +48,7 @@ def in_words(error: str) -> str:
     if found:
         return (
             f"The GPU's memory ran out ({found.group()[:-1]}): use smaller batches (DATA.TRAIN.BATCHSIZE_PER_REPLICA), "
-            f"parts of a batch one after the other (TRAINER.PIRL_TRAIN_STEP.accumulation_steps) or "
+            f"accumulate gradients over parts of a batch (TRAINER.PIRL_TRAIN_STEP.accumulation_steps) or "
             f"TRAINER.PIRL_TRAIN_STEP.precision=bfloat16."
         )
     return ""

@@ -1,4 +1,4 @@
-"""Where the files that come with the package are, and what a file is called while it is written."""
+"""Where the package's own files are, and the names of files that are still being written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 
 def unfinished(path: Path) -> Path:
-    """A name beside a file that no other process writes to, here or elsewhere; a run deletes what was left over."""
+    """A temporary name beside a file, unique to this process on any machine; a run deletes left-over ones."""
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which comes under its name once all of it is there, or not at all."""
+    """A file to write, which gets its name only once it is complete."""
     torn = unfinished(path)
     try:
         with torn.open("wb") as file:
@@ -30,9 +30,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_of(path: str, ending: str) -> Path:
-    """Where what was found out about a file or folder is kept from run to run: in the user's cache folder.
+    """The file in the user's cache folder that keeps information on a file or folder between runs.
 
-    That is XDG_CACHE_HOME, else ~/.cache.
+    The cache folder is XDG_CACHE_HOME, else ~/.cache.
     """
     name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,6 +1,6 @@
-"""Parts found by name: pretext tasks, contrast forms, memory banks, losses and evaluations are registered alike.
+"""Registries of parts by name: pretext tasks, contrast forms, memory banks, losses and evaluations.
 
-A new part is one file with one decorator. PIRL_PLUGIN_MODULES names files of your own, imported in every process.
+A new part is one file with one decorator. PIRL_PLUGIN_MODULES names your own files, imported in every process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ VARIABLE = "PIRL_PLUGIN_MODULES"
 
 
 class Registry(Mapping[str, Part], Generic[Part]):
-    """Parts of one kind by name, in the order in which they were registered.
+    """Parts of one kind by name, in order of registration.
 
     Args:
-        kind: what they are, for messages: "pretext transform".
+        kind: what the parts are, for messages, e.g. "pretext transform".
 
     Example:
         >>> shapes = Registry("shape")
@@ -40,10 +40,10 @@ class Registry(Mapping[str, Part], Generic[Part]):
         self._followers: list[Callable[[str, Part], object]] = []
 
     def register(self, name: str, part: Part) -> Part:
-        """Enter `part` under `name` and return it.
+        """Register `part` under `name` and return it.
 
         Raises:
-            ConfigError: where another part has that name.
+            ConfigError: if another part has that name.
         """
         known = self._parts.get(name)
         if known is not None and _identity(known) != _identity(part):
@@ -56,7 +56,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return part
 
     def follow(self, follower: Callable[[str, Part], object]) -> None:
-        """Call `follower(name, part)` for each part, those that are registered later included."""
+        """Call `follower(name, part)` for each part, including parts registered later."""
         self._followers.append(follower)
         for name, part in list(self._parts.items()):
             follower(name, part)
@@ -68,7 +68,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
             where: the key that names it, for the message.
 
         Raises:
-            ConfigError: naming those that there are.
+            ConfigError: naming the parts that exist.
         """
         return self._parts[check_choice(name, list(self._parts), where)]
 
@@ -83,8 +83,8 @@ class Registry(Mapping[str, Part], Generic[Part]):
 
 
 def _identity(part: object) -> tuple[str | None, str]:
-    """Module and name: a script that a spawned process imports again registers the same parts again, as does a cell."""
-    # Of an entry of a table, those of the function that it is about.
+    """Module and name: a spawned process or a notebook cell may import and register the same part again."""
+    # For an entry of a table, the module and name of its function.
     part = getattr(part, "definition", getattr(part, "read", part))
     module = getattr(part, "__module__", None)
     return "__main__" if module == "__mp_main__" else module, getattr(part, "__qualname__", repr(part))
@@ -96,7 +96,7 @@ def import_user_modules() -> None:
     They are separated as in PATH.
 
     Raises:
-        ConfigError: where one is not there.
+        ConfigError: if one does not exist.
     """
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         try:

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running code from them."""
+"""Reads files of tensors without running code from them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _NUMPY_VALUES: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")},
 ]
-# Old checkpoints of VISSL hold numbers of NumPy, which are plain values: VISSL's own reading takes them, too.
-# SupContrast and others save their command line beside the weights: a bag of attributes, without code of its own.
+# Old VISSL checkpoints hold NumPy numbers, which are plain values and which VISSL's own loading accepts as well.
+# SupContrast and others save their command line with the weights: a bag of attributes, without code.
 torch.serialization.add_safe_globals([*_NUMPY_VALUES, argparse.Namespace])
 
-# How files start that are often found where a checkpoint should be.
+# The first bytes of files that are often found in place of a checkpoint.
 _OTHERS = {
     b"version https://git-lfs": "a pointer of git LFS, not the file itself: fetch it with `git lfs pull`",
-    b"<!doctype": "a web page, as a failed download leaves it: download it again",
-    b"<html": "a web page, as a failed download leaves it: download it again",
-    b"<?xml": "an XML message, as a failed download leaves it: download it again",
+    b"<!doctype": "a web page, probably from a failed download: download it again",
+    b"<html": "a web page, probably from a failed download: download it again",
+    b"<?xml": "an XML message, probably from a failed download: download it again",
 }
 
 
 def read_safely(path: str | Path) -> Any:
-    """What `torch.save` wrote to a file, on the CPU, without running code from it.
+    """Load a file that `torch.save` wrote, onto the CPU and without running code from it.
 
     Raises:
-        ConfigError: where the file is missing, cut short or holds anything but tensors and plain values.
+        ConfigError: if the file is missing, cut short or holds anything but tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,13 +58,13 @@ def read_safely(path: str | Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why `torch.load` refused a file, without its advice to run what the file holds."""
+    """Why `torch.load` rejected a file, without its advice to run the file's code."""
     text = " ".join(str(error).split())
     named = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", text)
     if named:
         return (
-            f"it holds an object of {named.group(1)}; where that is trusted, load the file with the code that wrote it "
-            f"and save its state_dict alone"
+            f"it holds an object of {named.group(1)}; if you trust it, load the file with the code that wrote it "
+            f"and save only its state_dict"
         )
     if "archive" in text or "EOF" in text or "central directory" in text:
         return "it is cut short or damaged"

@@ -1,4 +1,4 @@
-"""Refusing what cannot be right: one sentence that names the key, the value and what would be right."""
+"""Checks of settings; an error is one sentence that names the key, the value and what would be right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from pirl_plugin import out_of_memory
 
-# Of the operating system: full or read-only disks, files where folders should be, what is not permitted.
+# Errors of the operating system: full or read-only disks, files where folders should be, missing permissions.
 USERS_TO_MEND = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -29,7 +29,7 @@ USERS_TO_MEND = (
 
 
 class ConfigError(ValueError):
-    """A setting, file or data set that the user can put right; the message is one sentence."""
+    """A setting, file or data set that the user can fix; the message is one sentence."""
 
 
 class MissingPackageError(ConfigError, ModuleNotFoundError):
@@ -37,13 +37,13 @@ class MissingPackageError(ConfigError, ModuleNotFoundError):
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """' (did you mean X?)' for the known word closest to `word`, or '' where none is close."""
+    """' (did you mean X?)' for the known word closest to `word`, or '' if none is close."""
     close = difflib.get_close_matches(word, [str(item) for item in known], n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def check_keys(config: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse keys of `config` that `where` does not know.
+    """Raise for keys of `config` that `where` does not know.
 
     Raises:
         ConfigError: naming the first unknown key, the nearest known one and all known ones.
@@ -68,7 +68,7 @@ def check_choice(value: Any, choices: Collection[Any], where: str) -> Any:
 
 
 def check_boolean(value: Any, where: str) -> bool:
-    """`value`, which must be true or false; Hydra hands on other words (no, off, None) as text.
+    """`value`, which must be true or false; Hydra passes other words (no, off, None) on as text.
 
     Raises:
         ConfigError: for anything else.
@@ -79,7 +79,7 @@ def check_boolean(value: Any, where: str) -> bool:
 
 
 def check_mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """`value`, which must have keys.
+    """`value`, which must be a mapping.
 
     Raises:
         ConfigError: for anything else.
@@ -103,7 +103,7 @@ def check_integer(value: Any, where: str, minimum: int, maximum: int | None = No
 
 
 def check_number(value: Any, where: str, minimum: float, maximum: float = float("inf"), above: bool = False) -> float:
-    """`value`, which must be a number in [minimum, maximum], or in (minimum, maximum] where `above`.
+    """`value`, which must be a number in [minimum, maximum], or in (minimum, maximum] if `above`.
 
     Raises:
         ConfigError: naming the range.
@@ -132,7 +132,7 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
 
 
 def keyword_arguments(cls: type) -> set[str]:
-    """Names of the arguments that `cls` takes, and those of its bases that it hands on by **kwargs."""
+    """Names of the arguments of `cls`, including those that it passes on to its bases by **kwargs."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names: set[str] = set()
     for base in cls.__mro__:
@@ -146,10 +146,10 @@ def keyword_arguments(cls: type) -> set[str]:
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End the program with "Error: <sentence>" for what the user can put right.
+    """End the program with "Error: <sentence>" for errors that the user can fix.
 
-    That is a ConfigError, raised here or in a rank that was started here, a file that the operating system refuses, and
-    memory that ran out.
+    These are a ConfigError, raised here or in a rank started here, a file error of the operating system, and lack of
+    memory.
     """
     try:
         yield
@@ -161,7 +161,7 @@ def one_sentence_errors() -> Iterator[None]:
         file = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
         sys.exit(f"Error: {file}: {error.strerror}.")
     except Exception as error:
-        # A rank's own ConfigError arrives as the text of its traceback.
+        # A ConfigError raised in a rank arrives as the text of its traceback.
         found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)
         sentence = found[-1] if found else out_of_memory.in_words(str(error))
         if not sentence:

@@ -77,7 +77,7 @@ def test_a_worker_that_somebody_kills_is_not_said_to_have_lacked_memory():
     last = run("killed")
     others = out_of_memory.kills() != before  # of another test at the same time
     assert last.startswith("Error: A worker that reads images was killed ")
-    assert ("by somebody" in last) == (before is not None and not others)
+    assert ("not by the kernel" in last) == (before is not None and not others)
 
 
 def test_a_kernel_that_does_not_count_is_not_quoted(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Tells Hydra where the plugin's configs are; imports nothing heavy, because Hydra hides its errors."""
+"""Tells Hydra where the plugin's configs are; imports nothing heavy, because Hydra hides import errors."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin

@@ -67,7 +67,7 @@ REFUSED = {
     "NaN": (NAN, r"numbers in layer2.0.conv1.weight that are not finite"),
     "object": (
         {"state_dict": STATE, "head": Head()},
-        r"an object of .*Head; where that is trusted, .* save its state_d",
+        r"an object of .*Head; if you trust it, .* save only its state_d",
     ),
     "deep stem": ({**prefixed("visual.", STATE), "visual.conv2.weight": torch.ones(3)}, "stem of several convolutions"),
     "ViT": ({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, "of another architecture"),
