@@ -6,7 +6,7 @@ from classy_vision.hooks import ClassyHook
 
 
 class Hook(ClassyHook):
-    """A hook that does nothing where a subclass says nothing."""
+    """A hook whose methods do nothing unless a subclass overrides them."""
 
     on_start = ClassyHook._noop
     on_phase_start = ClassyHook._noop

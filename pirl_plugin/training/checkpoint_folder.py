@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside and renamed, the newest found, old ones deleted."""
+"""Writes checkpoints atomically (complete or not at all), finds the newest one, and deletes old ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
 
 
 def iteration_checkpoint_is_due(task: Any) -> bool:
-    """Whether VISSL is about to write the checkpoint of the iteration that is just done."""
+    """Whether VISSL is about to write the checkpoint of the iteration just done."""
     frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
     place = (task.train_phase_idx, task.num_train_phases)
     return frequency > 0 and is_checkpoint_phase(task.iteration, frequency, *place, "iteration")
 
 
 class _Writing(io.BufferedWriter):
-    """A file that remembers why it could not be written, of which torch.save says "unexpected pos"."""
+    """A file that remembers why it could not be written, for which torch.save only reports "unexpected pos"."""
 
     failed: OSError | None = None
 
@@ -44,10 +44,10 @@ class _Writing(io.BufferedWriter):
 
 
 def write_atomically(content: Any, path: Path) -> None:
-    """`torch.save`, so that the file is whole or not there, whatever happens meanwhile.
+    """`torch.save`, so that the file is complete or not there, whatever happens meanwhile.
 
     Raises:
-        OSError: where it cannot be written, with the system's reason; what was there before is as it was.
+        OSError: if it cannot be written, with the system's reason; an existing file is unchanged.
     """
     torn = unfinished(path)
     file = None
@@ -66,12 +66,12 @@ def write_atomically(content: Any, path: Path) -> None:
 
 
 class AtomicCheckpointWriter(CheckpointWriter):
-    """VISSL's, but a file is whole or not there, and a full disk costs a checkpoint, not the run.
+    """VISSL's writer, but files are complete or not there, and a full disk costs a checkpoint, not the run.
 
-    A run that cannot save any more would train for days in vain: it ends at the third failure in a row.
+    A run that cannot save any more would train for days in vain, so it ends at the third failure in a row.
 
     Attributes:
-        keep_last: how many checkpoints that are not the final one are kept; None for all.
+        keep_last: how many checkpoints to keep besides the final one; None for all.
         failures: how many in a row could not be written.
     """
 
@@ -90,17 +90,17 @@ class AtomicCheckpointWriter(CheckpointWriter):
             os.replace(link, folder / "checkpoint.torch")
             delete_old(folder, self.keep_last)
         except OSError as error:
-            AtomicCheckpointWriter.failures += 1  # VISSL makes a writer for each checkpoint
+            AtomicCheckpointWriter.failures += 1  # VISSL makes a new writer for each checkpoint
             what = f"The checkpoint {folder / name} could not be written ({' '.join(str(error).split())})"
             if self.is_final_train_phase or self.failures >= self.MAX_FAILURES:
                 which = "the last" if self.is_final_train_phase else f"failure {self.failures} in a row"
                 raise RuntimeError(
-                    f"{what}, {which}; make room in {folder}, see that it may be written, and run the same command "
-                    f"again, which goes on from the last whole checkpoint."
+                    f"{what}, {which}; make room in {folder}, make sure that it is writable, and run the same command "
+                    f"again, which resumes from the last complete checkpoint."
                 ) from error
             logging.error(
-                f"{what}; the last whole one is kept, and the run goes on and tries again when the next is due "
-                f"(failure {self.failures} of {self.MAX_FAILURES} in a row, which end it)."
+                f"{what}; the last complete one is kept, and the run continues and tries again when the next is due "
+                f"(failure {self.failures} in a row; {self.MAX_FAILURES} end the run)."
             )
             return
         AtomicCheckpointWriter.failures = 0
@@ -108,7 +108,7 @@ class AtomicCheckpointWriter(CheckpointWriter):
 
 
 def iteration_of(path: Path) -> int | None:
-    """How many iterations were done when a checkpoint was written; None where the file is not a whole checkpoint."""
+    """How many iterations were done when a checkpoint was written; None if the file is not a complete checkpoint."""
     try:
         # Maps the file instead of reading it: a torn one has no directory at its end, and fails.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -117,24 +117,24 @@ def iteration_of(path: Path) -> int | None:
                 file.keys()  # of a torn file there are none
         return int(content["iteration"])
     except Exception as error:
-        logging.warning(f"{path} is not a whole checkpoint and is passed over: {' '.join(str(error).split())[:200]}")
+        logging.warning(f"{path} is not a complete checkpoint and is ignored: {' '.join(str(error).split())[:200]}")
         return None
 
 
 def load_on_every_rank(path: str, device: torch.device | None = None) -> Any:
-    """What a checkpoint file holds, mapped from the disk into the memory of each rank.
+    """The content of a checkpoint file, memory-mapped by each rank.
 
-    In place of ClassyVision's load_and_broadcast_checkpoint, whose first rank reads the file, writes it into a buffer
-    and sends that to all: several copies. That is what is left where not every rank sees the file.
+    Replaces ClassyVision's load_and_broadcast_checkpoint, whose first rank reads the file, writes it into a buffer and
+    sends that to all: several copies. That is still used if not every rank sees the file.
 
     Args:
         path: the same on every rank.
-        device: where the tensors are to be.
+        device: where to put the tensors.
     """
     try:
         content = torch.load(path, map_location=device or "cpu", weights_only=True, mmap=True)
         mapped = True
-    except (OSError, RuntimeError):  # not there, or of the format before PyTorch 1.6
+    except (OSError, RuntimeError):  # missing, or in the format before PyTorch 1.6
         mapped = False
     if smallest_and_largest_over_ranks(torch.tensor(int(mapped), device=collective_device()))[0]:
         logging.info(f"Loaded checkpoint from {path}")
@@ -143,14 +143,14 @@ def load_on_every_rank(path: str, device: torch.device | None = None) -> Any:
 
 
 def _shards(content: Any) -> list[str]:
-    """Names of the files that hold the memory bank of a checkpoint, where it is sharded."""
+    """Names of the shard files of a checkpoint's memory bank, if it is sharded."""
     loss = content.get("loss") if isinstance(content, Mapping) else None
     state = loss.get("memory_bank._extra_state") if isinstance(loss, Mapping) else None
     return list(state.get("shards", [])) if isinstance(state, Mapping) else []
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
-    """(iterations done, 1 at the end of an epoch else 0, file) of the whole checkpoints, the newest last."""
+    """(iterations done, 1 at the end of an epoch else 0, file) of the complete checkpoints, the newest last."""
     found = []
     for path in folder.glob("model_*.torch"):
         match = NAME.fullmatch(path.name)
@@ -163,7 +163,7 @@ def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
 
 
 def newest(config: Any, checkpoint_folder: str) -> str | None:
-    """The checkpoint to resume from, in place of VISSL's choice: the newest whole one, of an iteration or an epoch.
+    """The checkpoint to resume from, instead of VISSL's choice: the newest complete one, of an iteration or an epoch.
 
     CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM 2 takes the one before it, and so on.
     """
@@ -173,7 +173,7 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
     found = checkpoints_in(folder)
     if not found:
         if any((m := NAME.fullmatch(path.name)) and not m.group(1) for path in folder.glob("model_*.torch")):
-            raise ConfigError(f"{folder} has checkpoints, but none that is whole; delete them to start anew.")
+            raise ConfigError(f"{folder} has checkpoints, but none is complete; delete them to start again.")
         return None
     back = max(1, config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)
     path = found[max(0, len(found) - back)][2]
@@ -182,7 +182,7 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
 
 
 def delete_old(folder: Path, keep_last: int | None) -> None:
-    """Delete all but the `keep_last` checkpoints written last; the final one stays."""
+    """Delete all but the `keep_last` newest checkpoints; the final one stays."""
     if keep_last is None:
         return
     by_time = sorted(

@@ -1,4 +1,4 @@
-"""What to watch while training, beside VISSL's own hooks."""
+"""The plugin's training hooks, in addition to VISSL's own."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pirl_plugin.training.unreadable_images import UnreadableImagesHook
 
 
 class LeftOutImagesHook(Hook):
-    """For evaluations: says after each phase how many images could not be read, which VISSL's loaders left out.
+    """For evaluations: logs after each phase how many unreadable images the loaders left out.
 
     Args:
-        folder: unreadable_<train or test>_rank<r>.txt there names those that rank r met.
+        folder: unreadable_<train or test>_rank<r>.txt there lists those that rank r met.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -40,7 +40,7 @@ class LeftOutImagesHook(Hook):
 
     def on_start(self, task) -> None:
         if is_primary():
-            for path in self.folder.glob("unreadable_*rank*.txt"):  # of a run before
+            for path in self.folder.glob("unreadable_*rank*.txt"):  # from an earlier run
                 path.unlink(missing_ok=True)
 
     def on_phase_start(self, task) -> None:
@@ -57,14 +57,14 @@ class LeftOutImagesHook(Hook):
         kept = len(loader.kept) if indices else 0
         counts = sum_over_ranks(torch.tensor([len(indices), kept], device=task.device)).tolist()
         if counts[0] and is_primary():
-            grey = f", but for {counts[1]} that stood alone in their batch and count as grey images" * bool(counts[1])
+            grey = f", except {counts[1]} alone in a batch, which count as grey images" * bool(counts[1])
             logging.warning(
                 f"{phase}: {counts[0]} of {len(task.datasets[phase])} images could not be read and were left out{grey}"
             )
 
 
 def weights_checksum(model: torch.nn.Module) -> Tensor:
-    """A number that differs between networks whose weights differ in any bit, almost surely: int64 scalar."""
+    """A checksum: networks whose weights differ in any bit almost surely have different ones. int64 scalar."""
     parameters = [value.detach() for value in model.parameters()]
     total = torch.zeros((), dtype=torch.int64, device=parameters[0].device)
     for number, value in enumerate(parameters, start=1):
@@ -86,7 +86,7 @@ class BankAgreementHook(Hook):
             )
         bank = task.base_loss.memory_bank
         if bank.held_places() is not None:
-            return  # each rank holds other rows
+            return  # each rank holds different rows
         number = bank.checksum()
         lowest, highest = smallest_and_largest_over_ranks(number)
         if lowest != highest:
@@ -115,7 +115,7 @@ class ShardsHook(Hook):
             self.save(task, "phase", number)
 
     def save(self, task, mode: str, number: int) -> None:
-        """Write the shards of the checkpoint model_{mode}{number}; every rank must."""
+        """Write the shards of the checkpoint model_{mode}{number}; every rank must call this."""
         bank = task.base_loss.memory_bank
         failed = None
         try:
@@ -126,14 +126,14 @@ class ShardsHook(Hook):
             reason = f" ({failed})" if failed else " on another rank"
             raise RuntimeError(
                 f"A shard of the checkpoint model_{mode}{number} could not be written{reason}; make room and run the "
-                f"same command again, which goes on from the last whole checkpoint."
+                f"same command again, which resumes from the last complete checkpoint."
             )
         if is_primary():
             bank.delete_orphans()
 
 
 class LossReportHook(Hook):
-    """What pirl_loss reports, every LOG_FREQUENCY iterations, to the log and to TensorBoard where VISSL writes it."""
+    """Writes pirl_loss's report to the log, and to TensorBoard if VISSL uses it, every LOG_FREQUENCY iterations."""
 
     def on_start(self, task) -> None:
         self.writers = [hook.tb_writer for hook in task.hooks if isinstance(hook, SSLTensorboardHook)]
@@ -150,7 +150,7 @@ class LossReportHook(Hook):
 
 
 def hook_generator(config: AttrDict) -> list[ClassyHook]:
-    """VISSL's hooks and, where the loss is pirl_loss, the plugin's; with pirl_train_step none waits for the device."""
+    """VISSL's hooks and, if the loss is pirl_loss, the plugin's; with pirl_train_step none waits for the device."""
     hooks = default_hook_generator(config)
     AtomicCheckpointWriter.keep_last = config.CHECKPOINT.get("KEEP_LAST")
     log_hooks.CheckpointWriter = AtomicCheckpointWriter
@@ -189,5 +189,5 @@ def hook_generator(config: AttrDict) -> list[ClassyHook]:
         progress.publish,
     )
     stopping = PreemptionHook(checkpoint, settings.grace_seconds, settings.timeout_minutes)
-    # The monitor last: measuring kNN takes time, in which a checkpoint of the epoch should be there.
+    # The monitor last: measuring kNN takes time, so the epoch's checkpoint should be written before.
     return [progress, *own, *kept, writer, monitor, stopping]

@@ -1,9 +1,9 @@
-"""Which ranks are still there: a node that vanishes without a word ends the others, with its name.
+"""Notices dead ranks: if a node vanishes silently, the other ranks end with a message that names it.
 
-A collective waits for a silent rank as long as its timeout says, and TCP for a quarter of an hour. So each rank says
-every few seconds, from a thread of its own, that it is there (a slow batch or a long end of an epoch does not count as
-silence); the first rank reads it, and all learn from it who is gone. A rank that fails says why, before the others see
-nothing but a closed connection.
+A collective waits for a silent rank until its timeout, and TCP for a quarter of an hour. So a thread of each rank
+sends a heartbeat every few seconds (a slow batch or a long end of an epoch does not count as silence); the first rank
+reads them and tells all others who is gone. A rank that fails sends its reason, before the others see only a closed
+connection.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from torch.distributed import Store, TCPStore
 from pirl_plugin.validation import ConfigError
 
 T = TypeVar("T")
-BEATS = 30  # within the time that a rank may be silent
-DONE = -1  # the last beat of a rank that has ended as it should
-FOLLOWS = re.compile(r"[Cc]onnection|NCCL|remote process|socket", re.ASCII)  # of errors that another rank's end causes
+BEATS = 30  # heartbeats within the time that a rank may be silent
+DONE = -1  # the last beat of a rank that ended normally
+FOLLOWS = re.compile(r"[Cc]onnection|NCCL|remote process|socket", re.ASCII)  # in errors that another rank's end causes
 CONNECT = datetime.timedelta(seconds=60)
 
 
 class Liveness:
-    """Says that this rank is there and ends its process where another is not; use as a context manager.
+    """Sends this rank's heartbeats and ends the process if another rank is gone; use as a context manager.
 
     Args:
-        store: connection of this process's own to what all ranks share.
+        store: this process's own connection to the store that all ranks share.
         rank, world_size: of this process.
-        processes: ranks of a node.
-        silence: seconds without a sign of life after which a rank is gone.
+        processes: ranks per node.
+        silence: seconds without a heartbeat after which a rank counts as gone.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, processes: int, silence: float) -> None:
         self.store, self.rank, self.world_size, self.processes = store, rank, world_size, processes
         self.silence, self.interval = silence, silence / BEATS
-        self.stay = max(2 * self.interval, 1.0)  # seconds in which all others have read what was set
+        self.stay = max(2 * self.interval, 1.0)  # seconds after which all others have read what was set
         self.hosts: list[str] = []
         self.ended = threading.Event()
-        self.lock = threading.Lock()  # a store's connection has one request at a time
-        others = range(1, world_size) if rank == 0 else [0]  # whom this rank listens to
-        self.heard = {other: (0, time.monotonic()) for other in others}  # last beat, and when it came
+        self.lock = threading.Lock()  # a store's connection handles one request at a time
+        others = range(1, world_size) if rank == 0 else [0]  # the ranks that this rank listens to
+        self.heard = {other: (0, time.monotonic()) for other in others}  # last beat, and when it arrived
         self.contact = time.monotonic()
-        self.unanswered = False  # whether the last thing asked within a time is still waiting
+        self.unanswered = False  # whether the last timed request is still waiting
 
     def __enter__(self) -> Liveness:
         self.store.set(f"host/{self.rank}", socket.gethostname())
@@ -60,7 +60,7 @@ class Liveness:
         self.store.set(f"beat/{self.rank}", "0")
         self.store.wait([f"beat/{number}" for number in range(self.world_size)])
         self.contact = time.monotonic()
-        for work in (self._beat, self._watch):  # two: a request to a machine that is gone does not return
+        for work in (self._beat, self._watch):  # two: a request to a dead machine never returns
             threading.Thread(target=work, daemon=True).start()
         return self
 
@@ -69,14 +69,14 @@ class Liveness:
             return
         self.ended.set()
         self._within(2 * self.interval, lambda: self.store.set(f"beat/{self.rank}", str(DONE)))
-        if self.rank == 0:  # which keeps the store: the others must be able to read this
+        if self.rank == 0:  # it hosts the store, and the others must be able to read this
             deadline = time.monotonic() + self.stay
             while time.monotonic() < deadline and not self._over():
                 self._within(self.interval, self._hear)
                 time.sleep(self.interval / 10)
 
     def name(self, rank: int) -> str:
-        """A rank, its node and its machine, in words."""
+        """Name of a rank with its node and machine."""
         return f"rank {rank} (node {rank // self.processes}, {self.hosts[rank]})"
 
     # Saying and hearing ----------------------------------------------------------------------------------------------
@@ -90,11 +90,11 @@ class Liveness:
                     self.store.set(f"beat/{self.rank}", str(number))
                     self._hear()
                     verdict = self._verdict()
-            except RuntimeError:  # the connection is closed, and the first rank with it: see _judge
+            except RuntimeError:  # the connection is closed and the first rank gone: see _judge
                 return
             if self._over():
                 return
-            if verdict and not self.ended.wait(self.stay):  # else the main thread ends this rank, and says why
+            if verdict and not self.ended.wait(self.stay):  # else the main thread ends this rank with its reason
                 self._end(verdict)
 
     def _hear(self) -> None:
@@ -105,7 +105,7 @@ class Liveness:
                 self.heard[other] = (beat, now)
 
     def _over(self) -> bool:
-        """Whether all that this rank listens to are done: what is left of the end of the run, each does alone."""
+        """Whether all ranks that this one listens to are done: each finishes the rest of the run alone."""
         return all(beat == DONE for beat, _ in self.heard.values())
 
     def _verdict(self) -> str:
@@ -115,7 +115,7 @@ class Liveness:
         looked = time.monotonic()
         while not self.ended.wait(self.interval):
             now = time.monotonic()
-            if now - looked > 3 * self.interval:  # this process itself stood still: a suspended job
+            if now - looked > 3 * self.interval:  # this process itself was suspended
                 self.contact = now
                 self.heard = {other: (beat, now) for other, (beat, _) in self.heard.items()}
             looked = now
@@ -130,19 +130,19 @@ class Liveness:
         if silent:
             seconds = now - self.heard[silent[0]][1]
             names = ", ".join(self.name(other) for other in silent)
-            verdict = f"Nothing was heard of {names} for {seconds:.0f} s: gone, or standing still."
+            verdict = f"Nothing was heard from {names} for {seconds:.0f} s: dead or hanging."
             if self.rank == 0:
                 self._tell(verdict)
             if not self.ended.is_set():
                 self._end(verdict)
 
     def _unheard(self, now: float) -> str:
-        return f"Nothing was heard of {self.name(0)} for {now - self.contact:.0f} s: its machine is gone."
+        return f"Nothing was heard from {self.name(0)} for {now - self.contact:.0f} s: its machine is gone."
 
     # The end ---------------------------------------------------------------------------------------------------------
 
     def _tell(self, verdict: str) -> None:
-        """Let all ranks know."""
+        """Tell all ranks."""
 
         def say() -> None:
             if not self._verdict():
@@ -151,7 +151,7 @@ class Liveness:
         self._within(2 * self.interval, say)
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T | None:
-        """What comes of something with the store that may not return; None where it fails."""
+        """The result of a store operation that may not return; None if it fails or takes too long."""
         results: list[T] = []
 
         def attempt() -> None:
@@ -165,10 +165,10 @@ class Liveness:
         return results[0] if results else None
 
     def failed(self, error: Exception) -> Exception:
-        """This rank ends with an error: the others are told which, unless it only follows from another's.
+        """Tell the others that this rank ends with an error, unless another rank's error caused it.
 
         Returns:
-            what to raise: the error, or the sentence of the rank that it follows from.
+            what to raise: the error, or the message of the rank that caused it.
         """
         self.ended.set()  # for the threads
         first = " ".join(str(error).split())[:500] or type(error).__name__
@@ -178,40 +178,40 @@ class Liveness:
                 if verdict:
                     return ConfigError(self._in_words(verdict))
                 time.sleep(self.interval)
-            if verdict is None and not self._over():  # the first rank is gone, and nobody could be told
-                if self.unanswered:  # another that listens to it noticed a moment sooner
+            if verdict is None and not self._over():  # the first rank is gone and could tell nobody
+                if self.unanswered:  # another rank that listens to it noticed a moment earlier
                     time.sleep(max(0.0, self.contact + self.silence - time.monotonic()))
                     return ConfigError(self._in_words(self._unheard(time.monotonic())))
-                return ConfigError(self._in_words(f"{self.name(0).capitalize()} ended without a word."))
+                return ConfigError(self._in_words(f"{self.name(0).capitalize()} ended without giving a reason."))
         self._tell(f"{self.name(self.rank).capitalize()} ended with {type(error).__name__}: {first}")
         self._stay()
         return error
 
     def _stay(self) -> None:
-        """The first rank keeps the store until the others have read it."""
+        """Keep the store (on the first rank) until the others have read it."""
         if self.rank == 0:
             time.sleep(self.stay)
 
     @staticmethod
     def _in_words(verdict: str) -> str:
-        return f"{verdict} The same command goes on from the last checkpoint."
+        return f"{verdict} The same command resumes from the last checkpoint."
 
     def _end(self, verdict: str) -> None:
-        self.ended.set()  # what the other thread finds meanwhile follows from this
+        self.ended.set()  # anything that the other thread finds from now on follows from this
         sentence = self._in_words(verdict)
         logging.error(sentence)
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
         self._stay()
-        os._exit(1)  # the main thread may be in a collective that does not return
+        os._exit(1)  # the main thread may be in a collective that never returns
 
 
 @contextlib.contextmanager
 def watched(met_at: Store, host: str, rank: int, world_size: int, processes: int, silence: float) -> Iterator[Liveness]:
-    """While a run of several nodes trains, in every rank.
+    """Runs `Liveness` in every rank while a run on several nodes trains.
 
     Args:
-        met_at: the store of the process group; used here once, for where the first rank keeps the signs of life.
-        host: the first rank's, as the other nodes reach it.
+        met_at: the process group's store; used once, to publish the address of the first rank's heartbeat store.
+        host: the first rank's host, as the other nodes reach it.
         silence: seconds.
     """
     keeper = None
@@ -224,8 +224,8 @@ def watched(met_at: Store, host: str, rank: int, world_size: int, processes: int
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RuntimeError(
-            f"Rank {rank} cannot reach port {port} of {host}, by which ranks say that they are there ({reason}); open "
-            f"the ports of the nodes to each other, or set TRAINER.PIRL_TRAIN_STEP.silence_seconds=0 to do without."
+            f"Rank {rank} cannot reach port {port} of {host}, which receives the ranks' heartbeats ({reason}); open "
+            f"the nodes' ports to each other, or set TRAINER.PIRL_TRAIN_STEP.silence_seconds=0 to turn this off."
         ) from error
     with Liveness(store, rank, world_size, processes, silence) as liveness:
         try:

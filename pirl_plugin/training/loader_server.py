@@ -1,8 +1,8 @@
 """Imported only by the server that starts the loader's workers (as a preload of multiprocessing's forkserver).
 
-Signals to the whole job must end neither the server nor its workers before the rank has written its checkpoint (not
-SIGTERM: the workers inherit this, and a rank ends them by it). But they must end when the rank is killed, which leaves
-them waiting for each other: the server looks for its rank, and the kernel ends the workers with their server.
+Signals to the whole job must end neither the server nor its workers before the rank has written its checkpoint (except
+SIGTERM, by which a rank ends its workers, which inherit this). But they must end when the rank is killed, which would
+leave them waiting for each other: the server checks that its rank lives, and the kernel ends the workers with it.
 """
 
 import ctypes
@@ -11,20 +11,20 @@ import signal
 import sys
 from multiprocessing import forkserver
 
-PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
+PR_SET_PDEATHSIG = 1  # prctl(2) option: the signal that a process gets when its parent ends
 LOOK_SECONDS = 1.0
 rank = os.getppid()
 server = os.getpid()
 
 
 def end_with_rank(number: int, frame: object) -> None:
-    """Handler of the server's timer, for this process to end when the rank is no longer its parent."""
+    """Handler of the server's timer: end this process if the rank is no longer its parent."""
     if os.getpid() == server and os.getppid() != rank:
         os._exit(1)
 
 
 def end_with_server() -> None:
-    """In a worker that was just forked."""
+    """Called in a worker that was just forked."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Is the representation sound while it is trained? Spread of the memory bank, and kNN accuracy on labelled images."""
+"""Monitors the representation during training: spread of the memory bank, and kNN accuracy on labelled images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from pirl_plugin.training.warning_signs import SAMPLE, WarningSigns, chance_loss
 from pirl_plugin.validation import ConfigError, check_integer, check_keys, check_mapping, check_number
 
 WHERE = "HOOKS.PIRL_MONITOR"
-MOST_ROWS = 65_536  # of the bank that are looked at
-MOST_DIMENSIONS = 2048  # of an embedding whose directions are counted: beyond, that takes minutes
+MOST_ROWS = 65_536  # rows of the bank that are examined
+MOST_DIMENSIONS = 2048  # of an embedding whose effective rank is computed: above, that takes minutes
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,14 @@ class MonitorSettings:
     """HOOKS.PIRL_MONITOR of the config.
 
     Attributes:
-        every_iterations: how often the bank is looked at, beside the end of each epoch.
-        smallest_spread, smallest_effective_rank: below either the log warns of a collapse.
+        every_iterations: how often the bank is examined, besides at the end of each epoch.
+        smallest_spread, smallest_effective_rank: below either, the log warns of a collapse.
         knn_every_epochs: how often the kNN accuracy is measured; 0 for never.
-        knn_train, knn_test: folders with one sub-folder a class, of the images that vote and of those that are voted
-            on.
-        knn_images: at most so many of each, as many of one class as of another.
+        knn_train, knn_test: folders with one sub-folder per class: images that vote, and images that are voted on.
+        knn_images: at most this many of each, the same number per class.
         knn_k: neighbours.
-        compare_images: at the end of a run on a folder with one sub-folder a class, so many of its images at most are
-            looked at for the kNN accuracy beside the untrained network's; 0 for none.
+        compare_images: at the end of a run on a folder with one sub-folder per class, at most this many of its images
+            are used to compare the kNN accuracy with the untrained network's; 0 for none.
     """
 
     every_iterations: int = 1000
@@ -62,10 +61,10 @@ class MonitorSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MonitorSettings:
-        """Settings from a mapping of the attributes above, those left out at their defaults.
+        """Settings from a mapping of the attributes above; those left out keep their defaults.
 
         Raises:
-            ConfigError: for an unknown key or a value that cannot be right.
+            ConfigError: for an unknown key or an invalid value.
         """
         check_keys(check_mapping(config, WHERE), [field.name for field in fields(cls)], WHERE)
         settings = cls(**config)
@@ -81,12 +80,12 @@ class MonitorSettings:
             if not isinstance(folder, str) or (settings.knn_every_epochs and not folder):
                 raise ConfigError(
                     f"{WHERE}.{key} is {folder!r}; with knn_every_epochs {settings.knn_every_epochs} it must be a "
-                    f"folder with one sub-folder a class."
+                    f"folder with one sub-folder per class."
                 )
         return settings
 
     def images(self) -> list[tuple[list[str], np.ndarray]]:
-        """Files and class numbers of knn_train and knn_test; none where kNN is off.
+        """Files and class numbers of knn_train and knn_test; none if kNN is off.
 
         Raises:
             ConfigError: for a folder without classes, or two with different ones.
@@ -98,10 +97,10 @@ class MonitorSettings:
 
 
 def bank_health(bank: Any) -> dict[str, float]:
-    """What the rows of a bank that were updated look like, those of all ranks together.
+    """Statistics of the updated rows of a bank, over all ranks.
 
     Returns:
-        rows_updated, the share of the rows that were ever updated, and, where there are two and not more than
+        rows_updated, the share of the rows that were ever updated, and, for at least two such rows of at most
         MOST_DIMENSIONS, spread and effective_rank; the same on all ranks.
     """
     updated = bank.updated
@@ -121,11 +120,11 @@ def bank_health(bank: Any) -> dict[str, float]:
 def embed_among_ranks(trunk: torch.nn.Module, files: list[str], view: Callable[..., Tensor]) -> np.ndarray:
     """Features float32 [files, D] of image files, of which each rank embeds a part; the same on all ranks.
 
-    Those of an image that cannot be read are NaN, and the log names it.
+    Features of an unreadable image are NaN, and the log names it.
     """
 
     def name(file: Any, error: Exception) -> None:
-        logging.warning(f"Not read, and left out of the kNN: {printable(file)} ({error})")
+        logging.warning(f"Could not be read and is left out of the kNN: {printable(file)} ({error})")
 
     own = files[rank() :: world_size()]
     embedded = embed(trunk, own or files[:1], view, on_unreadable=name)[: len(own)]
@@ -137,7 +136,7 @@ def embed_among_ranks(trunk: torch.nn.Module, files: list[str], view: Callable[.
 
 @contextlib.contextmanager
 def evaluating(trunk: torch.nn.Module) -> Iterator[None]:
-    """In eval mode, with the first rank's BatchNorm statistics, which are those that a checkpoint has."""
+    """Context: eval mode, with the first rank's BatchNorm statistics, as in a checkpoint."""
     own = [buffer.clone() for buffer in trunk.buffers()]
     training = trunk.training
     trunk.eval()
@@ -200,14 +199,14 @@ class MonitorHook(Hook):
         with torch.no_grad(), evaluating(task.base_model.trunk):
             features = [embed_among_ranks(task.base_model.trunk, files, view) for files, _ in self.images]
         if not is_primary():
-            return math.nan  # the vote is counted once
+            return math.nan  # only one rank counts the votes
         read = [np.isfinite(found).all(1) for found in features]
         train, test = (
             (found[good], labels[good]) for found, good, (_, labels) in zip(features, read, self.images, strict=True)
         )
         accuracy, k = math.nan, self.settings.knn_k
         if len(train[1]) and len(test[1]):
-            accuracy = weighted_knn(*train, *test, k=k, device="cpu")  # the GPU's memory is the training's
+            accuracy = weighted_knn(*train, *test, k=k, device="cpu")  # leaves the GPU's memory to training
         logging.info(f"kNN on {len(test[1])} images took {time.perf_counter() - started:.0f} s")
         return accuracy
 
@@ -222,7 +221,7 @@ class MonitorHook(Hook):
             logging.warning(
                 f"The embeddings of all images have a spread of {values['spread']:.2g} and lie in "
                 f"{values['effective_rank']:.1f} directions: the representation has collapsed; lower the learning "
-                f"rate, or see whether the images differ from each other."
+                f"rate, or check that the images differ from each other."
             )
         row = {"iteration": task.iteration, "epoch": task.train_phase_idx + 1, **values}
         names = ["iteration", "epoch", "rows_updated", "spread", "effective_rank", "knn_accuracy"]

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGUSR1: write a checkpoint after the step, and end so that the same command goes on.
+"""On SIGTERM and SIGUSR1: write a checkpoint after the step, and end so that the same command resumes.
 
-SLURM sends them before the time of a job is up (`--signal=USR1@120`), torchrun and Kubernetes when a job is stopped.
+SLURM sends them before a job's time is up (`--signal=USR1@120`), torchrun and Kubernetes when a job is stopped.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pirl_plugin.early_stop import EXIT_CODE, SIGNALS
 from pirl_plugin.training.base_hook import Hook
 from pirl_plugin.training.process_group import TORCHRUN
 
-LOOK_SECONDS = 0.2  # how often it is looked whether another rank has started after a signal
-# For the step that is under way: torchrun kills after 30 seconds; a SLURM job says itself how early it is told.
+LOOK_SECONDS = 0.2  # how often to check whether another rank has started after a signal
+# For the current step: torchrun kills after 30 seconds; a SLURM job sets how early it is signalled.
 GRACE_SECONDS = {"torchrun": 25.0, "otherwise": 100.0}
 
 
 def grace_seconds(given: float | None) -> float:
-    """Seconds that a step may still take after a signal: as given, or what whoever started the run waits for."""
+    """Seconds that a step may still take after a signal: as given, or as long as the starter of the run waits."""
     started_by = "torchrun" if TORCHRUN in os.environ else "otherwise"
     return GRACE_SECONDS[started_by] if given is None else given
 
@@ -38,11 +38,11 @@ def grace_seconds(given: float | None) -> float:
 class PreemptionHook(Hook):
     """Asks after every step whether any rank got a signal; all of them stop at the same step.
 
-    The answer is read after the next step, so that no step waits for it. A rank that comes to no end of its step
-    (another is dead, and it waits for it) ends itself after `grace` seconds.
+    The answer is read after the next step, so that no step waits for it. A rank whose step does not end (because it
+    waits for a dead rank) ends itself after `grace` seconds.
 
     Args:
-        checkpoint: what writes a checkpoint: called with the task on every rank.
+        checkpoint: function that writes a checkpoint: called with the task on every rank.
         grace: seconds; None for `grace_seconds`.
         timeout: minutes that a rank waits for the others' answer.
     """
@@ -51,26 +51,26 @@ class PreemptionHook(Hook):
         super().__init__()
         self.checkpoint, self.grace = checkpoint, grace_seconds(grace)
         self.timeout = datetime.timedelta(minutes=timeout)
-        self.question: tuple[distributed.Work, torch.Tensor] | None = None  # under way: whether any rank is asked
+        self.question: tuple[distributed.Work, torch.Tensor] | None = None  # pending: was any rank asked to stop?
         self.requested = threading.Event()
-        self.writing: int | None = None  # the end of a pipe that signals are written to, while they are watched
+        self.writing: int | None = None  # write end of the pipe for signals, while they are watched
 
     def on_start(self, task: Any) -> None:
-        # Of the CPU: asking must not wait for a GPU.
+        # On the CPU: asking must not wait for a GPU.
         self.group = distributed.new_group(backend="gloo", timeout=self.timeout) if world_size() > 1 else None
         self.timer: threading.Timer | None = None
         reading, self.writing = os.pipe()
         os.set_blocking(self.writing, False)
         # Replaces the default, which would end the process.
         self.before = {name: signal.signal(name, lambda *_: None) for name in SIGNALS}
-        # Python runs handlers between its own instructions; a rank inside a collective has none. Bytes come at once.
+        # Python runs handlers between its instructions, so not inside a collective. Bytes in a pipe arrive at once.
         signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
 
     def _watch(self, reading: int) -> None:
-        while byte := os.read(reading, 1):  # none when the other end is closed
+        while byte := os.read(reading, 1):  # empty when the other end is closed
             if byte[0] in SIGNALS and not self.requested.is_set():
-                logging.warning("Asked to stop: a checkpoint is written after this step.")
+                logging.warning("Asked to stop: writing a checkpoint after this step.")
                 self.timer = threading.Timer(self.grace, self._give_up)
                 self.timer.daemon = True
                 self.timer.start()
@@ -91,18 +91,18 @@ class PreemptionHook(Hook):
         if not asked:
             return
         self._answer()
-        # From now on signals are passed over: the checkpoint is being written.
+        # From now on signals are ignored: the checkpoint is being written.
         self.requested.set()
         if self.timer is not None:
             self.timer.cancel()
         self.checkpoint(task)
         if self.group is not None:
             distributed.barrier(self.group)  # a node that ended would end the others, which may still be writing
-        logging.warning(f"Stopped after iteration {task.iteration}; the same command goes on from there.")
+        logging.warning(f"Stopped after iteration {task.iteration}; the same command resumes from there.")
         raise SystemExit(EXIT_CODE)
 
     def _answer(self) -> bool:
-        """What came of the last question, which is over then."""
+        """The answer to the last question, which is then cleared."""
         if self.question is None:
             return False
         work, anyone = self.question
@@ -134,10 +134,10 @@ forwarded = threading.Event()  # whether this process, which started the ranks, 
 
 @contextlib.contextmanager
 def forwarded_signals() -> Iterator[None]:
-    """For the process that starts the ranks: hand the signals on to them, and let them end by themselves.
+    """For the process that starts the ranks: forward signals to them, and let them end by themselves.
 
-    A rank that starts only after the signal gets it all the same: on another node the ranks have ended, and it would
-    wait for them until it is killed.
+    A rank that starts only after the signal gets it as well: the ranks on other nodes have ended, and it would wait for
+    them until it is killed.
     """
     told: set[int] = set()
     running = True
@@ -156,16 +156,16 @@ def forwarded_signals() -> Iterator[None]:
         forwarded.set()
         hand_on(number)
         if running:
-            signal.signal(signal.SIGALRM, later)  # in this thread, which alone may look after children
+            signal.signal(signal.SIGALRM, later)  # in this thread, the only one that may manage children
             signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
 
     for name in SIGNALS:
         before = signal.getsignal(name)
-        # Else whoever runs this, submitit for one, has plans of its own.
+        # Otherwise the caller, such as submitit, has its own handler.
         if before is signal.SIG_DFL or early_stop.is_early(before):
             signal.signal(name, forward)
     try:
         yield
     finally:
         running = False
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the alarm would end Python as it ends
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the alarm would kill Python while it exits

@@ -1,4 +1,4 @@
-"""How the ranks of a run meet, with a limit of time for that and for each collective."""
+"""Rendezvous of the ranks of a run, with a time limit for that and for each collective."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of a process that torchru
 
 
 def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
-    """`init_process_group` for a rank of a run of several, in place of VISSL's, which waits as long as PyTorch does.
+    """`init_process_group` for a rank of several, before VISSL calls it with PyTorch's default timeout.
 
-    VISSL takes the process group that is there.
+    VISSL uses an existing process group.
 
     Args:
         config: the `config` node.
-        run_id: where they meet: <host>:<port>.
+        run_id: the rendezvous address, <host>:<port>.
 
     Returns:
-        the store that the ranks met at.
+        the store of the rendezvous.
 
     Raises:
-        ConfigError: where not all ranks come in time.
+        ConfigError: if not all ranks arrive in time.
     """
     settings = StepSettings.of_run(config)
     world_size = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
     if config.MACHINE.DEVICE == "gpu":
         torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:  # else each rank takes all cores, and they wait for each other
+    elif "OMP_NUM_THREADS" not in os.environ:  # else each rank uses all cores, and they wait for each other
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.DISTRIBUTED.NUM_PROC_PER_NODE))
     url = f"{config.DISTRIBUTED.INIT_METHOD}://{run_id}"
     limit = datetime.timedelta(seconds=settings.rendezvous_seconds)
@@ -46,7 +46,7 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
     except (torch.distributed.DistStoreError, TimeoutError) as error:
         raise ConfigError(
             f"Rank {rank} waited {limit.total_seconds():.0f} s ({WHERE}.rendezvous_seconds) at {url} for the other "
-            f"ranks of {world_size}; not all came: see the log of the other nodes, which may have refused to start."
+            f"ranks of {world_size}; not all arrived: see the other nodes' logs, which may say why they did not start."
         ) from error
     timeout = datetime.timedelta(minutes=settings.timeout_minutes)
     store.set_timeout(timeout)
@@ -57,19 +57,19 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
 
 
 def _meet(store: Store, rank: int, world_size: int, seconds: float) -> str:
-    """Wait for all and agree on a name for this attempt.
+    """Wait for all ranks and agree on a name for this attempt.
 
-    init_process_group has one limit for this and for all collectives. And torchrun may give all attempts one store, in
-    which the addresses of ended processes still are; its nodes do not count the attempts alike.
+    init_process_group has only one limit for this and for all collectives. And torchrun may use one store for all
+    attempts, which still has addresses of ended processes; its nodes do not count attempts consistently.
 
     Raises:
-        TimeoutError: where not all come.
+        TimeoutError: if not all ranks arrive.
     """
     deadline, own = time.monotonic() + seconds, secrets.token_hex(8)
     others = [f"join/{number}" for number in range(1, world_size)]
     if rank == 0:
         for key in others:
-            store.delete_key(key)  # of an attempt before; who joins now says so again
+            store.delete_key(key)  # from an earlier attempt; ranks that join now set it again
     while not (store.check(others) if rank == 0 else store.check([f"answer/{own}"])):
         if rank != 0:
             store.set(f"join/{rank}", own)

@@ -1,6 +1,6 @@
-"""Where a run is, how fast it goes and whether it is sound: a live line, the log, progress.csv, TensorBoard, W&B.
+"""Reports a run's progress, speed and loss: a progress bar, the log, progress.csv, TensorBoard, W&B.
 
-Losses stay on the device until LOG_FREQUENCY of them are read at once: that is the only time a step waits for it.
+Losses stay on the device until LOG_FREQUENCY of them are read at once: only then does a step wait for the device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pirl_plugin.validation import ConfigError
 
 
 class WholeCheckpointHook(LogLossMetricsCheckpointHook):
-    """VISSL's checkpoints and meters, without its look at every step's output, for which it waits."""
+    """VISSL's checkpoints and meters, without reading every step's output, which would wait for the device."""
 
     on_forward = LogLossMetricsCheckpointHook._noop
 
@@ -43,24 +43,24 @@ class WholeCheckpointHook(LogLossMetricsCheckpointHook):
             logging.error(f"The epoch's meters could not be written: {error}")
 
     def checkpoint_now(self, task: Any) -> None:
-        """Write model_iteration{N}.torch, whatever CHECKPOINT_ITER_FREQUENCY says."""
+        """Write model_iteration{N}.torch, whatever CHECKPOINT_ITER_FREQUENCY is."""
         self._checkpoint_model(task, mode_frequency=1, mode_num=task.iteration, mode="iteration")
 
 
 def fills_the_bank(task: Any) -> bool:
-    """Whether this is an epoch that only fills the memory bank and has no loss."""
+    """Whether this epoch only fills the memory bank and has no loss."""
     bank = getattr(task.base_loss, "memory_bank", None)
     return bool(getattr(bank, "fill_first", False)) and task.train_phase_idx == 0
 
 
 class ProgressHook(Hook):
-    """Reads the losses of the last steps, stops where one is not finite, and says where the run is.
+    """Reads the losses of the last steps, stops if one is not finite, and reports progress.
 
-    Replaces VISSL's LogLossLrEtaHook; stdout.json has the keys of that, progress.csv those of `row`.
+    Replaces VISSL's LogLossLrEtaHook; stdout.json has the same keys, progress.csv those of `row`.
 
     Args:
         folder: the checkpoint folder.
-        wandb_project: where W&B is wanted.
+        wandb_project: the W&B project, if W&B is to be used.
     """
 
     def __init__(self, folder: str | Path, wandb_project: str = "") -> None:
@@ -110,7 +110,7 @@ class ProgressHook(Hook):
             self.bar.set_description(f"epoch {task.train_phase_idx + 1}/{task.num_train_phases}", refresh=False)
             self.bar.update()
         if iteration_checkpoint_is_due(task):
-            self._read(task, task.iteration)  # what is not sound must not reach a checkpoint
+            self._read(task, task.iteration)  # a loss that is not finite must not reach a checkpoint
 
     def on_phase_end(self, task: Any) -> None:
         if self.losses:
@@ -123,7 +123,7 @@ class ProgressHook(Hook):
         self._close()
 
     def finish(self, task: Any) -> None:
-        """Before a run that was asked to stop writes its checkpoint: see that it is sound, and end the live line."""
+        """Before a run that was asked to stop writes its checkpoint: check the losses, and close the progress bar."""
         self._read(task, task.iteration)
         self._close()
 
@@ -137,15 +137,15 @@ class ProgressHook(Hook):
     # ----------------------------------------------------------------------------------------------------------------
 
     def _read(self, task: Any, done: int) -> tuple[float, dict[str, float]]:
-        """The mean loss of the steps since the last time and the last report of pirl_loss.
+        """The mean loss of the steps since the last call, and the last report of pirl_loss.
 
-        Every rank must come here at the same step.
+        Every rank must call this at the same step.
 
         Args:
             done: iterations done.
 
         Raises:
-            FloatingPointError: where a loss is not finite, after writing the batch's image indices to a file.
+            FloatingPointError: if a loss is not finite, after writing the batch's image indices to a file.
         """
         if not self.losses:
             return math.nan, {}
@@ -174,7 +174,7 @@ class ProgressHook(Hook):
         return float(np.mean(everywhere)), dict(zip(report, reported, strict=True))
 
     def _say(self, task: Any, done: int, fresh: bool) -> None:
-        """Say where the run is; `fresh`: whether the report of pirl_loss is of the step just done."""
+        """Report progress; `fresh`: whether the report of pirl_loss is from the step just done."""
         loss, report = self._read(task, done)
         row = self.row(task, loss, done)
         self.images, self.input_wait, self.since = 0, 0.0, time.perf_counter()
@@ -182,7 +182,7 @@ class ProgressHook(Hook):
             return
         left = datetime.timedelta(seconds=round(row["seconds_left"]))
         where = f"epoch {row['epoch']} of {task.num_train_phases}, iteration {row['iteration']} of {task.max_iteration}"
-        speed = f"{row['images_per_second']:.0f} images/s, {row['step_ms']:.0f} ms a step"
+        speed = f"{row['images_per_second']:.0f} images/s, {row['step_ms']:.0f} ms per step"
         logging.info(
             f"{where}: {self._loss_in_words(task, row['loss'])}, learning rate {row['learning_rate']:.6g}, {speed}, "
             f"{100 * row['input_wait_share']:.0f}% of it waiting for images, {row['memory_mb']:.0f} MB, {left} left"
@@ -214,7 +214,7 @@ class ProgressHook(Hook):
         return f"loss {loss:.4f}"
 
     def publish(self, scalars: dict[str, float], iteration: int) -> None:
-        """Scalars to TensorBoard and Weights & Biases, where they are; on the primary rank."""
+        """Send scalars to TensorBoard and Weights & Biases, if in use; on the primary rank."""
         for writer in self.writers:
             for key, value in scalars.items():
                 if key != "epoch":
@@ -232,7 +232,7 @@ class ProgressHook(Hook):
         self.json_lines.json_stdout_logger.flush()
 
     def row(self, task: Any, loss: float, done: int) -> dict[str, float]:
-        """What is said of the steps since the last time, after `done` iterations."""
+        """The progress values of the steps since the last call, after `done` iterations."""
         seconds = max(time.perf_counter() - self.since, 1e-9)
         steps = max(1, self.images // task.get_global_batchsize())
         cuda = task.device.type == "cuda"
@@ -250,7 +250,7 @@ class ProgressHook(Hook):
 
 
 def resident_bytes() -> int:
-    """Memory of this process (Linux; 0 where that cannot be told)."""
+    """Memory of this process (Linux; 0 if unknown)."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[1]
     except OSError:
@@ -271,7 +271,7 @@ def as_vissl(row: dict[str, float], left: datetime.timedelta) -> str:
 
 
 def keep_rows(path: Path, iteration: int) -> None:
-    """Drop the rows of progress.csv beyond `iteration`, where a run that is resumed goes on, and torn ones."""
+    """Drop rows of progress.csv beyond `iteration`, from which a run resumes, and truncated rows."""
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8") as file:
@@ -287,7 +287,7 @@ def start_wandb(project: str, config: Any, folder: Path) -> Any:
     """A run of Weights & Biases on the primary rank, None on others.
 
     Raises:
-        ConfigError: where it is not installed.
+        ConfigError: if it is not installed.
     """
     try:
         import wandb
@@ -298,6 +298,6 @@ def start_wandb(project: str, config: Any, folder: Path) -> Any:
         ) from error
     if not is_primary():
         return None
-    # The same folder goes on with the same run; another folder of that name has another.
+    # The same folder continues the same W&B run; another folder of that name gets another.
     name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
     return wandb.init(project=project, config=config.to_dict(), dir=str(folder), resume="allow", id=name)

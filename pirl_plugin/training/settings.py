@@ -24,21 +24,22 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a training step computes. What is computed changes by rounding only, but for accumulation_steps.
+    """How a training step computes. Except for accumulation_steps, results change only by rounding.
 
     Attributes:
-        precision: of the network's forward and backward: float32, bfloat16, or float16 (GPU only, with VISSL's scaling
-            of the loss). Weights, loss and memory bank stay float32.
+        precision: of the network's forward and backward: float32, bfloat16, or float16 (GPU only, with VISSL's loss
+            scaling). Weights, loss and memory bank stay float32.
         channels_last: memory format of the network and of its inputs.
         compile: torch.compile for the trunk; needs a compiler on the machine.
-        accumulation_steps: parts of a batch that go through the network one after the other before the optimiser's
-            step, for a GPU that cannot hold the batch. BatchNorm sees the parts; with `npid`, Z follows each part.
-        grace_seconds: how long a step may still take after a signal to stop, before the rank ends without a checkpoint
-            of it; default: 25 under torchrun, which waits for 30, else 100 (for SLURM's --signal=USR1@120).
-        wandb_project: Weights & Biases project for the progress, where one is named.
+        accumulation_steps: number of parts of a batch that go through the network one after the other before the
+            optimiser's step, for a GPU that cannot hold the batch. BatchNorm sees the parts; with `npid`, Z follows
+            each part.
+        grace_seconds: how long a step may still take after a signal to stop, before the rank ends without its
+            checkpoint; default: 25 under torchrun, which waits for 30, else 100 (for SLURM's --signal=USR1@120).
+        wandb_project: Weights & Biases project for the progress; empty for none.
         rendezvous_seconds: how long a rank waits for the others at the start, however the run is launched.
-        timeout_minutes: of a collective, likewise: the first batches of a large data set take their time.
-        silence_seconds: with several nodes, how long nothing may be heard of a rank before the others end; 0 for ever.
+        timeout_minutes: timeout of a collective; allow for the slow first batches of a large data set.
+        silence_seconds: with several nodes, how long a rank may be silent before the others end; 0: forever.
     """
 
     precision: str = "float32"
@@ -53,10 +54,10 @@ class StepSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> StepSettings:
-        """Settings from a mapping of the attributes above, those left out at their defaults.
+        """Settings from a mapping of the attributes above; those left out keep their defaults.
 
         Raises:
-            ConfigError: for an unknown key or a value that cannot be right.
+            ConfigError: for an unknown key or an invalid value.
         """
         check_keys(check_mapping(config, WHERE), [field.name for field in fields(cls)], WHERE)
         settings = cls(**config)
@@ -75,7 +76,7 @@ class StepSettings:
 
     @classmethod
     def of_run(cls, config: Any) -> StepSettings:
-        """Those of the `config` node of a run, whatever it trains.
+        """The settings of a run's `config` node, whatever it trains.
 
         Raises:
             ConfigError: as `from_config`.
@@ -84,5 +85,5 @@ class StepSettings:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What autocast computes in; None for no autocast."""
+        """The dtype for autocast; None for no autocast."""
         return PRECISIONS[self.precision]

@@ -1,4 +1,4 @@
-"""`pirl_task`: VISSL's training task, with the network and its inputs as `pirl_train_step` wants them."""
+"""`pirl_task`: VISSL's training task, with the network and its inputs as `pirl_train_step` needs them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pirl_plugin.validation import ConfigError
 def leave_signals_to_the_rank(worker: int) -> None:
     """For a loader's worker: signals to the whole job must not end it before its rank has written a checkpoint.
 
-    SIGUSR2 is submitit's. Not SIGTERM, by which the rank itself ends its workers.
+    SIGUSR2 is submitit's. SIGTERM is excluded, because the rank itself ends its workers by it.
     """
     for name in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
@@ -38,11 +38,11 @@ class PIRLTask(SelfSupervisionTask):
     """VISSL's task; reads TRAINER.PIRL_TRAIN_STEP of the config.
 
     Attributes:
-        step_settings: of `pirl_train_step`.
-        transform: the pretext transform, for what its workers leave to the device.
+        step_settings: settings of `pirl_train_step`.
+        transform: the pretext transform, for the work that the workers leave to the device.
         images_identity: number and hash of names of the training images.
-        unreadable_so_far: images of this epoch that could not be read and that were seen, on all ranks.
-        unreadable_before: the same of the checkpoint that this run goes on from.
+        unreadable_so_far: (unreadable, seen) images of this epoch on all ranks.
+        unreadable_before: the same from the checkpoint that this run resumes from.
     """
 
     images_identity: dict[str, str]
@@ -71,17 +71,17 @@ class PIRLTask(SelfSupervisionTask):
         return model
 
     def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-        """VISSL's data sets, those of the checkpoint where the run goes on from one."""
+        """VISSL's data sets; a resumed run must have those of its checkpoint."""
         datasets, keys = super().build_datasets(current_train_phase_idx)
         if self.checkpoint is not None:
             self._check_same_run()
         return datasets, keys
 
     def _check_same_run(self) -> None:
-        """What a resumed run must share with its checkpoint's, and what it is only told of.
+        """Check what a resumed run must share with its checkpoint's run, and warn of other changes.
 
         Raises:
-            ConfigError: for other images, or where there is nothing left to train.
+            ConfigError: for other images, or if there is nothing left to train.
         """
         assert self.checkpoint is not None
         saved = self.checkpoint["classy_state_dict"].get("pirl_plugin") or {}
@@ -99,7 +99,7 @@ class PIRLTask(SelfSupervisionTask):
                 logging.warning(f"Resumed with another setting: {change}")
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict[str, Any]:
-        """VISSL's loaders, with a sampler that can go on in the middle of an epoch."""
+        """VISSL's loaders, with a sampler that can resume in the middle of an epoch."""
 
         def sampler(dataset: Any, config: Any, seed: int) -> ShuffledSampler:
             return ShuffledSampler(dataset, config["BATCHSIZE_PER_REPLICA"], seed, config["DROP_LAST"])
@@ -122,7 +122,7 @@ class PIRLTask(SelfSupervisionTask):
     def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
         super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
         self.start_iter, self.epoch_began = start_iter, self.iteration - start_iter
-        # The workers, which start after this, draw what they do to an image from seed, epoch and the image's index.
+        # The workers start after this; their random choices for an image depend on seed, epoch and image index.
         for transform in self.datasets[phase_type].transform.transforms:
             if isinstance(getattr(transform, "transform", None), PretextTransform):
                 transform.transform.epoch = epoch
@@ -131,10 +131,10 @@ class PIRLTask(SelfSupervisionTask):
         super().prepare(pin_memory)
         if self.checkpoint is not None:
             self._check_same_batches()
-            if self.device.type == "cpu":  # where the optimiser takes the tensors as they are: mapped from the file
+            if self.device.type == "cpu":  # the optimiser uses the tensors as they are: mapped from the file
                 for state in self.optimizer.optimizer.state.values():
                     state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
-            # All of it is in model, optimiser and bank by now: VISSL would keep it until the end.
+            # Model, optimiser and bank have copies by now; VISSL would keep this until the end.
             kept = ("phase_idx", "train_phase_idx", "iteration", "iteration_num")
             self.checkpoint = {key: self.checkpoint[key] for key in kept}
 
@@ -145,13 +145,13 @@ class PIRLTask(SelfSupervisionTask):
             if self.start_iter and saved.get(key, value) != value:
                 value, now = saved[key], value
                 raise ConfigError(
-                    f"The checkpoint is of the middle of an epoch of a run whose {key} was {value}; here it is {now}, "
-                    f"with which the rest of the epoch would be other images: make it {value}, or resume from the end "
+                    f"The checkpoint is from mid-epoch of a run whose {key} was {value}; here it is {now}, "
+                    f"so the rest of the epoch would have other images: make it {value}, or resume from the end "
                     f"of an epoch (CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM takes an earlier checkpoint)."
                 )
 
     def _step_identity(self) -> dict[str, int]:
-        """What must be the same for the rest of an epoch to be the images that are left."""
+        """What must be unchanged so that the rest of an epoch has the remaining images."""
         return {
             "global batch": self.datasets["train"].get_global_batchsize(),
             "SEED_VALUE": self.config["SEED_VALUE"],
@@ -173,15 +173,15 @@ class PIRLTask(SelfSupervisionTask):
 
     def _set_classy_state(self, state: dict[str, Any]) -> None:
         if self.amp_grad_scaler is None:
-            state.pop("amp", None)  # of a run in float16
+            state.pop("amp", None)  # from a run in float16
         super()._set_classy_state(state)
 
     def _compute_start_iter_from_checkpoint(self, phase_type: str) -> int:
-        """Steps of the epoch that are done. VISSL derives them from the number of all steps and of an epoch's now."""
+        """Steps of the epoch that are done. VISSL derives them from all steps and the current steps per epoch."""
         checkpoint = self.checkpoint or {}
         saved = checkpoint.get("classy_state_dict", {}).get("pirl_plugin")
         if saved is not None:
-            # In a checkpoint of an iteration, VISSL's epoch is the last that was finished.
+            # In an iteration's checkpoint, VISSL's epoch is the last finished one.
             finished = checkpoint["train_phase_idx"] == saved["epoch"]
             self.resumed_steps = 0 if finished else saved["steps of the epoch"]
             unreadable, seen = saved.get("unreadable", (0, 0))
@@ -189,16 +189,16 @@ class PIRLTask(SelfSupervisionTask):
         return self.resumed_steps
 
     def learning_rate_of_the_epoch(self) -> None:
-        """Set the learning rate that the epoch began with, where the run goes on in the middle of one.
+        """Set the learning rate that the epoch began with, if the run resumes in the middle of one.
 
-        VISSL sets it for where the run is; a schedule by epochs would have another than without the interruption.
+        VISSL sets it for the current position; a schedule by epochs would then differ from an uninterrupted run.
         """
         per_epoch, batch = self.num_batches_per_phase, self.get_global_batchsize()
         begun = self.train_phase_idx * per_epoch * batch
         self.optimizer.on_epoch(begun / batch / (self.get_total_training_phases() * per_epoch))
 
     def prepare_inputs(self, sample: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-        """The network's inputs of a batch, augmented and normalised: [B, 3, h, w], or such by name."""
+        """The network's inputs for a batch, augmented and normalised: [B, 3, h, w], or several by name."""
         inputs = sample["input"]
         parameters = sample["photometric"][0] if "photometric" in sample else None
         if isinstance(inputs, dict):

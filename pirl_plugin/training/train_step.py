@@ -23,12 +23,12 @@ Inputs = Tensor | dict[str, Tensor]
 
 
 def split_batch(inputs: Inputs, target: Tensor, parts: int) -> Iterator[tuple[Inputs, Tensor, float]]:
-    """A batch in parts, in order, an image with all of its views in one of them.
+    """Split a batch into parts, in order, keeping all views of an image in one part.
 
     Args:
-        inputs: [B * V, 3, h, w] or such by name, V views of an image one after the other.
+        inputs: [B * V, 3, h, w] or several by name, the V views of an image one after the other.
         target: int64 [B].
-        parts: how many; where B is smaller, the last image fills up, with the index IGNORED.
+        parts: how many; if B is smaller, copies of the last image, with the index IGNORED, fill up.
 
     Yields:
         inputs and target of a part and its share of the batch.
@@ -58,9 +58,9 @@ def split_batch(inputs: Inputs, target: Tensor, parts: int) -> Iterator[tuple[In
 
 
 def keep_until_used(value: Any) -> None:
-    """Tell the allocator that this stream reads a batch that VISSL's loader copied to the GPU on another.
+    """Tell the allocator that this stream reads a batch that VISSL's loader copied to the GPU on another stream.
 
-    Else its memory might be filled with a later batch before the step that reads it has run.
+    Otherwise a later batch might overwrite its memory before the step that reads it has run.
     """
     if isinstance(value, Tensor):
         if value.is_cuda:
@@ -73,7 +73,7 @@ def keep_until_used(value: Any) -> None:
 
 
 def channels_last(inputs: Inputs) -> Inputs:
-    """The same views, channels last in memory."""
+    """The same views with channels last in memory."""
     if isinstance(inputs, dict):
         return {key: views.contiguous(memory_format=torch.channels_last) for key, views in inputs.items()}
     return inputs.contiguous(memory_format=torch.channels_last)
@@ -83,9 +83,9 @@ def channels_last(inputs: Inputs) -> Inputs:
 def pirl_train_step(task: Any) -> Any:
     """One iteration of a `pirl_task` with `pirl_loss`: read a batch, forward, loss, backward, optimiser, hooks.
 
-    As VISSL's standard step, but: precision, memory format and accumulation follow TRAINER.PIRL_TRAIN_STEP; the loss is
-    always computed in float32; and nothing waits for the device (but the scaling of the loss that float16 needs):
-    losses stay there until `pirl_plugin.training.progress` reads those of LOG_FREQUENCY steps at once.
+    Like VISSL's standard step, but precision, memory format and accumulation follow TRAINER.PIRL_TRAIN_STEP; the loss
+    is always computed in float32; and nothing waits for the device, except float16's loss scaling: losses stay there
+    until `pirl_plugin.training.progress` reads those of LOG_FREQUENCY steps at once.
     """
     settings = task.step_settings
     task.last_batch = SimpleNamespace()

@@ -1,4 +1,4 @@
-"""Images that cannot be read while training: counted, named, and an end of the run where they are too many."""
+"""Counts and names images that cannot be read during training, and stops the run if there are too many."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SHARE, BATCHES = "DATA.TRAIN.LARGEST_UNREADABLE_SHARE", "DATA.TRAIN.LARGEST_UNRE
 
 
 class UnreadableImagesHook(Hook):
-    """Counts the images of each epoch that could not be read, names them, and stops where they are too many.
+    """Counts the unreadable images of each epoch, names them, and stops the run if there are too many.
 
-    A disk that is unmounted in mid-epoch is noticed after a few batches, and before a checkpoint of what follows is
-    written. The counts of an epoch are in its checkpoints: a resumed epoch goes on counting.
+    A disk that is unmounted during an epoch is noticed after a few batches, before the next checkpoint is written. The
+    counts of an epoch are in its checkpoints: a resumed epoch continues counting.
 
     Args:
-        folder: unreadable_rank<r>.txt there names those that rank r met in the last epoch with any.
-        largest_share: of the images of an epoch, in (0, 1]; above it the run stops.
-        largest_batches: so many batches of a rank one after the other without any readable image stop the run.
+        folder: unreadable_rank<r>.txt there lists those that rank r met in the last epoch with any.
+        largest_share: largest share of an epoch's images, in (0, 1]; above it the run stops.
+        largest_batches: this many consecutive batches of a rank without any readable image stop the run.
         num_named: how many files each rank names in the log.
     """
 
@@ -41,7 +41,7 @@ class UnreadableImagesHook(Hook):
     def on_phase_start(self, task) -> None:
         self.unreadable: set[int] = set()
         self.seen = self.empty_batches = 0
-        resumed = getattr(task, "start_iter", 0) and rank() == 0  # the counts of the checkpoint are of all ranks
+        resumed = getattr(task, "start_iter", 0) and rank() == 0  # the checkpoint's counts are over all ranks
         self.before = task.unreadable_before if resumed else (0, 0)
 
     def on_step(self, task) -> None:
@@ -57,17 +57,17 @@ class UnreadableImagesHook(Hook):
             (last,) = names_or_numbers(task.datasets["train"], [int(indices[-1])])
             raise ConfigError(
                 f"The last {self.empty_batches} batches of rank {rank()} had no readable image "
-                f"({BATCHES} {self.largest_batches}); the last file is {printable(last)}: see that "
-                f"the folder is still mounted, and run the same command again."
+                f"({BATCHES} {self.largest_batches}); the last file is {printable(last)}: make sure "
+                f"that the folder is still mounted, and run the same command again."
             )
         if iteration_checkpoint_is_due(task):
             self.check(task)
 
     def check(self, task) -> None:
-        """Before a checkpoint in mid-epoch; every rank must come here.
+        """Check before a checkpoint in the middle of an epoch; every rank must call this.
 
         Raises:
-            ConfigError: where more of the epoch's images are unreadable already than may be.
+            ConfigError: if already too many of the epoch's images are unreadable.
         """
         total, seen = self._counts(task)
         allowed = self.largest_share * task.num_batches_per_phase * task.get_global_batchsize()
@@ -79,7 +79,7 @@ class UnreadableImagesHook(Hook):
         if not total:
             return
         counted = (
-            f"{total} of {seen} images could not be read in this epoch; they were not trained on and did not enter the "
+            f"{total} of {seen} images could not be read in this epoch; they were not trained on and are not in the "
             f"memory bank."
         )
         if total > self.largest_share * seen:

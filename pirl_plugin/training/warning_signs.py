@@ -1,4 +1,4 @@
-"""Signs in a training that its features get worse, each said once in the log with what helped where it was tried."""
+"""Warnings that a training's features get worse, each logged once with remedies that helped when tried."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 REMEDIES = (
-    "What helped where this was tried: heads with batch_norm: true, a lower learning rate, more steps (`pirl pretrain` "
+    "What helped when tried: heads with batch_norm: true, a lower learning rate, more steps (`pirl pretrain` "
     "picks all three); see docs/small_data_sets.md."
 )
-LATE = 2 / 3  # of the epochs, after which a loss at chance is no beginning
-NEAR = 0.02  # of chance
-FALLEN, NARROW = 0.25, 8.0  # of the largest effective rank so far, and below so many directions
+LATE = 2 / 3  # of the epochs, after which a loss at chance level is a bad sign
+NEAR = 0.02  # distance of the loss from chance
+FALLEN, NARROW = 0.25, 8.0  # share of the largest effective rank so far, and number of directions
 SAMPLE = 1024  # rows of the bank whose movement is measured
-STILL = 1e-5  # mean 1 - cosine of a row to itself an epoch before
+STILL = 1e-5  # mean 1 - cosine between a row and itself an epoch before
 
 
 def chance_loss(loss: Any) -> float | None:
-    """The value of Eq. 5 where all scores are equal, so that nothing is told apart; None for a form with a constant Z.
+    """The value of Eq. 5 if all scores are equal, so that no image is told apart; None for a form with a constant Z.
 
     Args:
         loss: a PIRLLoss.
@@ -32,11 +32,11 @@ def chance_loss(loss: Any) -> float | None:
 
 
 class WarningSigns:
-    """Remembers what the epochs looked like.
+    """Remembers the statistics of past epochs.
 
     Args:
-        chance: of the loss; None where it is not known.
-        epochs: of the whole run.
+        chance: the loss at chance level; None if it is not known.
+        epochs: number of epochs of the run.
     """
 
     def __init__(self, chance: float | None, epochs: int) -> None:
@@ -46,12 +46,12 @@ class WarningSigns:
         self.said: set[str] = set()
 
     def after_epoch(self, epoch: int, loss: float | None, rank: float | None, rows: Tensor) -> Iterator[str]:
-        """What there is to warn of, a sentence each.
+        """Yield warnings, one sentence each.
 
         Args:
             epoch: from 1.
-            loss: its mean; None where there was none yet.
-            rank: effective rank of the bank; None where it is not known.
+            loss: its mean; None if there was none yet.
+            rank: effective rank of the bank; None if it is not known.
             rows: some rows of the bank, float [n, d], the same ones each time.
         """
         for sign, sentence in self._found(epoch, loss, rank, rows):
@@ -63,7 +63,7 @@ class WarningSigns:
         late = epoch >= max(2, LATE * self.epochs)
         if late and loss is not None and self.chance is not None and loss > (1 - NEAR) * self.chance:
             sentence = (
-                f"After {epoch} of {self.epochs} epochs the loss is {loss:.3f}, and where nothing is told apart it is "
+                f"After {epoch} of {self.epochs} epochs the loss is {loss:.3f}, and if no image is told apart it is "
                 f"{self.chance:.3f}: the network has not learned to tell images apart."
             )
             yield "chance", sentence

@@ -96,15 +96,15 @@ def test_a_rank_that_falls_silent_ends_all_others_in_time_with_its_name(gone, ho
     os.kill(ranks.pids[gone], how)
     found = ranks.ends(3 if how == signal.SIGKILL else 2)
     os.kill(ranks.pids[gone], signal.SIGKILL) if how == signal.SIGSTOP else found.pop(gone)
-    said = rf"Error: Nothing was heard of rank {gone} \(node {gone}, .+\) for \d+ s"
+    said = rf"Error: Nothing was heard from rank {gone} \(node {gone}, .+\) for \d+ s"
     for code, when, printed in found.values():
         assert code == 1 and re.search(said, printed), printed
         assert SILENCE * 0.8 < when - began < 2 * SILENCE + 3
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [(signal.SIGSTOP, r"Nothing was heard of rank 0 \(.+\) for [2-9] s"),
-                  (signal.SIGKILL, r"Rank 0 \(.+\) ended without a word")],
+    ("how", "said"), [(signal.SIGSTOP, r"Nothing was heard from rank 0 \(.+\) for [2-9] s"),
+                  (signal.SIGKILL, r"Rank 0 \(.+\) ended without giving a reason")],
 )  # fmt: skip
 def test_a_connection_closed_because_another_noticed_sooner_names_the_rank_that_is_gone(how, said, tmp_path):
     ranks = Ranks(tmp_path, "long", "told", "told")

@@ -135,7 +135,7 @@ def test_the_monitor_is_checked_before_the_run(photo_folder):
     folders = [f"config.HOOKS.PIRL_MONITOR.knn_{split}={photo_folder}" for split in ("train", "test")]
     vissls_step = ["config.TRAINER.TRAIN_STEP_NAME=standard_train_step", "config.HOOKS.PIRL_MONITOR.knn_every_epochs=1"]
     with pytest.raises(
-        ConfigError, match=r"HOOKS.PIRL_MONITOR is not as it comes, which needs TRAINER.TRAIN_STEP_NAME"
+        ConfigError, match=r"HOOKS.PIRL_MONITOR differs from its defaults, which needs TRAINER.TRAIN_STEP_NAME"
     ):
         compose([*small, *vissls_step, *folders])
     with pytest.raises(ConfigError, match="smallest_effective_rank is -1"):

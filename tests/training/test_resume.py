@@ -128,13 +128,13 @@ def test_the_newest_whole_checkpoint_is_taken_whether_of_an_iteration_or_an_epoc
 
 def test_a_folder_with_torn_checkpoints_only_is_refused_instead_of_started_anew(tmp_path):
     (tmp_path / "model_phase0.torch").write_bytes(b"torn")
-    with pytest.raises(ConfigError, match="has checkpoints, but none that is whole; delete them to start anew"):
+    with pytest.raises(ConfigError, match="has checkpoints, but none is complete; delete them to start again"):
         newest(config_for(tmp_path), str(tmp_path))
 
 
 def test_a_checkpoint_that_would_run_code_is_not_resumed_from(tmp_path):
     torch.save({"iteration": 5, "evil": subprocess.Popen}, tmp_path / "model_phase0.torch")
-    with pytest.raises(ConfigError, match="none that is whole"):
+    with pytest.raises(ConfigError, match="none is complete"):
         newest(config_for(tmp_path), str(tmp_path))
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_a_checkpoint_and_leaves_the_one_before_whole(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old_handler)
         AtomicCheckpointWriter.failures = 0
-    assert "(failure 2 of 3 in a row" in caplog.text and "the run goes on and tries again" in caplog.text
+    assert "(failure 2 of 3 in a row" in caplog.text and "the run continues and tries again" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {
         "model_phase0.torch",
         "model_phase1.torch",
@@ -302,7 +302,9 @@ def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, p
     os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
     assert process.wait(60) == 1
     last = last_error(log_of(folder))
-    assert re.search(r"Error: Rank \d of this node was killed \(SIGKILL\) by .*goes on from its last", last), last
+    assert re.search(
+        r"Error: Rank \d of this node was killed \(SIGKILL\) by .*resumes a training from its last", last
+    ), last
     assert start(folder, photo_folder, often).wait(200) == 0, log_of(folder)[-3000:]
     assert same(left_alone, final(folder))
 
@@ -342,10 +344,7 @@ def test_the_middle_of_an_epoch_goes_on_with_one_process_but_not_with_another_ba
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == preemption.EXIT_CODE, log_of(folder)[-3000:]
     assert start(folder, photo_folder, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8").wait(200) == 1
-    assert (
-        "Error: The checkpoint is of the middle of an epoch of a run whose global batch was 8; here it is 16"
-        in log_of(folder)
-    )
+    assert "Error: The checkpoint is from mid-epoch of a run whose global batch was 8; here it is 16" in log_of(folder)
     one = ["config.DISTRIBUTED.NUM_PROC_PER_NODE=1", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8"]
     assert start(folder, photo_folder, *one).wait(200) == 0, log_of(folder)[-3000:]
     ended, expected = final(folder), left_alone  # BatchNorm sees 8 images instead of 4: not the same, but as far

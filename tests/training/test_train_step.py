@@ -336,8 +336,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(photo_fold
         ("config.CHECKPOINT.KEEP_LAST=0", "KEEP_LAST is 0; it must be a whole number at least 1"),
         ("config.CHECKPOINT.CHECKPOINT_FREQUENCY=0", "CHECKPOINT_FREQUENCY is 0"),
         ("config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=abc", "CHECKPOINT_ITER_FREQUENCY is 'abc'"),
-        ("config.MODEL.AMP_PARAMS.USE_AMP=True", "it is TRAINER.PIRL_TRAIN_STEP.precision that says how"),
-        ("config.DATA.TRAIN.USE_DEBUGGING_SAMPLER=True", "pirl_task brings its own sampler"),
+        ("config.MODEL.AMP_PARAMS.USE_AMP=True", "set it to false, because pirl_train_step uses"),
+        ("config.DATA.TRAIN.USE_DEBUGGING_SAMPLER=True", "pirl_task has its own sampler"),
         (
             f"{STEP}.accumulation_steps=9",
             "BATCHSIZE_PER_REPLICA 8 has at most",
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(photo_fold
         (f"{STEP}.wandb_project=photos", "not installed; install it with: pip install wandb"),
         (
             f"{TRAINER}.TRAIN_STEP_NAME=standard_train_step {TRAINER}.PIRL_TRAIN_STEP.precision=bfloat16",
-            "asks for more",
+            "has settings that only",
         ),
         (f"{TRAINER}.TASK_NAME=self_supervision_task", "TRAIN_STEP_NAME pirl_train_step needs pirl_task"),
     ],

@@ -54,7 +54,7 @@ def test_what_went_wrong_on_small_sets_is_told_from_what_went_right():
 def test_a_loss_at_chance_is_warned_of_late_and_once():
     found = said([(7.99, 30.0)] * 12)
     assert [epoch for epoch, _ in found] == [8]
-    assert "After 8 of 12 epochs the loss is 7.990, and where nothing is told apart it is 8.000" in found[0][1]
+    assert "After 8 of 12 epochs the loss is 7.990, and if no image is told apart it is 8.000" in found[0][1]
     assert said([(7.7, 30.0)] * 12) == [] and said([(9.9, 30.0)] * 12, chance=None) == []
 
 

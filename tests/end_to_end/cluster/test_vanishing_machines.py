@@ -103,7 +103,7 @@ def test_machines_that_are_left_end_soon_after_one_vanishes_and_name_it(machines
         assert max(seconds) < 3 * SILENCE
         for number in left:
             printed = (tmp_path / f"{number}.log").read_text()
-            assert re.search(rf"Error: Nothing was heard of rank {gone} \(node {gone}, ", printed), printed[-3000:]
+            assert re.search(rf"Error: Nothing was heard from rank {gone} \(node {gone}, ", printed), printed[-3000:]
     finally:
         for node in nodes:
             if node.poll() is None:
