@@ -1,3 +1,3 @@
-"""Starting things: VISSL's launcher with the plugin registered, checks of a config, the command line."""
+"""Starts runs: VISSL's launcher with the plugin registered, config checks, command-line overrides."""
 
 import pirl_plugin.host  # noqa: F401  (mends VISSL before anything here imports it)

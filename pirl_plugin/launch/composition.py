@@ -1,4 +1,4 @@
-"""From command-line overrides to a checked VISSL config, or to a sentence that says what is wrong."""
+"""Turns command-line overrides into a checked VISSL config, or raises with a sentence that says what is wrong."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pirl_plugin.launch.value_check import check_values, warn_of_learning_rate
 from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, nearest
 
-# Keys for which null is a value of its own.
+# Keys for which null is a valid value.
 MAY_BE_NULL = ("num_permutations", "num_transformations", "seed", "KEEP_LAST", "initial_rows", "in_channels")
 
-# Keys that any number suits, though a config may write them as a whole one.
+# Keys that accept any number, though a config may give an integer.
 ANY_NUMBER = ("WIDTH_MULTIPLIER",)
 
 # In a default editable install Hydra does not find search-path plugins outside the checkout.
@@ -39,15 +39,15 @@ Plugins.instance().register(PirlPluginPath)
 
 
 def compose(overrides: list[str], write_config: bool = False, check: bool = True) -> AttrDict:
-    """The whole VISSL config of a run: node_id, engine_name and `config`, checked and completed.
+    """Compose a run's full VISSL config (node_id, engine_name and `config`), checked and completed.
 
     Args:
         overrides: as on the command line, e.g. ["config=pretrain/pirl/jigsaw_8node", "config.SEED_VALUE=1"].
         write_config: write train_config.yaml into the checkpoint folder, as VISSL's launcher does.
-        check: refuse what cannot train as it says, the data included.
+        check: raise if the run could not train as configured, including its data.
 
     Raises:
-        ConfigError: in one sentence, for an override, a name or a value that cannot be right.
+        ConfigError: in one sentence, for an invalid override, name or value.
     """
     composed = _compose(overrides)
     _name_checkpoint_folder(overrides, composed.config)
@@ -68,10 +68,10 @@ def compose(overrides: list[str], write_config: bool = False, check: bool = True
 
 
 def make_folder(config: AttrDict) -> None:
-    """Make a run's checkpoint folder, of which VISSL would say only that it is invalid where it cannot be made.
+    """Make a run's checkpoint folder; if that fails, VISSL would only call it invalid.
 
     Raises:
-        OSError: where it cannot.
+        OSError: if it cannot be made.
     """
     if "://" not in config.CHECKPOINT.DIR:
         os.makedirs(config.CHECKPOINT.DIR, exist_ok=True)
@@ -82,18 +82,18 @@ def write(config: AttrDict) -> None:
     make_folder(config)
     plain = AttrDict(config.to_dict())
     fsdp = plain.MODEL.FSDP_CONFIG
-    fsdp.compute_dtype = str(fsdp.compute_dtype).removeprefix("torch.")  # VISSL has made a dtype of its name
+    fsdp.compute_dtype = str(fsdp.compute_dtype).removeprefix("torch.")  # VISSL has turned the name into a dtype
     save_attrdict_to_disk(plain)
 
 
 def default_folder(overrides: list[Override]) -> str:
-    """Where the checkpoints of a run go that does not say: runs/<name of its config>."""
+    """The default checkpoint folder: runs/<name of the config>."""
     chosen = next((o for o in overrides if o.key_or_group == "config" and not o.is_sweep_override()), None)
     return f"runs/{chosen.value()}" if chosen is not None else "runs"
 
 
 def _name_checkpoint_folder(overrides: list[str], config: DictConfig) -> None:
-    """VISSL's own default is the current folder, over which checkpoints would be strewn."""
+    """Set the default folder; VISSL's own is the current folder, which checkpoints would clutter."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = any(override.key_or_group == "config.CHECKPOINT.DIR" for override in parsed)
     if config.CHECKPOINT.DIR == "." and not given:
@@ -101,10 +101,10 @@ def _name_checkpoint_folder(overrides: list[str], config: DictConfig) -> None:
 
 
 def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
-    """Refuse an override of another kind than the value that it replaces: VISSL would stumble over it much later.
+    """Raise if an override has another type than the value it replaces: VISSL would fail on it much later.
 
     Raises:
-        ConfigError: naming key, value and kind.
+        ConfigError: naming key, value and type.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = tuple(str(override.input_line) for override in parsed if _is_group(override))
@@ -120,7 +120,7 @@ def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _without_values(groups: tuple[str, ...], folder: str) -> DictConfig:
-    """The config of the groups alone, not to be changed; `folder`, the current one, may have YAML files of its own."""
+    """The config of the groups only, not to be changed; `folder`, the current one, may have its own YAML files."""
     return _compose(list(groups))
 
 
@@ -154,7 +154,7 @@ def _shown(value: object) -> str:
 
 
 def _warn_of_replaced_values(overrides: list[str], schedule: AttrDict) -> None:
-    """VISSL's scaling of the learning rate replaces what an override says, without a word."""
+    """Warn that VISSL's learning-rate scaling silently replaces an override."""
     for override in OverridesParser.create().parse_overrides(overrides):
         prefix, _, key = override.key_or_group.rpartition(".")
         if prefix == "config.OPTIMIZER.param_schedulers.lr" and key in ("start_value", "end_value", "values"):
@@ -183,7 +183,7 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def quote(value: object) -> str:
-    """`value` as a quoted string of Hydra's override grammar, whatever characters it has."""
+    """`value` as a quoted string of Hydra's override grammar, whatever characters it contains."""
     text = str(value)
     escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + "\\'", text)
     return f"'{escaped}'"
@@ -191,8 +191,8 @@ def quote(value: object) -> str:
 
 def _explain_parse(error: OverrideParseException) -> str:
     return (
-        f"Override {error.override!r} cannot be read; write key=value, with a value that has spaces, brackets or "
-        f"letters beyond ASCII in quotes (\"key='value'\")."
+        f"Override {error.override!r} cannot be read; write key=value, with quotes around a value that has spaces, "
+        f"brackets or letters beyond ASCII (\"key='value'\")."
     )
 
 
@@ -206,12 +206,12 @@ def _explain_missing(error: MissingConfigException) -> str:
     name = wanted.removeprefix("config/")
     return (
         f"There is no config named {name!r}{nearest(name, config_names())}; "
-        f"the plugin's are listed in docs/which_config.md and lie in configs/config, VISSL's in its configs package."
+        f"the plugin's are listed in docs/which_config.md and are in configs/config, VISSL's in its configs package."
     )
 
 
 def config_names() -> list[str]:
-    """Names of the plugin's own configs, as `config=<name>` takes them."""
+    """Names of the plugin's own configs, for `config=<name>`."""
     folder = config_folder() / "config"
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
@@ -236,7 +236,7 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
                 known = list(node) if OmegaConf.is_dict(node) else []
                 return (
                     f"There is no key {override.key_or_group!r}: {'.'.join(path) or 'the config'} has no "
-                    f"{part!r}{nearest(part, known)}; a key that is really new is written "
+                    f"{part!r}{nearest(part, known)}; a new key is written "
                     f"+{override.input_line}."
                 )
             node, path = node[part], [*path, part]
@@ -250,10 +250,10 @@ def _prefix(override: Override) -> str:
 
 
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
-    """The runs of a sweep: `key=a,b` stands for one run with each value, several such keys for all combinations.
+    """The runs of a sweep: `key=a,b` means one run per value, several such keys mean all combinations.
 
-    Each run of more than one gets a checkpoint folder of its own below config.CHECKPOINT.DIR (default_folder), named
-    for the swept keys and values. `-m` and `--multirun` are accepted and change nothing.
+    Each of several runs gets its own checkpoint folder below config.CHECKPOINT.DIR (default_folder), named after the
+    swept keys and values. `-m` and `--multirun` are accepted and change nothing.
 
     Raises:
         ConfigError: for an override that cannot be read.

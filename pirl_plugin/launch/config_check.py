@@ -1,4 +1,4 @@
-"""What must agree in a config, and between it and this machine, before anything is loaded."""
+"""Checks before anything is loaded that a config is consistent, and that its data exist on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pirl_plugin.validation import ConfigError, check_integer
 
 
 def check_config(config: Any) -> None:
-    """Refuse a config that cannot train as it says.
+    """Raise if a run could not train as configured.
 
     Args:
         config: the `config` node (VISSL's AttrDict), before VISSL infers anything from it.
@@ -37,7 +37,7 @@ def _check_data(config: Any) -> None:
         if paths and len(paths) != len(sources):
             raise ConfigError(
                 f"DATA.{split}.DATA_PATHS has {len(paths)} entries and DATA_SOURCES {len(sources)}; "
-                f"they must be as many."
+                f"they must have the same number."
             )
         for source, path in zip(sources, paths, strict=False):
             if source in ("image_files", "disk_folder"):
@@ -77,7 +77,7 @@ def _check_folder(key: str, path: str, source: str) -> None:
             what = "a table" if table else "an archive"
             raise ConfigError(
                 f"{key} is {path!r}, {what}, which {source} does not read: use DATA_SOURCES=[image_files] (with "
-                f"LABEL_SOURCES=[torchvision_dataset] where labels are wanted)."
+                f"LABEL_SOURCES=[torchvision_dataset] if labels are needed)."
             )
         return
     if next(walk_images(path), None) is None and (source != "image_files" or not archives.archives_below(path)):

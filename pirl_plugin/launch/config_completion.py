@@ -1,4 +1,4 @@
-"""What the launcher fills in: values that a part of the plugin takes from elsewhere in the config."""
+"""Fills in values that a part of the plugin takes from elsewhere in the config."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pirl_plugin.validation import ConfigError
 def complete(config: DictConfig) -> None:
     """Fill in what the plugin's parts take from elsewhere in the config.
 
-    CHECKPOINT.DIR becomes an absolute path. PIRL's loss gets the seed and the most images a rank has in a step; each
-    `pirl_heads` without in_channels gets the features of the trunk, where that is one of the ResNets.
+    CHECKPOINT.DIR becomes an absolute path. PIRL's loss gets the seed and the largest number of images per rank and
+    step; each `pirl_heads` without in_channels gets the trunk's number of features, if the trunk is a ResNet.
     """
     if isinstance(config.CHECKPOINT.DIR, str) and "://" not in config.CHECKPOINT.DIR:
-        # VISSL links checkpoint.torch to the newest file by this path, which from within the folder must be whole.
+        # VISSL links checkpoint.torch, inside the folder, to the newest file by this path, so it must be absolute.
         config.CHECKPOINT.DIR = os.path.abspath(config.CHECKPOINT.DIR)
     channels = trunk_channels(config)
     for _, head in pirl_heads_of(config):
@@ -30,11 +30,11 @@ def complete(config: DictConfig) -> None:
         return
     name, loss = config.LOSS.name, pirl_loss_settings(config)
     if not OmegaConf.is_dict(loss):
-        raise ConfigError(f"LOSS.name is {name}, but there is no LOSS.{name} with its settings; {{}} will do.")
+        raise ConfigError(f"LOSS.name is {name}, but there is no LOSS.{name} with its settings; it may be {{}}.")
     with open_dict(loss):
         if loss.get("seed") is None:
             loss.seed = config.SEED_VALUE
-        loss.num_train_samples = -1  # VISSL fills it in where it is there
+        loss.num_train_samples = -1  # VISSL fills it in if it exists
         loss.batch_size_per_replica = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
         loss.report_frequency = config.LOG_FREQUENCY
     for transform in config.DATA.TRAIN.TRANSFORMS:

@@ -1,4 +1,4 @@
-"""What is installed here, what the optional parts lack, and which configs this machine can run."""
+"""Reports what is installed, which optional packages are missing, and which configs this machine can run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pirl_plugin.host import (
-    mends,  # the rest where it is used: whatever is missing here must not keep the doctor from saying so
+    mends,  # the rest is imported where it is used, so that the doctor can report what is missing
 )
 
 REQUIRED = (
@@ -23,12 +23,12 @@ REQUIRED = (
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is used where it is there.
+    """An optional package, used if it is installed.
 
     Attributes:
-        module: to import.
-        gives: what is lacking without it.
-        install: a command.
+        module: its import name.
+        gives: what is missing without it.
+        install: the command that installs it.
     """
 
     module: str
@@ -41,7 +41,7 @@ OPTIONAL = (
     Part("triton", "the fused loss on a GPU", "it comes with PyTorch for CUDA"),
     Part("detectron2", "detection", "pirl install-detectron2"),
     Part("pycocotools", "detection", "pip install pycocotools"),
-    Part("skimage", "the demo without photos of one's own", "pip install scikit-image"),
+    Part("skimage", "the demo without your own photos", "pip install scikit-image"),
     Part("timm", "a check of weights exported for timm", "pip install timm"),
     Part("pyarrow", "data sets saved by Hugging Face datasets, or in Parquet", "pip install pyarrow"),
     Part("wandb", "logging to Weights & Biases", "pip install wandb"),
@@ -49,14 +49,14 @@ OPTIONAL = (
 
 
 def _version(module: str) -> str | None:
-    """The version of an installed module; None where it is not installed."""
+    """The version of an installed module; None if it is not installed."""
     if importlib.util.find_spec(module) is None:
         return None
     for name in importlib.metadata.packages_distributions().get(module, ()):
         return importlib.metadata.version(name)
     try:
         return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package can raise anything
         return f"that cannot be imported ({type(error).__name__}: {error})"
 
 
@@ -69,13 +69,13 @@ def processor() -> str:
 
 
 def environment() -> Iterator[str]:
-    """Python, machine and the packages that are needed, a line each; a line that starts with ! is a fault."""
+    """Python, machine and required packages, one line each; a line that starts with ! is a fault."""
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     yield f"{os.cpu_count()} CPU cores, {memory:.0f} GiB of memory"
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free / 2**30) < 2:
-        yield f"! /dev/shm, where loader workers hand over batches, has {free:.1f} GiB: enlarge it, or use 0 workers"
+        yield f"! /dev/shm, which loader workers use for batches, has {free:.1f} GiB: enlarge it, or use 0 workers"
     for module in REQUIRED:
         version = _version(module)
         yield f"! {module} is not installed" if version is None else f"{module} {version}"
@@ -86,7 +86,7 @@ def environment() -> Iterator[str]:
 
 
 def gpus() -> Iterator[str]:
-    """The GPUs that PyTorch sees, a line each."""
+    """The GPUs that PyTorch sees, one line each."""
     import torch
 
     from pirl_plugin.network.devices import unusable_gpus
@@ -102,7 +102,7 @@ def gpus() -> Iterator[str]:
 
 
 def classy_vision() -> Iterator[str]:
-    """Which of the two classy_vision is in use: VISSL's wheel carries one of its own."""
+    """Which of the two copies of classy_vision is in use: VISSL's wheel has its own."""
     import classy_vision as package
 
     version, where = package.__version__, Path(package.__file__).parent
@@ -110,7 +110,7 @@ def classy_vision() -> Iterator[str]:
     carried = any(str(path).startswith("classy_vision/") for path in vissl_files or ())
     yield f"classy_vision in use: {version}, in {where}"
     if version == "0.7.0.dev":
-        yield f"  that is the copy in VISSL's wheel, which works; tested is 0.7.0 on top: {mends.INSTALL_VISSL}"
+        yield f"  this is the copy in VISSL's wheel, which works; tested is 0.7.0 on top: {mends.INSTALL_VISSL}"
     if carried and _distribution("classy-vision"):
         yield "  VISSL's wheel lists the same files: uninstalling classy-vision would take VISSL's with it"
 
@@ -124,7 +124,7 @@ def _distribution(name: str) -> bool:
 
 
 def optional_parts() -> Iterator[str]:
-    """Each optional part: its version, or what is lacking without it and how to get it."""
+    """Each optional package: its version, or what is missing without it and how to install it."""
     for part in OPTIONAL:
         version = _version(part.module)
         if version is not None:
@@ -138,8 +138,8 @@ class Verdict:
     """Whether a config can run here.
 
     Attributes:
-        lacks: what this machine lacks for it, in words.
-        give: what must be given on the command line, beside it.
+        lacks: what this machine lacks for it.
+        give: what must be given on the command line as well.
     """
 
     lacks: tuple[str, ...]
@@ -151,7 +151,7 @@ class Verdict:
 
 
 def is_part(name: str) -> bool:
-    """Whether a config is only composed into others."""
+    """Whether a config is only a part of others."""
     import yaml
 
     from pirl_plugin.paths import config_folder
@@ -161,7 +161,7 @@ def is_part(name: str) -> bool:
 
 
 def verdict(name: str) -> Verdict:
-    """Whether this machine can run a config as it stands."""
+    """Whether this machine can run a config unchanged."""
     import torch
     from vissl.data.dataset_catalog import VisslDatasetCatalog
 
@@ -180,7 +180,7 @@ def verdict(name: str) -> Verdict:
         wanted, found = distributed.NUM_PROC_PER_NODE, torch.cuda.device_count()
         if found < wanted:
             lacks.append(
-                f"{wanted} GPU{'s' * (wanted > 1)}{' a node' if distributed.NUM_NODES > 1 else ''}, found {found}"
+                f"{wanted} GPU{'s' * (wanted > 1)}{' per node' if distributed.NUM_NODES > 1 else ''}, found {found}"
             )
         if distributed.BACKEND == "nccl" and not torch.distributed.is_nccl_available():
             lacks.append("NCCL")
@@ -199,17 +199,17 @@ def examine(configs: bool = True) -> Iterator[str]:
     """The whole report, line by line."""
     yield "Environment"
     yield from (f"  {line}" for line in environment())
-    yield "Optional parts"
+    yield "Optional packages"
     yield from (f"  {line}" for line in optional_parts())
     if not configs:
         return
     try:
         from pirl_plugin.launch import registration  # noqa: F401
         from pirl_plugin.launch.composition import config_names
-    except Exception as error:  # whatever a missing or broken package raises
+    except Exception as error:  # a missing or broken package can raise anything
         yield f"! the plugin cannot be imported: {' '.join(str(error).split())}"
         return
-    yield "Configs as they stand, with what is to be given as config.<key>=..."
+    yield "Configs as they are, with the values to give as config.<key>=..."
     for name in config_names():
         if not is_part(name):
             yield f"  {name}: {verdict(name)}"

@@ -1,7 +1,7 @@
-"""MODEL.WEIGHTS_INIT.PARAMS_FILE, checked before anything starts.
+"""Checks MODEL.WEIGHTS_INIT.PARAMS_FILE before anything starts.
 
-VISSL leaves whatever it does not find in the file at random and says so in the middle of its log only; other faults end
-in an assertion of each rank.
+VISSL leaves weights that are not in the file random and says so only in the middle of its log; other faults end in an
+assertion on each rank.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KEY = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
 
 
 def check_initial_weights(config: Any) -> None:
-    """Refuse a file from which VISSL would not initialise the whole trunk of `config.MODEL`, a ResNet.
+    """Raise if VISSL could not initialise the whole trunk of `config.MODEL`, a ResNet, from the file.
 
     Raises:
-        ConfigError: where the file is missing, cut short, would run code, holds no trunk or that of another network.
+        ConfigError: if the file is missing, cut short, would run code, or holds no trunk or another network's.
     """
     path = config.MODEL.WEIGHTS_INIT.PARAMS_FILE
     try:
@@ -63,12 +63,12 @@ def check_initial_weights(config: Any) -> None:
     if missing:
         raise ConfigError(
             f"{KEY} is {path!r}, which has no {missing[0]} ({len(missing)} missing in all) for the "
-            f"{_described(config)} of this config: it is of another network, or not whole."
+            f"{_described(config)} of this config: it belongs to another network, or is incomplete."
         )
 
 
 def _check_levels(config: Any, content: Any) -> None:
-    """Refuse to normalise images otherwise than the weights want: nothing later would complain."""
+    """Raise if images are not normalised as the weights need: it would go unnoticed later."""
     path = config.MODEL.WEIGHTS_INIT.PARAMS_FILE
     wanted = preprocessing_of(path, content, 224)
     if not wanted.known:
@@ -95,7 +95,7 @@ def _named_as_the_model(config: Any, content: Any) -> dict[str, Tensor]:
     if key:
         if not isinstance(content, Mapping) or key not in content:
             raise ConfigError(
-                f"{path} has no {key!r} (STATE_DICT_KEY_NAME); pirl export {path} --format vissl makes a file that has."
+                f"{path} has no {key!r} (STATE_DICT_KEY_NAME); make one by pirl export {path} --format vissl."
             )
         content = content[key]
     if key == "classy_state_dict":

@@ -1,7 +1,8 @@
 """`run_distributed_engines.py config=...`: VISSL's launcher with the plugin registered in every process.
 
-As a script of torchrun, too. Takes all that VISSL's takes: overrides, +config/... , engine_name=extract_features,
-SLURM; and sweeps (key=a,b,c). The import at top level is what registers the plugin in spawned ranks and workers.
+Also works as a script of torchrun. Takes everything that VISSL's takes: overrides, +config/... ,
+engine_name=extract_features, SLURM; and sweeps (key=a,b,c). The top-level import registers the plugin in spawned
+ranks and workers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from pirl_plugin.training.process_group import TORCHRUN
 from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
-REQUEUE = signal.SIGUSR2  # by which SLURM tells submitit that the time of a job is up
+REQUEUE = signal.SIGUSR2  # SLURM's signal to submitit that a job's time is up
 _vissl_worker = distributed_launcher._distributed_worker
 
 
@@ -55,14 +56,14 @@ def compose(overrides: list[str], check: bool = True) -> AttrDict:
 def distributed_worker(
     local_rank: int, cfg: AttrDict, node_id: int, dist_run_id: str, *args: Any, **kwargs: Any
 ) -> None:
-    """One rank. That a spawned process must import this function is what registers the plugin in it."""
+    """Run one rank. A spawned process must import this function, which registers the plugin in it."""
     spawned = multiprocessing.parent_process() is not None
-    if not spawned:  # else a signal ends it at once, also while it waits for others, where no handler of Python's runs
+    if not spawned:  # else a signal ends it at once, also while it waits for others, where no Python handler runs
         early_stop.end_when_asked()
     elif "SUBMITIT_EXECUTOR" in os.environ:
-        signal.signal(REQUEUE, signal.SIG_IGN)  # SLURM may send it to all; the launcher hands on what it means
-    # Workers of the data loader then start from a process that has the plugin imported: registered whatever
-    # __main__ is, and in a fraction of the time.
+        signal.signal(REQUEUE, signal.SIG_IGN)  # SLURM may send it to all; the launcher forwards it
+    # Loader workers then start from a process that has imported the plugin: it is registered whatever __main__
+    # is, and they start in a fraction of the time.
     preloaded = ["__main__", "pirl_plugin.launch.registration", "pirl_plugin.training.loader_server"]
     multiprocessing.set_forkserver_preload(preloaded)
     mends.register_data_paths(cfg)
@@ -74,7 +75,7 @@ def distributed_worker(
 def _among_the_ranks(
     config: AttrDict, node_id: int, local_rank: int, run_id: str
 ) -> contextlib.AbstractContextManager[Any]:
-    """Where a run has several ranks: with the others, and, on several nodes, as long as they are there."""
+    """If a run has several ranks: join them and, on several nodes, watch that they are alive."""
     processes = config.DISTRIBUTED.NUM_PROC_PER_NODE
     world_size, rank = config.DISTRIBUTED.NUM_NODES * processes, processes * node_id + local_rank
     if world_size == 1 and TORCHRUN not in os.environ:
@@ -90,7 +91,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
     """Run an engine of VISSL on this node with the plugin's hooks.
 
     Raises:
-        ConfigError: where this machine or the files named cannot serve the config.
+        ConfigError: if this machine or the named files do not fit the config.
     """
     check_machine(config)
     early_stop.shield_resource_tracker()
@@ -100,7 +101,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.get_resume_checkpoint = checkpoint_folder.newest
-    distributed_launcher.get_node_id = lambda given: given  # VISSL's puts SLURM's in its place
+    distributed_launcher.get_node_id = lambda given: given  # VISSL's replaces it by SLURM's
     if TORCHRUN in os.environ:
         _one_rank(config, engine_name)
         return
@@ -111,21 +112,21 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
                 cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
             )
     except ProcessExitedException as error:
-        # A rank that was asked to stop before it trains has no handler and dies of the signal; to all processes of a
-        # job it may come to the rank first.
+        # A rank that is asked to stop before it trains has no handler and dies of the signal; sent to all processes of
+        # a job, the signal may reach the rank first.
         asked = error.signal_name in {name.name for name in early_stop.SIGNALS} and preemption.forwarded.wait(2)
         if asked or error.exit_code == preemption.EXIT_CODE:
             raise SystemExit(preemption.EXIT_CODE) from error
         killed = error.signal_name == "SIGKILL"
         how = f"was killed (SIGKILL) {out_of_memory.cause_of_a_kill()}" if killed else f"ended with {error}"
         raise ConfigError(
-            f"Rank {error.error_index} of this node {how}; the others were ended, too. A training goes on from its "
-            f"last checkpoint by the same command."
+            f"Rank {error.error_index} of this node {how}; the others were ended as well. The same command resumes a "
+            f"training from its last checkpoint."
         ) from error
 
 
 def torchrun_overrides() -> list[str]:
-    """The nodes and processes that torchrun started and where they meet, as overrides; none without torchrun."""
+    """Torchrun's numbers of nodes and processes and its rendezvous address, as overrides; none without torchrun."""
     if TORCHRUN not in os.environ:
         return []
     nodes, processes = os.environ["GROUP_WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
@@ -148,19 +149,19 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
 
 
 def _checkpoint_before(requeue: Callable[..., Any], number: int, frame: Any) -> None:
-    """submitit wants to requeue: let a training write its checkpoint first, as for SIGUSR1."""
+    """When submitit is about to requeue: let a training write its checkpoint first, as for SIGUSR1."""
     handler = signal.getsignal(signal.SIGUSR1)
-    if handler in (signal.SIG_DFL, signal.SIG_IGN) or early_stop.is_early(handler):  # nothing is trained
+    if handler in (signal.SIG_DFL, signal.SIG_IGN) or early_stop.is_early(handler):  # nothing is being trained
         requeue(number, frame)
     else:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
 class SlurmJob:
-    """What submitit runs on each node: VISSL's job, with the plugin's launcher in place of VISSL's.
+    """What submitit runs on each node: VISSL's job, with the plugin's launcher instead of VISSL's.
 
-    submitit unpickles it by importing this module, which registers the plugin; the config travels as a plain
-    dict, so that nothing of VISSL is needed before that.
+    submitit unpickles it by importing this module, which registers the plugin; the config is pickled as a
+    plain dict, so that VISSL is not needed before that.
     """
 
     def __init__(self, engine_name: str, config: Any) -> None:
@@ -186,7 +187,7 @@ class SlurmJob:
             if end.code != preemption.EXIT_CODE or not callable(requeue):
                 raise
             requeue(REQUEUE, None)
-            time.sleep(600)  # on other nodes than the first it returns: the requeuing ends them
+            time.sleep(600)  # it returns on all nodes but the first, which the requeuing ends
 
     def checkpoint(self):
         import submitit
@@ -198,7 +199,7 @@ def launch_on_slurm(config: AttrDict, engine_name: str):
     """Submit a run as VISSL does (SLURM.* of the config); returns submitit's job.
 
     Raises:
-        ConfigError: where submitit is missing or no partition is named.
+        ConfigError: if submitit is missing or no partition is named.
     """
     if not is_submitit_available():
         raise ConfigError("SLURM.USE_SLURM is true, which needs submitit; install it with: pip install submitit")
@@ -210,14 +211,14 @@ def launch_on_slurm(config: AttrDict, engine_name: str):
 
 
 def _held(config: AttrDict, engine_name: str, primary: bool) -> contextlib.AbstractContextManager[None]:
-    """The run's checkpoint folder, held by the first rank's process of a training."""
+    """The lock on the run's checkpoint folder, held by the first rank's process of a training."""
     folder = get_checkpoint_folder(config)
     alone = primary and engine_name == "train" and "://" not in folder
     return run_lock.only_run_in(folder) if alone else contextlib.nullcontext()
 
 
 def _sweep(runs: list[list[str]]) -> None:
-    """The runs of a sweep, each in a process of its own, to which signals are handed on."""
+    """Run a sweep, each run in its own process, to which signals are forwarded."""
     for number, one in enumerate(runs, start=1):
         print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
         process = subprocess.Popen([sys.executable, "-m", "pirl_plugin.launch.launcher", *one])
@@ -236,7 +237,7 @@ def _sweep(runs: list[list[str]]) -> None:
 
 
 def _check_same_evaluation(config: AttrDict) -> None:
-    """Refuse to go on with, or to show, an evaluation of other weights in the same folder.
+    """Raise if the folder has an evaluation of other weights, which the run would resume or show.
 
     Raises:
         ConfigError: naming both weights.
@@ -248,12 +249,12 @@ def _check_same_evaluation(config: AttrDict) -> None:
     if found.get("PARAMS_FILE", "") != weights:
         raise ConfigError(
             f"CHECKPOINT.DIR is {before.parent}, which has one from {found.get('PARAMS_FILE') or 'no weights'}, "
-            f"and this one is from {weights or 'none'}: give it a folder of its own."
+            f"and this one is from {weights or 'none'}: give it another folder."
         )
 
 
 def _run_here(whole: AttrDict) -> None:
-    """Run an engine in this process and those that it starts; the first says what it is, and what came of it."""
+    """Run an engine in this process and those that it starts; the first prints a summary and the result."""
     config, engine = whole.config, whole.engine_name
     primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
     composition.make_folder(config)
@@ -267,7 +268,7 @@ def _run_here(whole: AttrDict) -> None:
         return
     started = time.monotonic()
     with _held(config, engine, primary):
-        if primary:  # not before the folder is known to be this run's
+        if primary:  # only once this run holds the folder
             _check_same_evaluation(config)
             composition.write(config)
             if engine == "train":
@@ -275,8 +276,8 @@ def _run_here(whole: AttrDict) -> None:
                 print("\n".join(run_summary.summarise(config, newest)), flush=True)
         launch(config, whole.node_id, engine)
     if primary:
-        if engine == "train" and run_result.final_checkpoint(Path(folder)) is None:  # VISSL says nothing of Ctrl-C
-            sys.exit("Error: The run was stopped before its end; the same command goes on from its last checkpoint.")
+        if engine == "train" and run_result.final_checkpoint(Path(folder)) is None:  # VISSL does not report Ctrl-C
+            sys.exit("Error: The run was stopped before its end; the same command resumes from its last checkpoint.")
         minutes = (time.monotonic() - started) / 60
         print("\n" + "\n".join(run_result.closing(config, engine, minutes)), flush=True)
 
@@ -285,8 +286,8 @@ def run(overrides: list[str]) -> None:
     """Run what the overrides say: one run, a job on SLURM, or the runs of a sweep one after the other.
 
     Raises:
-        ConfigError: for what the user can put right.
-        SystemExit: where a run of a sweep fails.
+        ConfigError: for errors that the user can fix.
+        SystemExit: if a run of a sweep fails.
     """
     runs = composition.expand_sweep(overrides)
     if len(runs) > 1:
@@ -311,4 +312,4 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     from pirl_plugin.launch import launcher
 
-    launcher.main()  # by its name: what is pickled here must be found where it is read, in ranks and jobs
+    launcher.main()  # by its module name: what is pickled here must be importable in ranks and jobs

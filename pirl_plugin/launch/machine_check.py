@@ -1,4 +1,4 @@
-"""Can this machine do what a config says? Asked on every node, before anything is loaded."""
+"""Checks on every node, before anything is loaded, that the machine can run a config."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pirl_plugin.validation import ConfigError
 
 LONGEST_SOCKET = 107  # letters in the path of a Unix socket
 SOCKET = "/pymp-12345678/listener-12345678"  # what multiprocessing adds to the temporary folder
-PREFETCHED = 2  # batches a worker has ready, PyTorch's default
+PREFETCHED = 2  # batches that each worker prefetches, PyTorch's default
 SHARED_MEMORY = "/dev/shm"
 
 
 def check_machine(config: Any) -> None:
-    """Refuse a run that this machine or the files it names cannot serve.
+    """Raise if this machine or the named files do not fit a run.
 
     Raises:
         ConfigError: one sentence with key, value and what would be right.
@@ -53,15 +53,15 @@ def check_machine(config: Any) -> None:
     if config.DATA.NUM_DATALOADER_WORKERS:
         check_temporary_folder()
         check_shared_memory(config)
-    if weights and checkpoint_folder.newest(config, get_checkpoint_folder(config)) is None:  # else a run goes on
+    if weights and checkpoint_folder.newest(config, get_checkpoint_folder(config)) is None:  # else the run resumes
         check_initial_weights(config)
 
 
 def check_gpus(config: Any) -> None:
-    """Refuse GPUs that this build of PyTorch cannot use, and say what will be slow on those that it can.
+    """Raise if this build of PyTorch cannot use the GPUs, and warn of what will be slow on them.
 
     Raises:
-        ConfigError: with what to install.
+        ConfigError: naming what to install.
     """
     for fault in unusable_gpus():
         raise ConfigError(f"MACHINE.DEVICE is gpu, but {fault}; or set it to cpu.")
@@ -69,12 +69,12 @@ def check_gpus(config: Any) -> None:
     if step.get("precision") == "bfloat16" and emulates_bfloat16():
         logging.warning(
             f"TRAINER.PIRL_TRAIN_STEP.precision is bfloat16, for which {torch.cuda.get_device_name()} has no units: it "
-            f"is emulated and slow. float16 and float32 are quicker there."
+            f"is emulated and slow. float16 and float32 are faster there."
         )
 
 
 def check_temporary_folder() -> None:
-    """Refuse a TMPDIR in which Python's processes cannot reach each other.
+    """Raise if TMPDIR is too long for Python's processes to reach each other.
 
     Raises:
         ConfigError: naming it and how long it may be.
@@ -82,13 +82,13 @@ def check_temporary_folder() -> None:
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) + len(SOCKET) > LONGEST_SOCKET:
         raise ConfigError(
-            f"The temporary folder {folder} has {len(os.fsencode(folder))} letters, with which loader workers cannot "
-            f"be reached: set TMPDIR to one of at most {LONGEST_SOCKET - len(SOCKET)}, such as /tmp."
+            f"The temporary folder {folder} has {len(os.fsencode(folder))} letters, too many for loader workers to be "
+            f"reached: set TMPDIR to one of at most {LONGEST_SOCKET - len(SOCKET)}, such as /tmp."
         )
 
 
 def batch_bytes(config: Any) -> int:
-    """Bytes that one batch of the plugin's views takes in shared memory; 0 for transforms of VISSL."""
+    """Bytes of one batch of the plugin's views in shared memory; 0 for transforms of VISSL."""
     entry = config.DATA.TRAIN.TRANSFORMS[0] if config.DATA.TRAIN.TRANSFORMS else {}
     if entry.get("name") not in PRETEXT_TRANSFORMS:
         return 0
@@ -99,10 +99,10 @@ def batch_bytes(config: Any) -> int:
 
 
 def check_shared_memory(config: Any, folder: str = SHARED_MEMORY) -> None:
-    """Refuse to start workers whose batches do not fit into shared memory: they would die of a bus error.
+    """Raise if the workers' batches do not fit into shared memory: they would die of a bus error.
 
     Raises:
-        ConfigError: naming what is needed and what there is.
+        ConfigError: naming how much is needed and how much is free.
     """
     try:
         state = os.statvfs(folder)

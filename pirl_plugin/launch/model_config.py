@@ -1,4 +1,4 @@
-"""What config.MODEL says, read in one place: inputs, heads, channels of the trunk."""
+"""Reads config.MODEL in one place: inputs, heads, channels of the trunk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pirl_plugin.validation import ConfigError
 
 
 def trunk_channels(config: Any) -> int | None:
-    """Features that the trunk gives a view: of one of the ResNets (channels of res5) or of timm's; else None."""
+    """Number of features per view, for a ResNet (channels of res5) or a network of timm; else None."""
     trunk = config.MODEL.TRUNK
     if trunk.NAME == "resnet":
         return round(2048 * trunk.RESNETS.WIDTH_MULTIPLIER)
@@ -40,7 +40,7 @@ def pirl_heads_of(config: Any) -> Iterator[tuple[str, dict]]:
     """(input key, arguments) of every pirl_heads in the model.
 
     Raises:
-        ConfigError: for what is no list of [name, arguments].
+        ConfigError: for anything but a list of [name, arguments].
     """
     parameters = config.MODEL.HEAD.PARAMS
     heads = parameters if config.MODEL.MULTI_INPUT_HEAD_MAPPING else [parameters]

@@ -1,4 +1,4 @@
-"""Whatever is registered, for commands that VISSL is not needed for: with VISSL's parts where it is installed."""
+"""Registers all parts for commands that do not need VISSL: with VISSL's parts if it is installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pirl_plugin.registry import import_user_modules
 
 
 def import_parts() -> None:
-    """Register the plugin's and the user's parts and, where VISSL is installed, all of its."""
+    """Register the plugin's and the user's parts and, if VISSL is installed, all of VISSL's."""
     if is_installed("vissl") and is_installed("classy_vision"):
         from pirl_plugin.launch import registration  # noqa: F401
     else:

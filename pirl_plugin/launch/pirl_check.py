@@ -1,4 +1,4 @@
-"""A run with PIRL's loss: do loss, views, heads and data fit each other?"""
+"""For a run with PIRL's loss: checks that loss, views, heads and data fit together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pirl_plugin.validation import (
 
 
 def check_pirl(config: Any) -> None:
-    """Refuse a config whose parts do not make a run of PIRL.
+    """Raise if a config's parts do not fit together for PIRL.
 
     Args:
         config: the `config` node, whose loss is PIRLLoss or a subclass.
@@ -57,10 +57,10 @@ def check_pirl(config: Any) -> None:
 
 
 def _trial_loss(config: Any) -> PIRLLoss:
-    """The run's loss, built to see whether all of its settings are right.
+    """The run's loss, built to check all of its settings.
 
-    The plugin's own banks, whose settings do not depend on the number of images, are tried with two rows; a bank of the
-    user's own with as many as there are images.
+    The plugin's own banks, whose settings do not depend on the number of images, are tried with two rows; a user's own
+    bank with one row per image.
     """
     cls, given = pirl_loss_class(config), pirl_loss_settings(config)
     assert cls is not None
@@ -81,7 +81,7 @@ def _trial_loss(config: Any) -> PIRLLoss:
 
 
 def _number_of_images(config: Any) -> int:
-    """|D|, counted before VISSL does; 2 where the data are not files that can be counted here."""
+    """|D|, counted before VISSL does; 2 if the data are not files that can be counted here."""
     train = config.DATA.TRAIN
     if not train.DATA_PATHS or train.DATA_SOURCES[0] not in ("image_files", "disk_folder"):
         return 2
@@ -93,13 +93,13 @@ def _check_data(config: Any) -> None:
     train, name = config.DATA.TRAIN, config.LOSS.name
     if config.TEST_MODEL:
         raise ConfigError(
-            f"TEST_MODEL is true, but {name} knows the training images only (its bank has no row for a test "
+            f"TEST_MODEL is true, but {name} knows only the training images (its bank has no row for a test "
             f"image); set TEST_MODEL to false and evaluate the checkpoint with a benchmark config."
         )
     if len(train.DATA_SOURCES) != 1 or train.ENABLE_QUEUE_DATASET:
         raise ConfigError(
             f"DATA.TRAIN.DATA_SOURCES is {train.DATA_SOURCES} and ENABLE_QUEUE_DATASET {train.ENABLE_QUEUE_DATASET}; "
-            f"{name} needs one source, and no queue (which would train on another image in place of a broken one)."
+            f"{name} needs one source, and no queue (which would replace a broken image by another one)."
         )
     share = train.get("LARGEST_UNREADABLE_SHARE", 1.0)
     check_number(share, "DATA.TRAIN.LARGEST_UNREADABLE_SHARE", 0, 1, above=True)
@@ -135,12 +135,12 @@ def _pretext_task(config: Any) -> PretextTransform:
 
 
 def _check_inputs(config: Any, loss: PIRLLoss, task: PretextTransform) -> None:
-    """The model's inputs: the image and, where the task makes views, those."""
+    """Check the model's inputs: the image and, if the task makes views, those."""
     mapped = [key for key, _ in config.MODEL.MULTI_INPUT_HEAD_MAPPING]
     if mapped not in (["images", "pretext"], []):
         raise ConfigError(
             f"MODEL.MULTI_INPUT_HEAD_MAPPING maps {mapped}; {config.LOSS.name} needs ['images', 'pretext'], in that "
-            f"order, or no mapping at all ([]) for the image alone."
+            f"order, or no mapping at all ([]) for the image only."
         )
     if loss.lambda_ > 0 and "pretext" not in mapped:
         raise ConfigError(f"pirl_loss.lambda_ is {loss.lambda_}, which needs a head for the input `pretext`.")
@@ -154,7 +154,7 @@ def _check_inputs(config: Any, loss: PIRLLoss, task: PretextTransform) -> None:
 def _check_head(
     config: Any, key: str, head: dict[str, Any], loss: PIRLLoss, task: PretextTransform, channels: int | None
 ) -> None:
-    """One pirl_heads: its branch, its channels, which are the trunk's where those are known, and its dimension."""
+    """Check one pirl_heads: its branch, its channels (the trunk's, if known) and its dimension."""
     branch, dim = head.get("branch"), head.get("embedding_dim", 128)
     wanted = "image" if key == "images" else task.branch
     if branch != wanted:
@@ -169,7 +169,7 @@ def _check_head(
     if channels is not None and head["in_channels"] != channels:
         raise ConfigError(
             f"pirl_heads.in_channels ({branch}) is {head['in_channels']}, but the trunk gives {channels} features "
-            f"a view; leave in_channels out, and it is filled in."
+            f"per view; leave in_channels out, and it is filled in."
         )
     if dim != loss.embedding_dim:
         raise ConfigError(

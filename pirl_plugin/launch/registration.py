@@ -1,7 +1,7 @@
-"""Importing this module makes VISSL run here and registers all that the plugin, and the user's files, add to it.
+"""Importing this module prepares VISSL and registers everything that the plugin and the user's files add to it.
 
-Every process needs it: ranks, data-loader workers, jobs of submitit. What starts processes imports it at top level,
-which spawned and fork-served children repeat.
+Every process needs it: ranks, data-loader workers, jobs of submitit. Modules that start processes import it at top
+level, which spawned and fork-served children repeat.
 """
 
 import sys
@@ -20,5 +20,5 @@ mends.mend_imported()
 
 
 def import_in_children() -> None:
-    """Let the processes that this one starts import this module, whatever __main__ is: they import __main__ first."""
+    """Make the processes that this one starts import this module, whatever __main__ is: they import __main__ first."""
     sys.modules["__main__"] = sys.modules[__name__]

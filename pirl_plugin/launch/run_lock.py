@@ -1,4 +1,4 @@
-"""One run at a time in a checkpoint folder: a file there says who trains, and counts for nothing when they are gone."""
+"""Allows one run at a time in a checkpoint folder: a lock file names the run and is ignored once the run is gone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pirl_plugin.validation import ConfigError
 
 NAME = "running.json"
 BEAT_SECONDS = 20.0  # how often the owner touches it
-STALE_SECONDS = 300.0  # untouched for so long, its owner is gone, wherever it ran
-# Of a job that was put back into the queue or started again: it is its own predecessor.
+STALE_SECONDS = 300.0  # if untouched for this long, its owner is gone, wherever it ran
+# Identify a job that was requeued or restarted, which may take over its own lock.
 JOBS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in ticks since boot; None where it is gone or dead (Linux)."""
+    """When a process on this machine was started, in ticks since boot; None if it is gone or dead (Linux)."""
     try:
         state, *values = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if state in "ZX" else values[18]
@@ -32,7 +32,7 @@ def _started(pid: int) -> str | None:
 
 
 def _machine() -> str:
-    """Where a process number means a process: containers on one host have numbers of their own."""
+    """Identifies the PID namespace: containers on one host have their own process numbers."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -40,8 +40,8 @@ def _machine() -> str:
 
 
 def owner() -> dict[str, Any]:
-    """This process, as the file names it."""
-    # torchrun's run is called none where it was given no name.
+    """This process, as recorded in the lock file."""
+    # torchrun names a run "none" if it was given no name.
     job = next((f"{name} {os.environ[name]}" for name in JOBS if os.environ.get(name, "none") not in ("", "none")), "")
     place = {"host": socket.gethostname(), "machine": _machine()}
     return {**place, "pid": os.getpid(), "started": _started(os.getpid()), "job": job}
@@ -67,7 +67,7 @@ def _is_gone(path: Path) -> bool:
         return True
     try:
         return _age(path) > STALE_SECONDS
-    except FileNotFoundError:  # it ends just now
+    except FileNotFoundError:  # it has just ended
         return True
 
 
@@ -75,15 +75,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # gone meanwhile, or cut short by a full disk
+        return {}  # deleted meanwhile, or cut short by a full disk
     return content if isinstance(content, dict) else {}
 
 
 def _take(path: Path) -> None:
-    """Make the file, whole at once, which must not be there: of two that try, one fails.
+    """Create the lock file atomically; it must not exist: if two processes try, one fails.
 
     Raises:
-        ConfigError: where another run holds it.
+        ConfigError: if another run holds it.
     """
     own = unfinished(path)
     own.write_text(json.dumps(owner()), encoding="utf-8")
@@ -97,7 +97,7 @@ def _take(path: Path) -> None:
                 job = f", {other['job']}" if other.get("job") else ""
                 raise ConfigError(
                     f"CHECKPOINT.DIR is {path.parent}, where another run is training (process {other.get('pid')} on "
-                    f"{other.get('host')}{job}): give this one a folder of its own, or, if that one has ended, delete "
+                    f"{other.get('host')}{job}): give this run another folder or, if that one has ended, delete "
                     f"{path}."
                 )
             _put_aside(path, other)
@@ -117,7 +117,7 @@ def _link(own: Path, path: Path) -> None:
 
 
 def _put_aside(path: Path, judged: dict[str, Any]) -> None:
-    """Delete the file of a run that is gone, and no other that has taken its name meanwhile."""
+    """Delete the lock file of a run that is gone, but not one that has replaced it meanwhile."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.gone")
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
@@ -129,10 +129,10 @@ def _put_aside(path: Path, judged: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def only_run_in(folder: str | Path) -> Iterator[None]:
-    """Hold a checkpoint folder; what writes of earlier runs were cut short is deleted.
+    """Hold a checkpoint folder, and delete unfinished files of earlier runs.
 
     Raises:
-        ConfigError: where another run holds it, naming its process, host and job.
+        ConfigError: if another run holds it, naming its process, host and job.
     """
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)

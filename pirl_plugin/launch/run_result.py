@@ -1,4 +1,4 @@
-"""What a run came to, in a few lines at its end: the result, the file that holds it, what to do with it."""
+"""Summarises a finished run in a few lines: the result, the file that holds it, and what to do with it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pirl_plugin.training.warning_signs import REMEDIES
 
 
 def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
-    """The result of a run that ended, a line a subject, as `run_summary.summarise` is of its beginning.
+    """The result of a finished run, one line per subject, like `run_summary.summarise` at its start.
 
     Args:
-        config: of the run.
+        config: the run's config.
         engine_name: `train` or `extract_features`.
-        minutes: that it took; None where it was done before.
+        minutes: how long it took; None if it was done before.
     """
     folder = Path(get_checkpoint_folder(config))
     lines = {} if minutes is None else {"took": f"{minutes:.1f} minutes"}
@@ -43,7 +43,7 @@ def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
 
 
 def final_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the end of a training; None where it has not ended."""
+    """The final checkpoint of a training; None if it has not ended."""
     if not has_final_checkpoint(str(folder)):
         return None
     return max(folder.glob("model_final_checkpoint_phase*.torch"), key=lambda path: path.stat().st_mtime)
@@ -73,14 +73,14 @@ def _pretraining(config: Any, folder: Path) -> dict[str, str]:
 
 
 def _beside_untrained(config: Any, final: Path) -> dict[str, str]:
-    """kNN of the network and of the one that it started from, where the images lie in class folders."""
+    """kNN of the network and of the untrained one, if the images are in class folders."""
     most = MonitorSettings.from_config(config.HOOKS.get("PIRL_MONITOR", {})).compare_images
     paths = config.DATA.TRAIN.DATA_PATHS
     if not most or len(paths) != 1 or config.DATA.TRAIN.LABEL_TYPE != "sample_index":
         return {}
     try:
         found = knn_beside_untrained(config, load_checkpoint(final), paths[0], most)
-    except Exception as error:  # the run is done, whatever keeps this from being measured
+    except Exception as error:  # the run is done, even if this cannot be measured
         return {"kNN beside untrained": f"not measured: {type(error).__name__}: {error}"}
     if found is None:
         return {}
@@ -101,7 +101,7 @@ def _evaluation(folder: Path) -> dict[str, str]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # torn by a kill
+        except ValueError:  # cut short by a kill
             continue
         for meter, values in row.items():
             if not meter.startswith("test_") or not isinstance(values, Mapping):
@@ -126,6 +126,6 @@ def _last_row(path: Path) -> dict[str, str]:
 
 
 def _unreadable(folder: Path) -> str:
-    """How many images of each split the ranks could not read."""
+    """How many images per split the ranks could not read."""
     listed = ", ".join(f"{count} images of {split}" for split, count in count_listed(folder).items())
     return f"{listed}; named in {folder}/unreadable_*rank*.txt" if listed else ""

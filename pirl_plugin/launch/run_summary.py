@@ -1,4 +1,4 @@
-"""What a run is going to do, in a few lines, before it does it."""
+"""Summarises in a few lines what a run is about to do."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pirl_plugin.training.settings import StepSettings
 
 
 def summarise(config: Any, resumes_from: str | None = None) -> list[str]:
-    """The settings of a pre-training that people look for, resolved, a line a subject.
+    """The most important settings of a pre-training, resolved, one line per subject.
 
     Args:
-        config: of `composition.compose`, with VISSL's inferences applied.
-        resumes_from: the checkpoint that it goes on from.
+        config: from `composition.compose`, with VISSL's inferences applied.
+        resumes_from: the checkpoint that it resumes from.
     """
     train, optimizer, distributed = config.DATA.TRAIN, config.OPTIMIZER, config.DISTRIBUTED
     ranks = distributed.NUM_NODES * distributed.NUM_PROC_PER_NODE
@@ -36,7 +36,7 @@ def summarise(config: Any, resumes_from: str | None = None) -> list[str]:
         f"{config.MACHINE.DEVICE} with {distributed.BACKEND}, seed {config.SEED_VALUE}",
         "step": _step(config.TRAINER),
         "checkpoints": f"{config.CHECKPOINT.DIR}, every {config.CHECKPOINT.CHECKPOINT_FREQUENCY} epochs"
-        + (f", goes on from {resumes_from}" if resumes_from else ""),
+        + (f", resumes from {resumes_from}" if resumes_from else ""),
     }
     if config.MODEL.WEIGHTS_INIT.PARAMS_FILE and not resumes_from:
         lines["initial weights"] = config.MODEL.WEIGHTS_INIT.PARAMS_FILE
@@ -71,7 +71,7 @@ def _loss(config: Any) -> str:
     cls = pirl_loss_class(config)
     if cls is None:
         return config.LOSS.name
-    # As the loss will read them, with its defaults for what is left out.
+    # As the loss will read them, with its defaults for omitted keys.
     parameters = {**inspect.signature(PIRLLoss).parameters, **inspect.signature(cls).parameters}
     given = {name: parameter.default for name, parameter in parameters.items()} | dict(pirl_loss_settings(config))
     number = "" if given["negatives"] == "all" else f" N = {given['num_negatives']}"

@@ -1,7 +1,7 @@
-"""The console script `run_distributed_engines.py`, as VISSL's tool of that name.
+"""The console script `run_distributed_engines.py`, like VISSL's tool of that name.
 
-It imports this module at top level, and so do the processes that it starts: hence the registration here. Where VISSL or
-a module of the user's is missing, it says so in one sentence.
+It imports this module at top level, and so do the processes that it starts: hence the registration here. If VISSL or a
+user's module is missing, it says so in one sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TRAINER, CHECKPOINT and HOOKS of a run with PIRL's loss: do they agree with the training step?"""
+"""For a run with PIRL's loss: checks that TRAINER, CHECKPOINT and HOOKS agree with the training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pirl_plugin.validation import ConfigError, check_integer
 
 
 def check_step(config: Any) -> None:
-    """Refuse settings that `pirl_train_step`, or the step that is named instead, cannot do.
+    """Raise for settings that `pirl_train_step`, or the step named instead, does not support.
 
     Raises:
         ConfigError: one sentence with key, value and what would be right.
@@ -35,17 +35,17 @@ def _check_checkpoint_keys(config: Any) -> None:
 
 
 def _check_other_step(config: Any, settings: StepSettings, monitor: MonitorSettings) -> None:
-    """VISSL's own step knows nothing of the plugin's settings: they must be at their defaults."""
+    """VISSL's own step ignores the plugin's settings, so they must have their defaults."""
     name = config.TRAINER.TRAIN_STEP_NAME
     if settings != StepSettings(channels_last=settings.channels_last):
         raise ConfigError(
-            f"TRAINER.TRAIN_STEP_NAME is {name!r}, but TRAINER.PIRL_TRAIN_STEP asks for more than "
-            f"that can do; set it to pirl_train_step."
+            f"TRAINER.TRAIN_STEP_NAME is {name!r}, but TRAINER.PIRL_TRAIN_STEP has settings that only "
+            f"pirl_train_step supports; set it to that."
         )
     if monitor != MonitorSettings():
         raise ConfigError(
-            "HOOKS.PIRL_MONITOR is not as it comes, which needs TRAINER.TRAIN_STEP_NAME pirl_train_step; leave it, "
-            "or set the step to pirl_train_step."
+            "HOOKS.PIRL_MONITOR differs from its defaults, which needs TRAINER.TRAIN_STEP_NAME pirl_train_step; "
+            "leave it at its defaults, or set the step to pirl_train_step."
         )
 
 
@@ -56,16 +56,16 @@ def _check_own_step(config: Any, settings: StepSettings) -> None:
         )
     for key in ("USE_STATEFUL_DISTRIBUTED_SAMPLER", "USE_DEBUGGING_SAMPLER"):
         if config.DATA.TRAIN[key]:
-            raise ConfigError(f"DATA.TRAIN.{key} is true, but pirl_task brings its own sampler; set it to false.")
+            raise ConfigError(f"DATA.TRAIN.{key} is true, but pirl_task has its own sampler; set it to false.")
     if config.MODEL.AMP_PARAMS.USE_AMP and settings.precision != "float16":
         raise ConfigError(
-            f"MODEL.AMP_PARAMS.USE_AMP is true; with pirl_train_step it is TRAINER.PIRL_TRAIN_STEP.precision that says "
-            f"how to compute ({settings.precision!r} now)."
+            f"MODEL.AMP_PARAMS.USE_AMP is true; set it to false, because pirl_train_step uses "
+            f"TRAINER.PIRL_TRAIN_STEP.precision ({settings.precision!r} now)."
         )
     if settings.accumulation_steps > config.DATA.TRAIN.BATCHSIZE_PER_REPLICA:
         raise ConfigError(
             f"TRAINER.PIRL_TRAIN_STEP.accumulation_steps is {settings.accumulation_steps}; a batch of "
-            f"DATA.TRAIN.BATCHSIZE_PER_REPLICA {config.DATA.TRAIN.BATCHSIZE_PER_REPLICA} has at most as many parts."
+            f"DATA.TRAIN.BATCHSIZE_PER_REPLICA {config.DATA.TRAIN.BATCHSIZE_PER_REPLICA} has at most that many parts."
         )
     if settings.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""VISSL's other tools, run so that they find the plugin's configs, components and mends.
+"""Runs VISSL's other tools so that they find the plugin's configs, components and patches.
 
 Each entry point takes VISSL's overrides (config=... config.X=...). VISSL's own files in its `tools` package do
 the work; only the nearest-neighbour test is the plugin's, because VISSL's needs a GPU and many images.
@@ -35,19 +35,19 @@ def _overrides(arguments: list[str] | None) -> list[str]:
 
 
 def _compose(arguments: list[str] | None) -> AttrDict:
-    """The whole config of a tool's run.
+    """The full config of a tool's run.
 
     Raises:
-        ConfigError: where the tool could not do what the config says.
+        ConfigError: if the tool cannot do what the config asks for.
     """
     whole = composition.compose([*_overrides(arguments), "engine_name=extract_features"], write_config=True)
     folder = get_checkpoint_folder(whole.config)
     if whole.config.SLURM.USE_SLURM:
-        raise ConfigError("SLURM.USE_SLURM is true, which this tool cannot do; run it inside a job of your own.")
+        raise ConfigError("SLURM.USE_SLURM is true, which this tool does not support; run it inside your own job.")
     if has_final_checkpoint(folder):
         raise ConfigError(
             f"CHECKPOINT.DIR is {folder!r}, the folder of a finished training, in which VISSL extracts nothing; "
-            f"give the features a folder of their own."
+            f"give the features another folder."
         )
     return whole
 
@@ -61,7 +61,7 @@ def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
 
 
 def _say_left_out(folder: str | Path) -> None:
-    """How many images of each split an extraction could not read, said beside its result."""
+    """Print how many images per split an extraction could not read."""
     for split, count in count_listed(Path(folder)).items():
         print(f"{count} images of {split} could not be read and were left out: {folder}/unreadable_{split}_rank*.txt")
 
@@ -78,7 +78,7 @@ def extract_features(arguments: list[str] | None = None) -> None:
 def train_svm(arguments: list[str] | None = None) -> None:
     """`pirl train-svm config=...`: extract features, train and test linear SVMs on every layer, print the mean AP.
 
-    Ends with an error where a layer has no result: VISSL's tool says nothing when an SVM's process dies.
+    Ends with an error if a layer has no result: VISSL's tool says nothing when an SVM's process dies.
     """
     with one_sentence_errors():
         whole = _run_vissl_tool("train_svm", arguments)
@@ -92,10 +92,10 @@ def train_svm(arguments: list[str] | None = None) -> None:
 
 
 def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
-    """`pirl train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images a class.
+    """`pirl train-svm-low-shot config=...`: extract features, then SVMs on SVM.low_shot.k_values images per class.
 
-    The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns by layer and
-    k the mean, min, max and standard deviation over the samples of the mean AP, in per cent, at the best cost.
+    The samples SVM.low_shot.sample_inds are drawn by VISSL's own function, seeded with SEED_VALUE. Returns, by layer
+    and k, the mean, min, max and standard deviation of the mean AP over the samples, in per cent, at the best cost.
     """
     from vissl.utils.misc import merge_features
 
@@ -108,7 +108,7 @@ def train_svm_low_shot(arguments: list[str] | None = None) -> dict[str, dict]:
         config = whole.config
         low_shot = config.SVM.low_shot
         if low_shot.dataset_name != "voc":
-            raise ConfigError(f"SVM.low_shot.dataset_name is {low_shot.dataset_name!r}; this tool knows voc.")
+            raise ConfigError(f"SVM.low_shot.dataset_name is {low_shot.dataset_name!r}; this tool supports only voc.")
         launcher.launch(config, whole.node_id, "extract_features")
         folder = config.EXTRACT_FEATURES.OUTPUT_DIR or get_checkpoint_folder(config)
         results = {}

@@ -1,4 +1,4 @@
-"""Values of VISSL's own keys that cannot be right, refused before VISSL stumbles over them."""
+"""Rejects invalid values of VISSL's own keys before VISSL fails on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_LEARNING_RATE = 1e6
 
 
 def check_values(config: Any) -> None:
-    """Refuse what no run could do.
+    """Raise for values with which no run could work.
 
     Args:
         config: the `config` node, before VISSL infers anything from it.
@@ -50,7 +50,7 @@ def _check_schedule(schedule: Any, num_epochs: int) -> None:
     if rates and schedule.start_value < schedule.end_value and schedule.name == "cosine":
         raise ConfigError(
             f"{where}.start_value is {schedule.start_value:g}, below end_value {schedule.end_value:g}: a cosine "
-            f"schedule falls."
+            f"schedule must fall."
         )
     if schedule.name == "multistep":
         milestones, values = list(schedule.milestones), list(schedule["values"])
@@ -68,7 +68,7 @@ def _check_schedule(schedule: Any, num_epochs: int) -> None:
 
 
 def warn_of_learning_rate(config: Any) -> None:
-    """Say so where the learning rate does not follow the linear scaling rule that the config states."""
+    """Warn if the learning rate does not follow the linear scaling rule that the config states."""
     schedule = config.OPTIMIZER.param_schedulers.lr
     scaling = schedule.auto_lr_scaling
     batch = (

@@ -37,7 +37,7 @@ def test_the_doctor_names_versions_and_which_classy_vision_is_used(report):
 
 
 def test_the_doctor_says_what_each_optional_part_lacks(report, monkeypatch):
-    listed = report[report.index("Optional parts") :]
+    listed = report[report.index("Optional packages") :]
     assert sum(any(part.module in line for line in listed) for part in doctor.OPTIONAL) == len(doctor.OPTIONAL)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv2" else find(name))
@@ -95,7 +95,7 @@ def test_a_run_says_what_it_is_going_to_do(photo_folder):
         "sgd for 800 epochs, learning rate 0.12 to 0.00012 (cosine, by epoch), weight decay 0.0001"
     )  # what VISSL's scaling makes of it
     assert said["network"] == "resnet of depth 50, heads image, jigsaw"
-    assert said["checkpoints"].endswith("goes on from model_phase3.torch")
+    assert said["checkpoints"].endswith("resumes from model_phase3.torch")
 
 
 @pytest.mark.parametrize(

@@ -192,9 +192,9 @@ def test_files_that_cannot_serve_are_refused_in_one_sentence(checkpoint, tmp_pat
         "lost.torch": ({key: value for key, value in weights.items() if "layer3.1" not in key}, r"have \(2, 2, 1, 2\)"),
         "half.torch": (
             {key: value for key, value in weights.items() if key != "layer3.1.bn2.bias"},
-            "not a whole ResNet-18",
+            "not a complete ResNet-18",
         ),
-        "shape.torch": ({**weights, "layer2.0.conv1.weight": torch.ones(3, 3)}, "not a whole ResNet-18"),
+        "shape.torch": ({**weights, "layer2.0.conv1.weight": torch.ones(3, 3)}, "not a complete ResNet-18"),
         "cut.safetensors": (b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "not a complete .safetensors"),
     }
     for name, (content, message) in cases.items():

@@ -128,7 +128,7 @@ def test_in_channels_are_filled_in_and_a_vit_of_one_size_is_refused_with_the_arg
              "config.MODEL.TRUNK.TIMM.model=vit_tiny_patch16_224"]  # fmt: skip
     config = compose(given).config
     assert [head[1]["in_channels"] for (head,) in [[part] for part in config.MODEL.HEAD.PARAMS]] == [192, 192]
-    with pytest.raises(ConfigError, match=r"cannot see the views of 64 pixels.*dynamic_img_size"):
+    with pytest.raises(ConfigError, match=r"cannot take views of 64 pixels.*dynamic_img_size"):
         compose([*given, "config.MODEL.TRUNK.TIMM.arguments.dynamic_img_size=False"])
 
 
