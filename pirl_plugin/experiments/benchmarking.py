@@ -1,4 +1,4 @@
-"""Many evaluations of one checkpoint: run here or on SLURM, gone on with where they stopped, gathered in one table."""
+"""Many evaluations of one checkpoint: run here or on SLURM, resumed if interrupted, gathered in one table."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SAY_EVERY = 15.0  # seconds
 
 
 def read_settings(path: str | Path | None) -> dict[str, list[str]]:
-    """Overrides by benchmark from a YAML file; the keys `vissl` and `detection` stand for all of a kind.
+    """Overrides by benchmark from a YAML file; the keys `vissl` and `detection` apply to all benchmarks of that kind.
 
     Raises:
-        ConfigError: for an unknown benchmark, or what is not a list of words.
+        ConfigError: for an unknown benchmark, or if its overrides are not a list of words.
     """
     if path is None:
         return {}
@@ -50,10 +50,10 @@ def read_settings(path: str | Path | None) -> dict[str, list[str]]:
 
 
 def freeze_weights(checkpoint: str | Path, output: Path) -> Path:
-    """OUTPUT/weights.torch: the trunk of a checkpoint, once, so that all runs in OUTPUT are of the same weights.
+    """Write the trunk of a checkpoint to OUTPUT/weights.torch, once, so that all runs in OUTPUT use the same weights.
 
     Raises:
-        ConfigError: where OUTPUT has another network's.
+        ConfigError: if OUTPUT has another network's weights.
     """
     frozen = output / "weights.torch"
     if not frozen.exists():
@@ -74,9 +74,9 @@ class Run:
     """A benchmark of the weights in a folder.
 
     Attributes:
-        name: of BENCHMARKS.
-        output: the folder of all; the run's own is output/name.
-        overrides: of the settings file.
+        name: a name in BENCHMARKS.
+        output: the folder of all runs; the run's own is output/name.
+        overrides: from the settings file.
     """
 
     name: str
@@ -100,10 +100,10 @@ class Run:
         return [*start, f"config={benchmark.config}", *given, *self.overrides]
 
     def result(self) -> dict[str, Any] | None:
-        """What is known of it: "overrides" and, when it is done, "figures", or "failed"; None where it never started.
+        """The stored result: "overrides" and, once it is done, "figures" or "failed"; None if it never started.
 
         Raises:
-            ConfigError: where it was done, or begun, with other overrides.
+            ConfigError: if it was done, or started, with other overrides.
         """
         path = self.folder / "result.json"
         if not path.is_file():
@@ -124,7 +124,7 @@ class Run:
         return result
 
     def run(self, position: str = "") -> dict[str, Any]:
-        """Run it, unless it is done: its output goes to log.txt, a line now and then to the terminal."""
+        """Run it, unless it is done: its output goes to log.txt, an occasional line to the terminal."""
         before = self.result()
         if before is not None and "figures" in before:
             print(f"{position}{self.name}: done before", flush=True)
@@ -134,7 +134,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write()
         started, log = time.monotonic(), self.folder / "log.txt"
-        print(f"{position}{self.name}: {'goes on' if before else 'started'}, log in {log}", flush=True)
+        print(f"{position}{self.name}: {'resumed' if before else 'started'}, log in {log}", flush=True)
         with log.open("ab") as file:
             process = subprocess.Popen(self.command(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
             try:
@@ -150,7 +150,7 @@ class Run:
                 raise RuntimeError(last_line(log))
             result = self._write(minutes=minutes, figures=BENCHMARKS[self.name].read(self.folder / "run"))
         except Exception as error:
-            # Whatever is not there to be read: the log has the reason, and the other benchmarks go on.
+            # Whichever file is missing: the log has the reason, and the other benchmarks continue.
             result = self._write(minutes=minutes, failed=str(error) or type(error).__name__)
         said = f"failed: {result['failed']} (see {log})" if "failed" in result else f"done in {minutes:.1f} min"
         print(f"{position}{self.name}: {said}", flush=True)
@@ -158,7 +158,7 @@ class Run:
 
 
 def _exit_code(process: subprocess.Popen, seconds: float) -> int | None:
-    """The exit code of a process, or None where it still runs after `seconds`."""
+    """The exit code of a process, or None if it still runs after `seconds`."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -166,7 +166,7 @@ def _exit_code(process: subprocess.Popen, seconds: float) -> int | None:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last non-empty line of a log."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
@@ -177,7 +177,7 @@ def plan(names: Sequence[str], output: Path, settings: Mapping[str, list[str]]) 
     """The runs of some benchmarks.
 
     Raises:
-        ConfigError: for a name that is not one, or results in `output` that were made otherwise.
+        ConfigError: for an unknown name, or for results in `output` that were made with other overrides.
     """
     runs = []
     for name in names:
@@ -189,7 +189,7 @@ def plan(names: Sequence[str], output: Path, settings: Mapping[str, list[str]]) 
 
 
 class SlurmBenchmark:
-    """What submitit runs; a job that is preempted or runs out of time is put back into the queue and goes on."""
+    """What submitit runs; a job that is preempted or runs out of time is requeued and resumes."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -205,11 +205,11 @@ class SlurmBenchmark:
 
 
 def submit(runs: Sequence[Run], cluster: str, **parameters: Any) -> list[Any]:
-    """Submit each run as a job of its own; returns submitit's jobs.
+    """Submit each run as a separate job; returns submitit's jobs.
 
     Args:
         cluster: `slurm`, or `local` for processes on this machine.
-        parameters: of submitit's AutoExecutor (timeout_min, slurm_partition, gpus_per_node, cpus_per_task ...).
+        parameters: for submitit's AutoExecutor (timeout_min, slurm_partition, gpus_per_node, cpus_per_task ...).
     """
     import submitit
 
@@ -219,7 +219,7 @@ def submit(runs: Sequence[Run], cluster: str, **parameters: Any) -> list[Any]:
 
 
 def gather(output: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The table of all results in a folder, as Markdown and as rows; also written to results.md and results.json."""
+    """The table of all results in a folder, as Markdown and as rows; also writes results.md and results.json."""
     results = []
     for name, benchmark in BENCHMARKS.items():
         path = output / name / "result.json"

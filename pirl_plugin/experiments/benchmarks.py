@@ -1,4 +1,4 @@
-"""The benchmarks that `pirl benchmark` knows: what runs each, how its result is read, and the paper's figures."""
+"""The benchmarks of `pirl benchmark`: the command for each, how to read its result, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def _detection(folder: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One evaluation; one of your own is registered by BENCHMARKS.register(name, Benchmark(...)).
+    """One evaluation; register your own by BENCHMARKS.register(name, Benchmark(...)).
 
     Attributes:
-        title: for the table.
+        title: title for the table.
         tool: the command of `pirl` that runs it.
         config: its config's name.
         read: folder of the finished run -> figures in per cent by metric.
-        paper: the paper's figures of PIRL (800 epochs, N = 32,000) by metric, where it has them.
+        paper: the paper's figures for PIRL (800 epochs, N = 32,000) by metric, if any.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""`pirl demo`: pre-train on real photos within a time budget, measure what was learned, draw it."""
+"""`pirl demo`: pre-trains on real photos within a time budget, evaluates the result and plots it."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
 from pirl_plugin.validation import ConfigError
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
-SIZE = 32  # pixels, of the views that are evaluated
-BATCH = 32  # images a step, over all processes
+SIZE = 32  # pixels, side of the views for evaluation
+BATCH = 32  # images per step, over all processes
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 30
 
 
 def run(output: Path, source: Path | None, budget_minutes: float, num_images: int, seed: int) -> dict:
-    """The whole demo; returns the figures that it also writes to `output`/results.json.
+    """Run the demo; returns the figures, which are also written to `output`/results.json.
 
     Raises:
-        ConfigError: for data that cannot be used or a budget too small for anything.
+        ConfigError: for unusable data or a budget that is too small.
     """
     started = time.monotonic()
     if budget_minutes < 0.25:
-        raise ConfigError(f"--budget-minutes is {budget_minutes}; less than a quarter of a minute trains nothing.")
+        raise ConfigError(f"--budget-minutes is {budget_minutes}; it must be at least a quarter of a minute.")
     output = output.resolve()
     work = fresh_work_folder(output, source)
 
@@ -60,7 +60,7 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
     else:
         data = make_own_data(source, work / "data", num_train, num_train // 4, seed, progress_line("copied"))
         for name in data.unreadable[:10]:
-            print(f"      not readable, left out: {name}")
+            print(f"      unreadable, left out: {name}")
         if data.unreadable:
             print(f"      {len(data.unreadable)} files could not be read and were left out")
     epochs = int(np.clip(affordable // len(data.train_files), 2, MOST_EPOCHS))
@@ -95,10 +95,10 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
 
 
 def fresh_work_folder(output: Path, source: Path | None) -> Path:
-    """`output`/pirl_demo, emptied of what an earlier demo left there, and of nothing else.
+    """`output`/pirl_demo, after deleting only what an earlier demo left there.
 
     Raises:
-        ConfigError: where it holds anything that no demo wrote, or the user's photos.
+        ConfigError: if it holds anything that a demo did not write, or the user's photos.
     """
     work = output / "pirl_demo"
     marker = work / ".written_by_pirl_demo"
@@ -117,7 +117,7 @@ def _say(step: int, text: str) -> None:
 
 
 def seconds_per_image(processes: int) -> float:
-    """Seconds that one training image costs here with that many single-threaded processes, measured on a batch."""
+    """Seconds per training image on this machine with `processes` single-threaded processes, measured on a batch."""
     config = compose([f"config={CONFIG}", "config.DATA.TRAIN.DATA_PATHS=[.]"], check=False)
     transform = PRETEXT_TRANSFORMS["jigsaw_patch_transform"].from_config(config.DATA.TRAIN.TRANSFORMS[0])
     trunk = build_trunk(config).train()
@@ -134,7 +134,7 @@ def seconds_per_image(processes: int) -> float:
             times.append(time.monotonic() - start)
     finally:
         torch.set_num_threads(threads)
-    # Half as much again for the loss, the optimiser, start-up and what the processes wait for each other.
+    # Half as much again for the loss, the optimiser, start-up and the processes' waiting for each other.
     return 1.5 * min(times) / 32 / processes
 
 
@@ -142,7 +142,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """The checkpoint that VISSL's `checkpoint.torch` points to.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: if there is none.
     """
     path = folder / "checkpoint.torch"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Small images for the demo: tiles of photos that come with installed packages, or copies of the user's own."""
+"""Small images for the demo: tiles of photos from installed packages, or copies of the user's own."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ SCIKIT_IMAGE_PHOTOS = (
 )
 SCIKIT_LEARN_PHOTOS = ("china.jpg", "flower.jpg")
 
-TRAIN_SHARE, HELD_OUT_SHARE = 0.65, 0.30  # of each photo's width; the strip between them is used by neither
+TRAIN_SHARE, HELD_OUT_SHARE = 0.65, 0.30  # of each photo's width; neither uses the strip between them
 SHORTER_SIDE = 64  # pixels, of the copies of the user's photos
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Where the demo's images lie and what is known of them.
+    """The demo's images and their labels.
 
     Attributes:
-        train_folder: holds the training images.
+        train_folder: folder of the training images.
         train_files, test_files: paths.
-        train_labels, test_labels: int64 class numbers, or None where there are no classes.
-        class_names: one a class.
+        train_labels, test_labels: int64 class numbers, or None if there are no classes.
+        class_names: one per class.
         unreadable: the user's files that could not be read.
     """
 
@@ -61,14 +61,14 @@ def bundled_photos() -> dict[str, Image.Image]:
     """The photos by name.
 
     Raises:
-        ConfigError: where scikit-image is not installed.
+        ConfigError: if scikit-image is not installed.
     """
     try:
         import skimage.data
     except ImportError as error:
         raise ConfigError(
             "The demo's photos come with scikit-image, which is not installed; install it with: "
-            "pip install scikit-image (or give photos of your own with --data)"
+            "pip install scikit-image (or give your own photos with --data)"
         ) from error
     import sklearn.datasets
 
@@ -81,9 +81,9 @@ def bundled_photos() -> dict[str, Image.Image]:
 
 
 def cut_tiles(photo: Image.Image, count: int, left: float, right: float, seed: int) -> list[Image.Image]:
-    """`count` random square tiles, 48 to 96 pixels wide, of the strip [left, right) of a photo's width.
+    """`count` random square tiles, 48 to 96 pixels wide, from the strip [left, right) of a photo's width.
 
-    Each tile is brought to 40 x 40 pixels.
+    Each tile is resized to 40 x 40 pixels.
     """
     rng = np.random.default_rng(seed)
     first, last = round(photo.width * left), round(photo.width * right)
@@ -98,7 +98,7 @@ def cut_tiles(photo: Image.Image, count: int, left: float, right: float, seed: i
 
 
 def make_bundled_data(folder: Path, num_train: int, num_test: int, seed: int = 0) -> DemoData:
-    """Write tiles of the bundled photos; the class of a tile is its photo, train and test regions are disjoint."""
+    """Write tiles of the bundled photos; a tile's class is its photo, and train and test regions are disjoint."""
     photos = bundled_photos()
     names = sorted(photos)
     files: dict[str, list[Path]] = {"train": [], "test": []}
@@ -133,10 +133,10 @@ def make_own_data(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> DemoData:
-    """Write small copies of a random choice of the user's photos, a fifth of them (at most num_test) held out.
+    """Write small copies of a random choice of the user's photos, with a fifth of them (at most num_test) held out.
 
-    The class of a photo is the sub-folder of `source` that it lies in, where all photos lie in sub-folders and
-    there are at least two; else there are no classes.
+    The class of a photo is its sub-folder of `source`, if all photos are in sub-folders and there are at least
+    two; else there are no classes.
 
     Raises:
         ConfigError: with fewer than 64 readable photos.

@@ -1,4 +1,4 @@
-"""What `pirl demo` draws of its run."""
+"""The figure that `pirl demo` draws of its run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pirl_plugin.pretext.jigsaw import JigsawPatchTransform
 
 
 def draw(path: Path, config, data: DemoData, losses: list[tuple[int, float]], results: dict, features: tuple) -> Path:
-    """One PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, the accuracies."""
+    """Draw one PNG: a photo with its shuffled patches, the loss, neighbours of a few queries, and the accuracies."""
     settings = config.DATA.TRAIN.TRANSFORMS[0]
     transform = JigsawPatchTransform.from_config(settings)
     levels = settings["mean"], settings["std"]

@@ -1,4 +1,4 @@
-"""The demo's pre-training: VISSL's trainer in a process of its own, kept to a time by the number of epochs."""
+"""The demo's pre-training: VISSL's trainer in a separate process, with as many epochs as the time allows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pirl_plugin.validation import ConfigError
 LINE = re.compile(
     r"epoch (\d+) of \d+, iteration (\d+) of \d+: (?:loss ([\d.einfa+-]+)|no loss yet).* (\S+(?: days?, \S+)?) left"
 )
-STARTED = "Starting phase 0"  # what VISSL logs when it begins to train: imports are not counted
+STARTED = "Starting phase 0"  # VISSL logs this when it starts to train: imports are not counted
 LATEST = 1.2  # times the budget, after which a run is stopped in any case
 FEWEST_EPOCHS = 2  # the first fills the bank
 
 
 @dataclass
 class Pretraining:
-    """What is known of a run while it goes on.
+    """The state of a run in progress.
 
     Attributes:
         losses: (iteration, loss) as logged.
-        epochs: how many the run is to have, adapted to the machine after the first.
+        epochs: the planned number, adapted to the machine after the first epoch.
     """
 
     epochs: int
@@ -43,17 +43,17 @@ def pretrain(
 ) -> Pretraining:
     """Train for `epochs`, or for as many as the budget allows, which the first epoch shows.
 
-    Where it allows fewer, the run is started again from the end of its first epoch, with a learning rate that falls
-    to its end within them.
+    If it allows fewer, the run is restarted from the end of its first epoch, with a learning-rate schedule for the
+    smaller number.
 
     Args:
-        overrides: of the run, without the number of epochs.
-        output: where pretrain.log goes.
+        overrides: the run's overrides, without the number of epochs.
+        output: folder for pretrain.log.
         run: its checkpoint folder.
         budget_seconds: for training, without the time to start.
 
     Raises:
-        ConfigError: where the run failed, or two epochs do not fit into the budget.
+        ConfigError: if the run failed, or two epochs do not fit into the budget.
     """
     state = Pretraining(epochs)
     log = output / "pretrain.log"
@@ -71,12 +71,12 @@ def pretrain(
                     f"The first epoch did not end within {LATEST:g} times --budget-minutes {budget_seconds / 60:g}: "
                     f"give more minutes, or fewer --images."
                 )
-            print("      out of time: going on with the last whole epoch")
+            print("      out of time: continuing with the last complete epoch")
         return state
 
 
 class Clock:
-    """How long a run may take, from its first step on; imports of a second start are not counted either."""
+    """Time budget of a run, from its first step on; imports after a restart are not counted either."""
 
     def __init__(self, budget_seconds: float) -> None:
         self.budget, self.spent = budget_seconds, 0.0
@@ -92,20 +92,20 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Trained so far."""
+        """Time trained so far."""
         return self.spent + (0.0 if self.started is None else time.monotonic() - self.started)
 
     @property
     def left(self) -> float:
-        """Until a run is stopped in any case."""
+        """Time until the run is stopped in any case."""
         return LATEST * self.budget - self.seconds
 
 
 def affordable_epochs(first_epoch: float, budget: float) -> int:
-    """How many epochs fit into a budget, of which the first took some seconds.
+    """How many epochs fit into a budget, given the seconds of the first epoch.
 
     Raises:
-        ConfigError: where two do not.
+        ConfigError: if two do not fit.
     """
     count = int(budget / first_epoch)
     if count < FEWEST_EPOCHS:
@@ -117,7 +117,7 @@ def affordable_epochs(first_epoch: float, budget: float) -> int:
 
 
 def _train(command: Sequence[str], log_path: Path, processes: int, state: Pretraining, clock: Clock) -> str:
-    """One start of the trainer; returns `done`, `late`, or `slower` with a smaller number of epochs in `state`."""
+    """Run the trainer once; returns `done`, `late`, or `slower` with a smaller number of epochs in `state`."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
     launcher = [sys.executable, "-u", "-m", "pirl_plugin.launch.launcher", *command]
     late = threading.Event()
@@ -187,7 +187,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _until_killed(process: subprocess.Popen) -> Iterator[str]:
-    """The lines of a process, of which nothing is left running when the reader stops for whatever reason."""
+    """The output lines of a process, which is killed with its children when the reader stops for any reason."""
     try:
         assert process.stdout is not None
         yield from process.stdout
@@ -197,7 +197,7 @@ def _until_killed(process: subprocess.Popen) -> Iterator[str]:
 
 
 def progress_line(verb: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that prints one live line with the time left."""
+    """A callback (done, total) that keeps one line updated with the time left."""
     started = time.monotonic()
 
     def show(done: int, total: int) -> None:

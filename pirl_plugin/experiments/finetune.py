@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier from a checkpoint: the whole network, on labelled images of one's own."""
+"""Fine-tuning a classifier from a checkpoint: the whole network, on your own labelled images."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def finetuning(
     """The launcher's arguments for fine-tuning a trunk.
 
     Args:
-        trunk: whose architecture and preprocessing the run has.
+        trunk: the trunk whose architecture and preprocessing the run uses.
         checkpoint: a checkpoint of VISSL's trainer with its weights; None to train from scratch.
         train, test: images with one sub-folder per class, the same classes in both.
         output: CHECKPOINT.DIR.
         epochs: at least 1.
-        seed: of the order, the crops and the new classifier.
-        machine: what trains.
+        seed: seed of the order, the crops and the new classifier.
+        machine: the machine that trains.
 
     Raises:
-        ConfigError: where the folders have different classes, or the network is not a ResNet.
+        ConfigError: if the folders have different classes, or the network is not a ResNet.
     """
     if not isinstance(trunk.architecture, Architecture):
-        raise ConfigError(f"{checkpoint} holds {trunk.architecture}; fine-tuning here is for ResNets.")
+        raise ConfigError(f"{checkpoint} holds {trunk.architecture}; fine-tuning here supports only ResNets.")
     check_same_classes(train, test)
     wanted, network = trunk.preprocessing, trunk.architecture
     classes = len(labelled_class_folders(train))
@@ -84,16 +84,16 @@ def finetune(
     others: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
-    """Say the launcher's command for fine-tuning a checkpoint, and run it.
+    """Print the launcher's command for fine-tuning a checkpoint, and run it.
 
     Args:
         output: the checkpoint folder; None for runs/finetune_<folder of the checkpoint>.
         from_scratch: train the same network from random weights, for comparison.
-        others: overrides that win.
-        dry_run: say it only.
+        others: overrides that take precedence.
+        dry_run: only print the command.
 
     Raises:
-        ConfigError: for what the user can put right.
+        ConfigError: for errors that the user can fix.
     """
     checkpoint = checkpoint.absolute()
     trunk = load_trunk(checkpoint)

@@ -1,7 +1,7 @@
-"""What to train on a folder of photos with the machine at hand: every choice with its reason.
+"""Chooses how to train on a folder of photos with this machine, and gives the reason for every choice.
 
-The sizes, rates and counts are those that held on small data sets of several kinds (docs/small_data_sets.md). They are
-not the paper's: for ImageNet and its like, its configs are.
+The sizes, rates and counts are those that worked on several kinds of small data sets (docs/small_data_sets.md). They
+are not the paper's: use its configs for ImageNet and similar data sets.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pirl_plugin.validation import ConfigError, check_integer
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 FEWEST_PHOTOS = 32
-SAMPLE = 200  # photos whose size is looked at
-LARGEST_EXACT = 65_536  # images, up to which all others are the negatives
-RATE = 0.015 / 32  # learning rate of an image of the batch
+SAMPLE = 200  # photos whose size is examined
+LARGEST_EXACT = 65_536  # images; up to this many, all others are the negatives
+RATE = 0.015 / 32  # learning rate per image of the batch
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = {"cpu": 1_000, "gpu": 20_000}, 12, {"cpu": 100, "gpu": 400}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes in pixels: of the view, of the canvas that is cut into 3 x 3, of a patch; and the trunk's stem."""
+    """Sizes in pixels of the view, of the canvas that is cut into 3 x 3, and of a patch; and the trunk's stem."""
 
     view: int
     canvas: int
@@ -47,11 +47,11 @@ LARGEST_VIEW = {"cpu": 96, "gpu": 224}
 
 @dataclass(frozen=True)
 class Photos:
-    """What a folder holds.
+    """The photos in a folder.
 
     Attributes:
         source: as given.
-        count: of images.
+        count: number of images.
         side: the median of the shorter sides, in pixels.
     """
 
@@ -61,21 +61,21 @@ class Photos:
 
     @classmethod
     def of(cls, source: Path) -> Photos:
-        """Look at a folder (or list) of images; the sizes of up to SAMPLE of them.
+        """Count the images of a folder (or list), and read the sizes of up to SAMPLE of them.
 
         Raises:
-            ConfigError: where there are too few, or none of the sample can be read.
+            ConfigError: if there are too few, or none of the sample can be read.
         """
         files = list_images(source)
         if len(files) < FEWEST_PHOTOS:
             raise ConfigError(
-                f"{source} has {len(files)} images; PIRL tells each from the others and needs at least {FEWEST_PHOTOS}."
+                f"{source} has {len(files)} images; PIRL tells images apart and needs at least {FEWEST_PHOTOS}."
             )
         sides = []
         for place in np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).astype(int):
             try:
                 sides.append(min(load_rgb(files[place]).size))
-            except Exception:  # the run names and counts those that it cannot read
+            except Exception:  # the run names and counts unreadable ones
                 continue
         if not sides:
             raise ConfigError(f"None of {min(SAMPLE, len(files))} images of {source} that were tried can be read.")
@@ -84,12 +84,12 @@ class Photos:
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains.
+    """The machine that trains.
 
     Attributes:
-        kind: cpu, or gpu where there is one.
-        cores: that this process may use.
-        gpus: how many.
+        kind: cpu, or gpu if there is one.
+        cores: number of cores that this process may use.
+        gpus: number of GPUs.
         bfloat16: whether the GPUs have units for it.
     """
 
@@ -108,7 +108,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice: what it is about, what was chosen, and why."""
+    """One choice: its subject, what was chosen, and why."""
 
     about: str
     chosen: str
@@ -121,7 +121,7 @@ class Recipe:
 
     Attributes:
         overrides: `config=...`, `config.KEY=value` ...
-        choices: what they say, in words.
+        choices: the reasons for them.
     """
 
     overrides: tuple[str, ...]
@@ -133,7 +133,7 @@ class Recipe:
 
 
 def override_value(path: Path) -> str:
-    """A path as an override's value, in quotes where it needs them."""
+    """A path as an override's value, quoted if necessary."""
     return str(path) if re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) else quote(path)
 
 
@@ -144,7 +144,7 @@ def geometry_for(side: int, kind: str) -> Geometry:
 
 
 def epochs_for(count: int, batch: int, kind: str) -> int:
-    """So many that there are STEPS steps: what small sets lacked were steps, not epochs."""
+    """As many as it takes for STEPS steps: small data sets lacked steps, not epochs."""
     steps_an_epoch = max(1, count // batch)
     return int(np.clip(-(-STEPS[kind] // steps_an_epoch), FEWEST_EPOCHS, MOST_EPOCHS[kind]))
 
@@ -154,7 +154,7 @@ def recipe_for(photos: Photos, machine: Machine, output: Path, epochs: int | Non
 
     Args:
         output: the checkpoint folder.
-        epochs: None for as many as `epochs_for` says.
+        epochs: None for the number from `epochs_for`.
     """
     gpu = machine.kind == "gpu"
     sizes = geometry_for(photos.side, machine.kind)
@@ -201,10 +201,10 @@ def recipe_for(photos: Photos, machine: Machine, output: Path, epochs: int | Non
         ]
     used = f"{processes} GPU{'s' * (processes > 1)}, {precision}" if gpu else f"{machine.cores} CPU cores, {precision}"
     largest = f"a {machine.kind.upper()} takes up to {LARGEST_VIEW[machine.kind]} here"
-    tried = "at least four steps an epoch" if per_gpu < (128 if gpu else 32) else "as the recipe was tried"
+    tried = "at least four steps per epoch" if per_gpu < (128 if gpu else 32) else "as the recipe was tried"
     choices = (
         Choice("photos", f"{photos.count:,}", f"of about {photos.side} pixels, in {photos.source}"),
-        Choice("machine", used, f"{workers or 'no'} processes beside it read images"),
+        Choice("machine", used, f"{workers or 'no'} extra processes read images"),
         Choice("views", f"{sizes.view} pixels, patches of {sizes.patch}", f"photos have {photos.side}; {largest}"),
         Choice("network", f"ResNet-{depth}, {width:g} wide", f"{sizes.stem} stem; heads with batch normalisation"),
         Choice("batch", f"{batch}", "not yet tried on a GPU" if gpu else tried),
@@ -212,7 +212,7 @@ def recipe_for(photos: Photos, machine: Machine, output: Path, epochs: int | Non
         Choice("learning rate", f"{rate:g}", "0.015 for a batch of 32, in proportion; a cosine to 1% of it"),
         Choice(
             "negatives",
-            "all other images" if exact else "32,000 an image",
+            "all other images" if exact else "32,000 per image",
             "exact, and cheap for so few" if exact else "all of them would cost more than the network",
         ),
     )
@@ -227,15 +227,15 @@ def pretrain(
     others: tuple[str, ...] = (),
     dry_run: bool = False,
 ) -> None:
-    """Say what is picked for a folder of photos, and run it with the ordinary launcher.
+    """Print the recipe for a folder of photos, and run it with the ordinary launcher.
 
     Args:
         output: the checkpoint folder; None for runs/<name of the folder>.
-        others: overrides that win over those of the recipe.
-        dry_run: say it only.
+        others: overrides that take precedence over the recipe's.
+        dry_run: only print the recipe.
 
     Raises:
-        ConfigError: for what the user can put right.
+        ConfigError: for errors that the user can fix.
     """
     if epochs is not None:
         check_integer(epochs, "--epochs", 2)

@@ -1,4 +1,4 @@
-"""What a study compares: methods, and sweeps over one setting, read from a YAML file."""
+"""What a study compares, read from a YAML file: methods, and sweeps over one setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Method:
     """One line of the table: a config to pre-train with, or none for the untrained network.
 
     Attributes:
-        cost: seconds an image, relative to PIRL (jigsaw); above 0 where there is a config.
+        cost: seconds per image, relative to PIRL (jigsaw); above 0 if there is a config.
         paper: the paper's figures in per cent, by measure.
     """
 
@@ -33,7 +33,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One plot: for each series the runs by the swept value, in order.
+    """One plot: the runs of each series by the swept value, in order.
 
     Attributes:
         series: name of the series -> swept value -> name of a run.
@@ -47,11 +47,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """What a study compares.
 
     Attributes:
         methods: by name; the lines of the table.
-        points: by name; runs that only a sweep has.
+        points: by name; runs that belong only to a sweep.
     """
 
     methods: Mapping[str, Method]
@@ -60,10 +60,10 @@ class Study:
 
 
 def read_study(name: str | Path = DEFAULT) -> Study:
-    """A study of configs/study by name, or of a YAML file of one's own.
+    """Read a study from configs/study by name, or from your own YAML file.
 
     Raises:
-        ConfigError: for a file that is missing, is no YAML, or has keys or methods that are not known.
+        ConfigError: for a file that is missing, is not YAML, or has unknown keys or methods.
     """
     path = config_folder() / "study" / f"{name}.yaml"
     path = path if path.is_file() else Path(name)
@@ -120,5 +120,5 @@ def _require(settings: Mapping[str, Any], keys: Sequence[str], where: str) -> No
 def _overrides(settings: Mapping[str, Any], where: str) -> tuple[str, ...]:
     overrides = settings.get("overrides") or []
     if not isinstance(overrides, list) or not all(isinstance(one, str) for one in overrides):
-        raise ConfigError(f"overrides of {where} is {overrides!r}; it must be a list of texts.")
+        raise ConfigError(f"overrides of {where} is {overrides!r}; it must be a list of strings.")
     return tuple(overrides)

@@ -1,4 +1,4 @@
-"""What `pirl study` does: plan, run, evaluate and report, each unless that is done."""
+"""`pirl study`: plan, run, evaluate and report, skipping what is already done."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pirl_plugin.validation import ConfigError
 
 
 def run(options: Namespace) -> int:
-    """The whole study as `pirl study` was told; returns how it ended, 0 for well.
+    """Run a study with the options of `pirl study`; returns the exit code.
 
     Raises:
-        ConfigError: for options that do not go together, or data that cannot be used.
+        ConfigError: for options that contradict each other, or unusable data.
     """
     output = options.output.resolve()
     stored = output / "study.json"
@@ -30,7 +30,7 @@ def run(options: Namespace) -> int:
         print(write(json.loads(stored.read_text()), output).read_text())
         return 0
     if not options.train or not options.test:
-        raise ConfigError("--train and --test must each name a folder with one sub-folder a class.")
+        raise ConfigError("--train and --test must each name a folder with one sub-folder per class.")
     study = read_study(options.study)
     check_same_classes(options.train, options.test)
     plan = choose_plan(options, study)
@@ -61,7 +61,7 @@ def run(options: Namespace) -> int:
 
 
 def choose_plan(options: Namespace, study: Study) -> Plan:
-    """Images and epochs as given, or what the budget allows; the same as before where the study goes on."""
+    """Images and epochs as given, or what the budget allows; a resumed study keeps its own."""
     if (options.images is None) != (options.epochs is None) or bool(options.images) == bool(options.budget_minutes):
         raise ConfigError("give either --budget-minutes, or --images and --epochs together.")
     if options.images:
@@ -71,8 +71,8 @@ def choose_plan(options: Namespace, study: Study) -> Plan:
         before = json.loads(remembered.read_text())
         if before.pop("budget_minutes") != options.budget_minutes:
             raise ConfigError(
-                f"--budget-minutes is {options.budget_minutes:g}, but {options.output} was begun with another budget; "
-                f"give that, or another --output."
+                f"--budget-minutes is {options.budget_minutes:g}, but {options.output} was started "
+                f"with another budget; give that, or another --output."
             )
         return Plan(**before)
     available, tested = len(list_images(options.train)), len(list_images(options.test))

@@ -1,4 +1,4 @@
-"""What a study measures of one pre-trained network."""
+"""The measurements that a study makes on one pre-trained network."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Evaluation:
     """How the runs of a study are evaluated.
 
     Attributes:
-        train, test: folders with one sub-folder a class.
-        pretext_config: whose views are measured on (size, mean and std), and to whose pretext transform the invariance.
+        train, test: folders with one sub-folder per class.
+        pretext_config: the config whose view (size, mean and std) and pretext transform (for invariance) are used.
         layers_of: names of runs whose layers are measured (Figure 5).
     """
 
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def some_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Places of a class-balanced random share of labelled images, at least one a class: int64 [n].
+    """Indices of a class-balanced random share of labelled images, at least one per class: int64 [n].
 
     Args:
         labels: integers [N].
@@ -80,7 +80,7 @@ def few_label_accuracy(
 
 
 def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracies in [0, 1] on res5's averaged features, by layer where asked, spread and invariance.
+    """Accuracies in [0, 1] on res5's averaged features, and by layer if requested; spread and invariance.
 
     Returns:
         knn (k = 200), linear, labels_1percent, labels_10percent, spread, effective_rank; layers; invariance by level
@@ -122,7 +122,7 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def complete(run: Run, evaluation: Evaluation) -> None:
-    """Pre-train and evaluate, each unless that is done; result.json in the run's folder has the figures."""
+    """Pre-train and evaluate, skipping what is done; writes the figures to result.json in the run's folder."""
     run.begin()
     path = run.folder / "result.json"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Which of the paper's findings a study's figures bear out, each against its noise."""
+"""Checks which of the paper's findings a study's figures confirm, compared with their noise."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-LEVEL = "trunk, batch statistics"  # at which different models' distances are compared
+LEVEL = "trunk, batch statistics"  # the level at which distances of different models are compared
 HELD, NOT_HELD, NOISE, UNKNOWN = "held", "not held", "within the noise", "not known: no seeds to tell the noise from"
-MARGIN = 0.02  # of accuracy, below which "at least as good" allows for being worse
+MARGIN = 0.02  # accuracy by which "at least as good" may be worse
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -21,8 +21,8 @@ class Finding:
     """One of the paper's findings, and whether it held.
 
     Attributes:
-        verdict: HELD, NOT_HELD, NOISE where the difference is below twice its standard error, or UNKNOWN.
-        figures: the numbers, in words.
+        verdict: HELD, NOT_HELD, NOISE if the difference is below twice its standard error, or UNKNOWN.
+        figures: the numbers, as text.
     """
 
     claim: str
@@ -39,12 +39,12 @@ def by_name(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def of(runs: Runs, name: str, measure: str) -> list[float]:
-    """A figure of each seed of a run; none where it was not run."""
+    """A figure of each seed of a run; empty if it was not run."""
     return [float(result[measure]) for result in runs.get(name, [])]
 
 
 def pooled_deviation(samples: Sequence[Sequence[float]]) -> float:
-    """The standard deviation between seeds, pooled over the samples that have several; NaN where none has."""
+    """The standard deviation between seeds, pooled over the samples that have several; NaN if none has."""
     variances = [np.var(sample, ddof=1) for sample in samples if len(sample) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else math.nan
 
@@ -55,12 +55,12 @@ def noise(runs: Runs, measure: str) -> float:
 
 
 def standard_error(deviation: float, first: Sequence[float], second: Sequence[float]) -> float:
-    """Of the difference of two means over seeds."""
+    """The standard error of the difference of two means over seeds."""
     return deviation * math.sqrt(1 / len(first) + 1 / len(second))
 
 
 def verdict(difference: float, error: float) -> str:
-    """Whether a difference that should be above 0 is."""
+    """The verdict on a difference that should be above 0."""
     if math.isnan(error):
         return UNKNOWN
     if abs(difference) <= 2 * error:
@@ -69,10 +69,10 @@ def verdict(difference: float, error: float) -> str:
 
 
 def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False) -> list[Finding]:
-    """Whether one run's linear and kNN accuracies are above another's; nothing where one of them is missing.
+    """Whether one run's linear and kNN accuracies are above another's; empty if one of them is missing.
 
     Args:
-        equal: whether the claim is >=, which also holds where being worse by more than MARGIN is excluded.
+        equal: whether the claim is >=, which also holds if being worse by more than MARGIN is excluded.
     """
     findings = []
     for measure, title in (("linear", "linear"), ("knn", "kNN")):
@@ -93,7 +93,7 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
 
 
 def best_at(runs: Runs, claim: str, line: Mapping[str, str], wanted: str) -> list[Finding]:
-    """Whether the linear accuracy at the value `wanted` of a sweep is above that at the best of the others."""
+    """Whether the linear accuracy at the value `wanted` of a sweep is above the best of the others."""
     if wanted not in line or len(line) < 2 or any(name not in runs for name in line.values()):
         return []
     means = {value: float(np.mean(of(runs, name, "linear"))) for value, name in line.items()}
@@ -111,7 +111,7 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
     if len(names) < 2 or any(name not in runs for name in names):
         return []
     means = [float(np.mean(of(runs, name, "linear"))) for name in names]
-    # Spearman's is undefined where all are equal: then nothing rises.
+    # Spearman's correlation is undefined if all are equal: then nothing rises.
     correlation = 0.0 if len(set(means)) == 1 else float(spearmanr(range(len(means)), means).statistic)
     samples = [of(runs, name, "linear") for name in (names[0], names[-1])]
     said = verdict(means[-1] - means[0], standard_error(noise(runs, "linear"), *samples))
@@ -122,7 +122,7 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
 
 
 def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
-    """Whether the layer `wanted` has a better linear accuracy than the best of the others."""
+    """Whether the layer `wanted` has a better linear accuracy than all others."""
     seeds = [result["layers"] for result in runs.get(name, []) if "layers" in result]
     if not seeds:
         return []
@@ -135,7 +135,7 @@ def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
 
 
 def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
-    """Whether the distances of images to their transformations are smaller and vary less than another model's."""
+    """Whether distances between images and their transformations are smaller and vary less than another model's."""
     findings = []
     for key, said in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
         first, second = ([one["invariance"][LEVEL][key] for one in runs.get(n, [])] for n in (name, other))
@@ -149,7 +149,7 @@ def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
 
 
 def findings(content: Mapping[str, Any]) -> list[Finding]:
-    """The paper's findings, one by one, as far as the runs for them were done: those of the shipped study's names."""
+    """The paper's findings, as far as their runs were done, by the run names of the shipped study."""
     runs, sweeps = by_name(content), content["sweeps"]
 
     def line(sweep: str, series: str) -> dict[str, str]:

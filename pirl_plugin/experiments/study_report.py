@@ -1,4 +1,4 @@
-"""The report of a study: one JSON of all figures; from it the table, what held of the paper's findings, pictures."""
+"""The report of a study: a JSON of all figures and, made from it, the table, the paper's findings, and plots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURES = {
 
 
 def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Sequence[str] = ()) -> dict[str, Any]:
-    """All that a report is made of: settings, methods, sweeps, the result of each run that is done, what failed."""
+    """The data of a report: settings, methods, sweeps, the results of finished runs, and failures."""
     results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*/seed*/result.json"))]
     methods = {
         name: {"title": method.title, "paper": dict(method.paper or {})} for name, method in study.methods.items()
@@ -42,12 +42,12 @@ def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Seq
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 for a single one."""
+    """Standard deviation over seeds; 0 for a single seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """The small Table 2, 3 and 5, in per cent, with the paper's figures of ImageNet beside."""
+    """The small Tables 2, 3 and 5, in per cent, next to the paper's figures on ImageNet."""
     runs = by_name(content)
     titles = " | ".join(MEASURES.values())
     lines = [
@@ -69,7 +69,7 @@ def table(content: Mapping[str, Any]) -> str:
 
 
 def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """figure4.png to figure8.png, as far as there are runs for them, and study.png with all of them."""
+    """Draw figure4.png to figure8.png, as far as there are runs for them, and study.png with all of them."""
     runs, titles = by_name(content), {name: method["title"] for name, method in content["methods"].items()}
     painters = {}
     shown = [n for n in ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "rotation", "supervised") if n in runs]
@@ -118,14 +118,14 @@ def _layers(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
-    """The whole report as Markdown."""
+    """The full report as Markdown."""
     settings = content["settings"]
     runs = content["runs"]
     minutes = sum(one["minutes"] for one in runs)
     found = findings(content)
     rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.figures} |" for one in found)
     if not found:
-        rows = "| none: they are about runs of the names in configs/study/small_images.yaml | | |"
+        rows = "| none: findings need runs with the names in configs/study/small_images.yaml | | |"
     failed = "".join(f"- failed: {one}\n" for one in content.get("failed", []))
     images = "\n".join(f"![{path.stem}]({path.name})" for path in pictures if path.stem == "study") or "\n".join(
         f"![{path.stem}]({path.name})" for path in pictures
@@ -133,8 +133,8 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     listed = "\n".join(f"- {key}: {value}" for key, value in settings.items())
     return f"""# PIRL's findings at a small size
 
-{len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `pirl study`; tables and
-pictures again from study.json: `pirl study --output <this folder> --report-only`.
+{len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `pirl study`; to make tables
+and plots again from study.json: `pirl study --output <this folder> --report-only`.
 
 {listed}
 {failed}
@@ -142,14 +142,14 @@ pictures again from study.json: `pirl study --output <this folder> --report-only
 
 Per cent of the test images, mean +- standard deviation over seeds, on res5's averaged features of a frozen network.
 1% and 10%: logistic regression on that share of the labels, mean of five draws (the paper fine-tunes, and gives top-5).
-The last column is the paper's, of ResNet-50 on ImageNet: another scale, given for the order.
+The last column is the paper's, for a ResNet-50 on ImageNet: another scale, given to compare the order.
 
 {table(content)}
 
 ## The paper's findings
 
 Held, not held, or within the noise: a difference below twice its standard error. The standard error is that of means
-over seeds, its deviation pooled over the runs that have several; a sweep's own points may have one.
+over seeds; the deviation is pooled over the runs with several seeds, as points of a sweep may have only one.
 
 | finding | here | figures |
 | --- | --- | --- |
@@ -159,13 +159,14 @@ over seeds, its deviation pooled over the runs that have several; a sweep's own 
 
 {images}
 
-Figure 4 compares the trunk's features of an image and the mean of those of its nine shuffled patches, with BatchNorm's
-statistics of each kind of view, on test images; study.json also has PIRL's heads, and running statistics.
+Figure 4 compares the trunk's features of an image with the mean of its features of the nine shuffled patches, with
+separate BatchNorm statistics for each kind of view, on test images; study.json also has PIRL's heads, and running
+statistics.
 """
 
 
 def write(content: Mapping[str, Any], output: Path) -> Path:
-    """study.json, the pictures and report.md in `output`; returns the report's path."""
+    """Write study.json, the plots and report.md to `output`; returns the report's path."""
     (output / "study.json").write_text(json.dumps(content, indent=1) + "\n")
     path = output / "report.md"
     path.write_text(report(content, draw(content, output)))

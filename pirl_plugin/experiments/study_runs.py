@@ -1,4 +1,4 @@
-"""The runs of a study: how many images and epochs a budget allows, and all of them, one after the other."""
+"""The runs of a study: plans images and epochs for a budget, and runs everything."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from pirl_plugin.training.checkpoint_folder import iteration_of
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 FEWEST_EPOCHS, FEWEST_IMAGES = 12, 1000
-OVERHEAD = 12.0  # seconds a run, for starting up
+OVERHEAD = 12.0  # seconds per run, for starting up
 SAY_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of it the budget allows.
+    """The number of images and epochs that the budget allows.
 
     Attributes:
-        images: to train on, the same for all runs.
-        epochs: of each run.
-        seconds: that all runs are expected to take on one core each, together; None where that is not known.
+        images: number of training images, the same for all runs.
+        epochs: number of epochs of each run.
+        seconds: expected total time of all runs on one core each; None if unknown.
     """
 
     images: int
@@ -50,17 +50,17 @@ class Plan:
 def make_plan(
     study: Study, seeds: int, sweep_seeds: int, budget_minutes: float, jobs: int, available: int, tested: int
 ) -> Plan:
-    """Scale images and epochs to a budget: at least 12 epochs first, then as many images as there are, then epochs.
+    """Scale images and epochs to a budget: first 12 epochs, then up to all images, then more epochs.
 
     Args:
-        study: whose methods and points are counted, with their costs.
-        seeds, sweep_seeds: how many of the methods and of the points that only a sweep has.
-        budget_minutes: wall-clock, with `jobs` runs at a time; start-up and evaluation are counted in.
+        study: the study whose methods and points are counted, with their costs.
+        seeds, sweep_seeds: number of seeds for the methods, and for points that belong only to a sweep.
+        budget_minutes: wall-clock, with `jobs` runs at a time, including start-up and evaluation.
         jobs: at least 1.
-        available, tested: images to train on and to measure on.
+        available, tested: number of images to train on and to test on.
 
     Raises:
-        ConfigError: where 12 epochs of 1,000 images are beyond the budget.
+        ConfigError: if 12 epochs of 1,000 images exceed the budget.
     """
     check_number(budget_minutes, "--budget-minutes", 0, above=True)
     costs = [(method.cost, seeds) for method in study.methods.values()]
@@ -86,11 +86,11 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed, in a folder of its own.
+    """One method with one seed, in its own folder.
 
     Attributes:
-        overrides: of the launcher, the method's and those that all runs have.
-        base_config: whose network `random` is.
+        overrides: the launcher's overrides: the method's and those of all runs.
+        base_config: the config whose untrained network is `random`.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The final checkpoint, once there is a whole one."""
+        """The final checkpoint, once it is complete."""
         found = self.folder.glob("model_final_checkpoint_phase*.torch")
         return next((path for path in found if iteration_of(path) is not None), None)
 
@@ -121,10 +121,10 @@ class Run:
         ]
 
     def pretrain(self) -> None:
-        """Pre-train, unless that is done; goes on where it was interrupted.
+        """Pre-train, unless that is done; an interrupted run is resumed.
 
         Raises:
-            RuntimeError: with the last line of the log where it failed.
+            RuntimeError: with the last line of the log, if it failed.
         """
         if self.checkpoint is not None or self.method.config is None:
             return
@@ -143,10 +143,10 @@ class Run:
             raise RuntimeError(f"pre-training failed: {last_line(output)} (see {output})")
 
     def begin(self) -> None:
-        """Make the folder, or see that what is in it is of the same run.
+        """Make the folder, or check that it belongs to the same run.
 
         Raises:
-            ConfigError: where it is of another.
+            ConfigError: if it belongs to another run.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path, own = self.folder / "overrides.json", self.launcher_overrides()
@@ -161,7 +161,7 @@ class Run:
 def runs_of(
     study: Study, output: Path, seeds: Sequence[int], sweep_seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
-    """All runs, seed by seed: the methods first, then the points that only a sweep has."""
+    """All runs, seed by seed: first the methods, then the points that belong only to a sweep."""
     for option, numbers in (("--seeds", seeds), ("--sweep-seeds", sweep_seeds)):
         if len(set(numbers)) != len(numbers):
             raise ConfigError(f"{option} names a seed twice: {' '.join(map(str, numbers))}.")
@@ -176,13 +176,13 @@ def runs_of(
 
 
 def lay_out_images(source: str | Path, target: Path, limit: int | None = None) -> int:
-    """Links to the images of a folder with one sub-folder a class: the first of each, as many of one as of another.
+    """Make links to the first images of each class of a folder, the same number per class.
 
     Returns:
         how many there are.
 
     Raises:
-        ConfigError: where `target` has others.
+        ConfigError: if `target` has other images.
     """
     classes = labelled_class_folders(source)
     if limit is not None:
@@ -201,14 +201,14 @@ def lay_out_images(source: str | Path, target: Path, limit: int | None = None) -
             count += 1
     if (there := len(list_images(target))) != count:
         raise ConfigError(
-            f"{target} has {there} images, not the {count} that were asked for: give another --output, or the number "
-            f"of images that the study was begun with."
+            f"{target} has {there} images, not the requested {count}: give another --output, or the number "
+            f"of images that the study was started with."
         )
     return count
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on and with."""
+    """The machine and software that the figures were measured with."""
     import vissl
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -219,14 +219,14 @@ def machine() -> dict[str, str]:
 def run_all(
     runs: Sequence[Run], jobs: int, complete: Callable[[Run], Any], expected_seconds: float | None = None
 ) -> list[str]:
-    """Complete all runs, `jobs` at a time of one thread each, saying how far it is.
+    """Complete all runs, `jobs` at a time with one thread each, and print progress.
 
     Args:
-        complete: what is done for a run, in a process of its own.
-        expected_seconds: of all runs together, where that is known.
+        complete: called for each run, in a separate process.
+        expected_seconds: total time of all runs, if known.
 
     Returns:
-        what failed, a sentence each.
+        failures, one sentence each.
     """
     check_integer(jobs, "--jobs", 1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -256,6 +256,6 @@ def run_all(
             )
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
-        raise SystemExit("Interrupted; the same command goes on.") from None
+        raise SystemExit("Interrupted; the same command resumes.") from None
     pool.shutdown()
     return failed

@@ -82,7 +82,7 @@ def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(phot
         ("methods: {a: {title: A, config: x}}", "methods.a of .* has no cost"),
         ("methods: {a: {title: A, config: x, cost: 0}}", "cost of methods.a of .* is 0"),
         ("methods: {a: {title: A}}", "has none with a config"),
-        ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of texts"),
+        ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of strings"),
         (
             "{methods: {a: {title: A, config: x, cost: 1}}, sweeps: {s: {title: S, label: s, series: {l: {1: {}}}}}}",
             "series.l.1 of sweeps.s of .* has no method",
@@ -120,7 +120,7 @@ def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(pho
     assert lay_out_images(photo_folder, tmp_path / "data", 20) == 20
     assert {len(list(folder.iterdir())) for folder in (tmp_path / "data").iterdir()} == {5}
     assert lay_out_images(photo_folder, tmp_path / "data", 20) == 20  # again
-    with pytest.raises(ConfigError, match="has 20 images, not the 8 that were asked for"):
+    with pytest.raises(ConfigError, match="has 20 images, not the requested 8"):
         lay_out_images(photo_folder, tmp_path / "data", 8)
     other = tmp_path / "other"
     shutil.copytree(photo_folder, other)
@@ -262,7 +262,7 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     assert "failed" not in text
     assert "- failed: a, seed 0: why" in report({**content, "failed": ["a, seed 0: why"]}, pictures)
     assert "- epochs: 3" in text and "![study](study.png)" in text and "| PIRL (jigsaw) > NPID++ | held |" in text
-    assert "none: they are about runs of the names" in report({**content, "runs": []}, [])
+    assert "none: findings need runs with the names" in report({**content, "runs": []}, [])
 
 
 STUDY = """
