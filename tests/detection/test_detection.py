@@ -143,7 +143,7 @@ def voc_root(tmp_path, make_photo):
     ("damage", "message"),
     [
         ("one line", r"test.txt names 1 image\(s\); Detectron2 needs at least two"),
-        ("no list", "needs .*test.txt, which is not there"),
+        ("no list", "needs .*test.txt, which does not exist"),
         ("no pose", "has no <pose>"),
         ("no box", "has no <bndbox/xmin>"),
         ("no image", "but there is no .*2007_3.jpg"),
@@ -468,7 +468,7 @@ def test_a_run_is_prepared_only_with_weights_and_data_that_fit(narrow, own, tmp_
 
     with pytest.raises(ConfigError, match=r"INPUT.FORMAT is BGR"):
         prepared("INPUT.FORMAT", "BGR")
-    with pytest.raises(ConfigError, match="none of the classes"):
+    with pytest.raises(ConfigError, match="not one of the classes"):
         prepared(classes="cat")
     assert not (tmp_path / "out").exists()
     config = prepared()

@@ -83,7 +83,7 @@ def test_a_subclass_registered_with_classy_vision_itself_is_known_too(photo_fold
 
 
 def test_a_name_that_vissl_has_is_refused():
-    with pytest.raises(ConfigError, match="VISSL has 'simclr_info_nce_loss' of its own"):
+    with pytest.raises(ConfigError, match="VISSL has its own 'simclr_info_nce_loss'"):
         register_pirl_loss("simclr_info_nce_loss")(type("Mine", (PIRLLoss,), {}))
     PIRL_LOSSES._parts.pop("simclr_info_nce_loss")
 

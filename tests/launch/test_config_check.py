@@ -334,7 +334,7 @@ UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
         (["config.MODEL.TRUNK.NAME=efficientnet"], "Please specify EfficientNet version"),
         (["config.MODEL.TRUNK.NAME=xcit"], "whose SyncBatchNorm PyTorch has on GPUs only"),
         (["config.MODEL.TRUNK.NAME=convit"], "cannot take views of 12 pixels, as jigsaw_patch_transform makes"),
-        ([*VIT], r"has no layers \['flatten'\]; where it has one output, name none"),
+        ([*VIT], r"has no layers \['flatten'\]; if it has one output, name none"),
         ([*VIT, UNNAMED], "but the trunk vision_transformer gives 768 features per view; give in_channels: 768"),
         (["config.OPTIMIZER.num_epoch=3"], r"There is no key 'config.OPTIMIZER.num_epoch': .*did you mean num_epochs"),
         (["config.LOSS.pirl_loss.lamda_=0"], r"did you mean lambda_\?"),

@@ -100,7 +100,7 @@ def test_files_without_a_trunk_are_refused(checkpoints, tmp_path):
     refused(evil, "is not a checkpoint that can be read safely")
     plain = tmp_path / "plain.pth"
     export(checkpoints["resnet50"], "torchvision", plain)
-    refused(plain, r"no 'classy_state_dict' \(STATE_DICT_KEY_NAME\); pirl export .* --format vissl")
+    refused(plain, r"no 'classy_state_dict' \(STATE_DICT_KEY_NAME\); make one by pirl export .* --format vissl")
     refused(plain, "does not fit: Model provided", "config.MODEL.WEIGHTS_INIT.STATE_DICT_KEY_NAME=''")
     check_initial_weights(  # as VISSL's documentation names other files
         config_of(
