@@ -1,6 +1,6 @@
-"""The console script `run_distributed_engines.py`: signals first, then VISSL's launcher with the plugin registered.
+"""The console script `run_distributed_engines.py`: signal handlers first, then VISSL's launcher with the plugin.
 
-The processes that it starts import this module, as they import __main__, and so they are registered, too.
+The processes that it starts import __main__ and so this module, which registers the plugin in them as well.
 """
 
 from pirl_plugin import commands, early_stop

@@ -20,7 +20,7 @@ from pirl_plugin.validation import nearest, one_sentence_errors
 
 
 def names() -> list[str]:
-    """The commands there are, in the order of their names."""
+    """The names of all commands, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(commands.__path__))
     return sorted(name.replace("_", "-") for name in modules if not name.startswith("__"))
 
@@ -45,7 +45,7 @@ def overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pirl",
         description="PIRL: self-supervised learning of pretext-invariant representations.",
-        epilog=f"commands:\n{listed}\n\n`pirl COMMAND --help` says what a command takes.",
+        epilog=f"commands:\n{listed}\n\n`pirl COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pirl_plugin {pirl_plugin.__version__}")
@@ -68,7 +68,7 @@ def command_parser(name: str, parser: argparse.ArgumentParser | None = None) -> 
 
 
 def complete_in_the_shell() -> None:
-    """Answer a shell that asks how a command line could go on (argcomplete), and end; else do nothing."""
+    """If a shell asks for completions of a command line (argcomplete), answer and exit; else do nothing."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     import argcomplete

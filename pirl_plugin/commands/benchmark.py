@@ -2,9 +2,9 @@
 
     pirl benchmark CHECKPOINT --run linear_imagenet svm_voc07 detection_voc07 --output benchmarks
 
-`pirl benchmark --list` names them all. What was done before in --output is not run again, and what was interrupted goes
-on. --slurm PARTITION submits a job for each; the same command with --gather then makes the table. --settings FILE gives
-overrides, a list by benchmark, e.g.
+`pirl benchmark --list` lists all benchmarks. Benchmarks already done in --output are skipped, and interrupted ones are
+resumed. --slurm PARTITION submits a job for each; the same command with --gather then makes the table. --settings FILE
+gives overrides, one list per benchmark, e.g.
 
     vissl: [config.DATA.NUM_DATALOADER_WORKERS=10]
     linear_imagenet: ["config.DATA.TRAIN.DATA_PATHS=[/data/train]", "config.DATA.TEST.DATA_PATHS=[/data/val]"]
@@ -22,16 +22,16 @@ from pirl_plugin.validation import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", help="of this plugin or of VISSL, a state dict, or .safetensors")
-    parser.add_argument("--run", nargs="+", metavar="NAME", default=[], help="which, in this order")
-    parser.add_argument("--list", action="store_true", help="name the benchmarks there are")
+    parser.add_argument("checkpoint", nargs="?", help="from this plugin or VISSL, a state dict, or .safetensors")
+    parser.add_argument("--run", nargs="+", metavar="NAME", default=[], help="the benchmarks to run, in this order")
+    parser.add_argument("--list", action="store_true", help="list all benchmarks")
     parser.add_argument("--output", type=Path, help="a folder for all runs and the table")
     parser.add_argument("--settings", help="a YAML file of overrides")
-    parser.add_argument("--gather", action="store_true", help="run nothing, only make the table of what is there")
-    parser.add_argument("--slurm", metavar="PARTITION", help="submit each as a job there")
-    parser.add_argument("--hours", type=int, default=72, help="of a SLURM job before it is requeued")
-    parser.add_argument("--gpus", type=int, default=8, help="of a SLURM job")
-    parser.add_argument("--cpus", type=int, default=80, help="of a SLURM job")
+    parser.add_argument("--gather", action="store_true", help="run nothing, only make the table of existing results")
+    parser.add_argument("--slurm", metavar="PARTITION", help="submit each benchmark as a job to this partition")
+    parser.add_argument("--hours", type=int, default=72, help="time limit of a SLURM job before it is requeued")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs of a SLURM job")
+    parser.add_argument("--cpus", type=int, default=80, help="CPUs of a SLURM job")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("Give a checkpoint and --output, a folder for all runs and the table.")
     if not options.run and not options.gather:
         raise ConfigError(f"Give --gather, or --run with one or more of {', '.join(BENCHMARKS)}.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on."))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command resumes."))
     if options.gather:
         print(gather(options.output)[0])
         return 0

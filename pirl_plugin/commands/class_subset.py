@@ -1,4 +1,4 @@
-"""Draw the same number of images of each class, for semi-supervised learning with a part of the labels.
+"""Draw the same number of images from each class, for semi-supervised learning with part of the labels.
 
     pirl class-subset imagenet/train --percent 1 --seed 0 --output imagenet_1percent
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="one sub-folder a class")
+    parser.add_argument("folder", type=Path, help="one sub-folder per class")
     parser.add_argument("--percent", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", required=True, help="start of the two files' names")
+    parser.add_argument("--output", required=True, help="prefix of the two file names")
 
 
 def run(options: argparse.Namespace) -> None:

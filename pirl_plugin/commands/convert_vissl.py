@@ -1,8 +1,8 @@
-"""Turn a checkpoint of VISSL's own PIRL into one to start from: trunk, heads and memory bank.
+"""Convert a checkpoint of VISSL's own PIRL for a warm start: trunk, heads and memory bank.
 
     pirl convert-vissl model_final_checkpoint_phase799.torch --output warm_start.torch
 
-Row i of the bank belongs to image i: --images FOLDER checks that the data set is in the order that VISSL had it in.
+Row i of the bank belongs to image i: --images FOLDER checks that the data set is in the same order as in VISSL.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import argparse
 
 from pirl_plugin.validation import ConfigError
 
-MARGIN = 0.2  # by which an image must be nearer to its own row than to another's
+MARGIN = 0.2  # by which an image must be more similar to its own row than to another's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--output", required=True, help="a .torch file")
-    parser.add_argument("--images", help="the data set, to check that the bank's rows are its images'")
+    parser.add_argument("--images", help="the data set, to check that the bank's rows belong to its images")
     parser.add_argument(
         "--patch-relu",
         choices=("yes", "no"),
-        help="whether a ReLU follows each patch's projection; default: as VISSL's configs, with MLP heads only",
+        help="whether a ReLU follows each patch's projection; default: as in VISSL's configs, only with MLP heads",
     )
 
 

@@ -3,7 +3,7 @@
     pirl curves runs/photos
     pirl curves runs/lambda/* --output curves.png       # several runs in one picture
 
-Works while a run trains, too. Needs no TensorBoard.
+Also works while a run trains. Needs no TensorBoard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pre-train on real photos within a few minutes, measure what was learned, draw it."""
+"""Pre-train on real photos within a few minutes, evaluate the result and plot it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, help="a folder of photos of your own; class = sub-folder")
+    parser.add_argument("--data", type=Path, help="a folder of your own photos; class = sub-folder")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="default: ./demo_output")
-    parser.add_argument("--budget-minutes", type=float, default=7.0, help="for pre-training; default 7")
+    parser.add_argument("--budget-minutes", type=float, default=7.0, help="time for pre-training; default 7")
     parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
     parser.add_argument("--seed", type=int, default=0)
 

@@ -1,4 +1,4 @@
-"""What is installed here, what the optional parts lack, and which configs this machine can run."""
+"""Report what is installed, which optional packages are missing, and which configs this machine can run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-configs", action="store_true", help="leave out which configs can run")
+    parser.add_argument("--no-configs", action="store_true", help="do not check which configs can run")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Features of a folder of images, to a .npy file and a list of the files.
+"""Write the features of a folder of images to a .npy file, with a list of the files.
 
 pirl embed checkpoint.torch photos --output features.npy
 """
@@ -11,13 +11,13 @@ from pirl_plugin.commands.__compute__ import add_compute_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="of this plugin, of VISSL, a state dict, or .safetensors")
+    parser.add_argument("checkpoint", help="from this plugin or VISSL, a state dict, or .safetensors")
     parser.add_argument(
         "images", help="a folder of any depth, a tar, zip or Parquet file, or a .txt or .npy list of files"
     )
-    parser.add_argument("--output", required=True, help="features.npy; the files go to features.txt")
+    parser.add_argument("--output", required=True, help="features.npy; the list of files goes to features.txt")
     parser.add_argument("--layer", default="flatten", help="conv1, res1 ... res5, res5avg; default: res5, averaged")
-    parser.add_argument("--size", type=int, help="side of the centre crop; default: that of the training")
+    parser.add_argument("--size", type=int, help="side of the centre crop; default: as in the training")
     parser.add_argument("--batch-size", type=int, default=64)
     add_compute_arguments(parser)
 

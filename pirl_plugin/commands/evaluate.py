@@ -1,8 +1,8 @@
-"""kNN and linear accuracy of a checkpoint beside the same network untrained, in a minute.
+"""Compare a checkpoint with the same network untrained by kNN and linear accuracy, in a minute.
 
     pirl evaluate runs/pirl/checkpoint.torch --train photos/train --test photos/test
 
-Folders have one sub-folder a class. `--evaluations` chooses among those that are registered, yours included
+Folders have one sub-folder per class. `--evaluations` chooses among all registered ones, including yours
 (PIRL_PLUGIN_MODULES).
 """
 

@@ -1,4 +1,4 @@
-"""Extract features with VISSL's engine, on a CPU too.
+"""Extract features with VISSL's engine, also on a CPU.
 
 pirl extract-features config=benchmark/svm/voc07 config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
 """

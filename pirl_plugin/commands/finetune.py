@@ -3,8 +3,8 @@
     pirl finetune runs/photos/checkpoint.torch --train labelled --test held_out
     pirl finetune runs/photos/checkpoint.torch --train labelled --test held_out --from-scratch    # to compare with
 
-Both folders have one sub-folder per class. The command that it runs is printed, to be copied and changed; the run ends
-with the accuracy on the images of --test.
+Both folders have one sub-folder per class. The command that it runs is printed, so that you can copy and change it; the
+run ends with the accuracy on the images of --test.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="of pre-training with this plugin or VISSL")
-    parser.add_argument("--train", type=Path, required=True, help="labelled images that it learns from")
-    parser.add_argument("--test", type=Path, required=True, help="labelled images that it is measured on")
+    parser.add_argument("checkpoint", type=Path, help="from pre-training with this plugin or VISSL")
+    parser.add_argument("--train", type=Path, required=True, help="labelled images to train on")
+    parser.add_argument("--test", type=Path, required=True, help="labelled images to test on")
     parser.add_argument("--output", type=Path, help="default: runs/finetune_<folder of the checkpoint>")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from-scratch", action="store_true", help="the same network from random weights")
     parser.add_argument("--dry-run", action="store_true", help="print the command, and stop")
-    parser.add_argument("--set", nargs="+", default=[], metavar="config.KEY=value", help="overrides of that command")
+    parser.add_argument("--set", nargs="+", default=[], metavar="config.KEY=value", help="overrides for that command")
 
 
 def run(options: argparse.Namespace) -> None:

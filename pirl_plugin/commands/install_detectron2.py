@@ -48,7 +48,7 @@ def from_index(site: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkout", type=Path, help="a checkout of Detectron2, with a compiler at hand")
+    parser.add_argument("--checkout", type=Path, help="a checkout of Detectron2; needs a compiler")
 
 
 def run(options: argparse.Namespace) -> None:

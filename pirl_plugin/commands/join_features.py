@@ -2,7 +2,7 @@
 
     pirl join-features features_a features_b --output joined
 
-The folders are those that `pirl extract-features` wrote.
+The folders are outputs of `pirl extract-features`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--raw", action="store_true", help="do not bring each network's vectors to unit length")
+    parser.add_argument("--raw", action="store_true", help="do not scale each network's vectors to unit length")
     parser.add_argument("--neighbors", type=int, default=200, help="k of kNN; default 200")
 
 

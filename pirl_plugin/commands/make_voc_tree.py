@@ -1,4 +1,4 @@
-"""Make a VOC tree of images and XML annotations, which `pirl train-detector --data` takes.
+"""Make a VOC tree from images and XML annotations, for `pirl train-detector --data`.
 
 pirl make-voc-tree images annotations --output my_voc --test-share 0.2
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, help="a folder of images")
     parser.add_argument("annotations", type=Path, help="a folder of .xml files with the same names")
-    parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--test-share", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
 

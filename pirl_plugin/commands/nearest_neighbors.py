@@ -1,4 +1,4 @@
-"""Extract features, then weighted kNN on every layer.
+"""Extract features, then run weighted kNN on every layer.
 
     pirl nearest-neighbors config=benchmark/nearest_neighbor/imagenet \\
         config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch

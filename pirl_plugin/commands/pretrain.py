@@ -1,11 +1,11 @@
-"""Pre-train on your own photos: looks at the folder and the machine, says what it picks and why, and trains.
+"""Pre-train on your own photos: choose settings for the folder and the machine, explain them, and train.
 
-    pirl pretrain photos                       # the command that it runs is printed, to be copied and changed
-    pirl pretrain photos --dry-run             # only say it
+    pirl pretrain photos                       # also prints the command that it runs, to copy and change
+    pirl pretrain photos --dry-run             # only print it
     pirl pretrain photos --epochs 50 --set config.LOSS.pirl_loss.temperature=0.2
 
-Where the folder has one sub-folder a class, the end of the run says whether the features are better than those of the
-untrained network. For ImageNet and its like, use the paper's configs: `pirl train config=pretrain/pirl/jigsaw_8node`.
+If the folder has one sub-folder per class, the run ends by saying whether the features are better than the untrained
+network's. For ImageNet and similar data, use the paper's configs: `pirl train config=pretrain/pirl/jigsaw_8node`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="checkpoints and logs; default: runs/<name of the folder>")
     parser.add_argument("--epochs", type=int, help="default: about 1,000 steps on a CPU, 20,000 on a GPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    parser.add_argument("--set", nargs="+", default=[], metavar="config.KEY=value", help="stronger than what is picked")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and the command, and stop")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="config.KEY=value", help="overrides that take precedence"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""BatchNorm's running averages anew, of whole images: a copy of a checkpoint that often measures better.
+"""Copy a checkpoint with BatchNorm averages recomputed on whole images, which often evaluates better.
 
     pirl recompute-batchnorm runs/pirl/checkpoint.torch photos       # writes runs/pirl/checkpoint_batchnorm.torch
 
-In training the averages blend images and patches. The copy serves wherever the checkpoint does: evaluate, embed, ...
+In training the averages blend images and patches. The copy works wherever the checkpoint does: evaluate, embed, ...
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pirl_plugin.commands.__compute__ import add_compute_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("images", type=Path, help="a folder of any depth, or a list: those of the training will do")
+    parser.add_argument("images", type=Path, help="a folder of any depth, or a list; the training images will do")
     parser.add_argument(
-        "--most", type=int, default=10_000, help="so many images at most, spread over all; default 10,000"
+        "--most", type=int, default=10_000, help="use at most this many images, evenly spread; default 10,000"
     )
     parser.add_argument("--output", type=Path, help="default: beside the checkpoint, with _batchnorm in its name")
     add_compute_arguments(parser)

@@ -1,4 +1,4 @@
-"""Write a list of randomly chosen photos, for DATA_PATHS: YFCC-1M from YFCC-100M, or a part of any collection.
+"""Write a list of randomly chosen photos, for DATA_PATHS: YFCC-1M from YFCC-100M, or a sample of any collection.
 
 pirl sample-images /data/yfcc100m --count 1000000 --seed 0 --output yfcc1m.txt
 """
@@ -12,10 +12,10 @@ from pirl_plugin.validation import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a folder of any depth, or a .txt file with one path a line")
+    parser.add_argument("source", type=Path, help="a folder of any depth, or a .txt file with one path per line")
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="a .txt file; one absolute path a line")
+    parser.add_argument("--output", type=Path, required=True, help="a .txt file; one absolute path per line")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output.suffix != ".txt":
         raise ConfigError(f"--output is {options.output}; it must end in .txt, for DATA_PATHS to take it.")
     if not options.output.resolve().parent.is_dir():
-        raise ConfigError(f"--output is {options.output}; its folder is not there.")
+        raise ConfigError(f"--output is {options.output}; its folder does not exist.")
     paths = sample_images(options.source, options.count, options.seed)
     write_list(options.output, paths)
     print(f"{options.output}: {len(paths)} of the images of {options.source}, seed {options.seed}")

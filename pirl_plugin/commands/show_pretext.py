@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", type=Path)
     parser.add_argument("--output", type=Path, default=Path("pretext.png"))
     parser.add_argument("--tasks", nargs="*", default=[], help="registered names; default: all")
-    parser.add_argument("--columns", type=int, default=4, help="random transformations a task; default 4")
+    parser.add_argument("--columns", type=int, default=4, help="random transformations per task; default 4")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dpi", type=int, default=100, help="pixels an inch; default 100")
+    parser.add_argument("--dpi", type=int, default=100, help="pixels per inch; default 100")
 
 
 def run(options: argparse.Namespace) -> None:

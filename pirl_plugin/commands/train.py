@@ -1,4 +1,4 @@
-"""Train: VISSL's launcher with the plugin, as run_distributed_engines.py.
+"""Train with VISSL's launcher and the plugin, like run_distributed_engines.py.
 
 pirl train config=pretrain/pirl/jigsaw_small_images_cpu config.DATA.TRAIN.DATA_PATHS=[photos]
 """

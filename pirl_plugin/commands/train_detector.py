@@ -3,7 +3,7 @@
     pirl train-detector --config-file voc0712_pirl --weights checkpoint.torch --num-gpus 8
     pirl train-detector --config-file voc07_pirl --weights checkpoint.torch --data my_voc
 
-Needs Detectron2 (`pirl install-detectron2`), whose own arguments it takes, too.
+Needs Detectron2 (`pirl install-detectron2`), and also takes Detectron2's own arguments.
 """
 
 from __future__ import annotations

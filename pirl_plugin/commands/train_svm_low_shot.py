@@ -1,4 +1,4 @@
-"""Extract features, then SVMs on a few images of each class.
+"""Extract features, then train and test SVMs on a few images per class.
 
 pirl train-svm-low-shot config=benchmark/svm/voc07_low_shot config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
 """
