@@ -1,4 +1,4 @@
-"""PIRL as a LightningModule, with Lightning's trainer, devices and checkpoints. No VISSL.
+"""PIRL as a LightningModule, with Lightning's trainer, devices and checkpoints, without VISSL.
 
 pip install lightning
 python examples/lightning_module.py photos --epochs 20 --output trunk.pth
@@ -16,11 +16,11 @@ from pirl_plugin.data.views import ImageViews
 
 
 class PIRL(L.LightningModule):
-    """Trunk, heads and Eq. 5; the loss and its memory bank go into Lightning's checkpoints with it.
+    """Trunk, heads and Eq. 5; Lightning's checkpoints include the loss and its memory bank.
 
     Args:
         num_images: |D|.
-        batch_size: images a device and step.
+        batch_size: images per device and step.
     """
 
     def __init__(self, num_images: int, batch_size: int, learning_rate: float = 0.06) -> None:
@@ -52,7 +52,7 @@ class PIRL(L.LightningModule):
 
 
 def make(photos: str, batch_size: int, learning_rate: float, workers: int = 0) -> tuple[PIRL, DataLoader]:
-    """The module and the loader of its views."""
+    """Make the module and the loader of its views."""
     transform = JigsawPatchTransform(image_crop_size=32, patch_crop_size=42, patch_size=12)
     views = ImageViews(photos, transform)
     loader = DataLoader(views, batch_size, shuffle=True, drop_last=True, num_workers=workers, collate_fn=pirl_collator)

@@ -1,4 +1,4 @@
-"""PIRL in plain PyTorch: a folder of photos in, the weights of a trunk out. No VISSL.
+"""PIRL in plain PyTorch, without VISSL: trains on a folder of photos and writes the trunk's weights.
 
 python examples/plain_pytorch.py photos --epochs 20 --output trunk.pth
 pirl embed trunk.pth photos --output features.npy
@@ -17,7 +17,7 @@ from pirl_plugin.data.views import ImageViews
 def train(
     photos: str, epochs: int, batch_size: int, learning_rate: float, workers: int = 0
 ) -> tuple[ResNetTrunk, list]:
-    """The trained trunk, and the mean loss of each epoch."""
+    """Train; returns the trunk and the mean loss of each epoch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     transform = JigsawPatchTransform(image_crop_size=32, patch_crop_size=42, patch_size=12, seed=0)
     views = ImageViews(photos, transform)

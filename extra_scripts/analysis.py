@@ -1,4 +1,4 @@
-"""`pirl analysis`, for those who look here."""
+"""`pirl analysis`, also available here as a script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`pirl benchmark`, for those who look here."""
+"""`pirl benchmark`, also available here as a script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`pirl class-subset`, for those who look here."""
+"""`pirl class-subset`, also available here as a script."""
 
 import sys
 

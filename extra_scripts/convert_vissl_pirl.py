@@ -1,4 +1,4 @@
-"""`pirl convert-vissl`, for those who look here."""
+"""`pirl convert-vissl`, also available here as a script."""
 
 import sys
 

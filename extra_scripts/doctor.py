@@ -1,4 +1,4 @@
-"""`pirl doctor`, for those who look here."""
+"""`pirl doctor`, also available here as a script."""
 
 import sys
 

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 readonly needed_gb=8
-# The checkout's root, whatever folder we are called from. Nothing of another environment leaks in.
+# The checkout's root, whatever folder this is called from. Nothing of another environment leaks in.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_CONSTRAINT
@@ -20,7 +20,7 @@ die() {
     exit 1
 }
 
-checksum() { # of the files named, and of where the checkout lies: an environment cannot be moved
+checksum() { # of the named files and the checkout's path: an environment cannot be moved
     { printf '%s\n' "$root" && cat "$@"; } | cksum
 }
 
@@ -28,7 +28,7 @@ version_of() { # VERSION of a Python that really runs; a pyenv shim may exist an
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null
 }
 
-pinned() { # the line "name==version" of the lock
+pinned() { # the line "name==version" of the lock file
     grep -m1 "^$1==" "$lock"
 }
 
@@ -84,7 +84,7 @@ make_environment() {
     "$python" -m venv "$venv" && pip_install "$(pinned pip)" "$(pinned setuptools)" "$(pinned wheel)"
 }
 
-install_classy_vision() { # vissl's wheel carries an older copy in the same folder: the release goes on top
+install_classy_vision() { # vissl's wheel has an older copy in the same folder: the release is installed over it
     local release
     release=$(pinned classy-vision)
     pip_install --force-reinstall "$release" &&
@@ -107,7 +107,7 @@ lock_sum=$(checksum "$lock" pirl_plugin/commands/install_detectron2.py)
 project_sum=$(checksum setup.py pyproject.toml)
 environment_ok=no
 if [ "$(cat "$venv/lock.stamp" 2>/dev/null)" = "$lock_sum" ] && version=$(version_of "$venv_python"); then
-    # A PYTHON=... of another version than the environment's asks for a new one.
+    # A PYTHON=... with another version than the environment's asks for a new one.
     if [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$version" ]; then environment_ok=yes; fi
 fi
 if [ $environment_ok = yes ] && [ "$(cat "$venv/project.stamp" 2>/dev/null)" = "$project_sum" ]; then

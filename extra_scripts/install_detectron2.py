@@ -1,4 +1,4 @@
-"""`pirl install-detectron2`, for those who look here."""
+"""`pirl install-detectron2`, also available here as a script."""
 
 import sys
 

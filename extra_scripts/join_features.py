@@ -1,4 +1,4 @@
-"""`pirl join-features`, for those who look here."""
+"""`pirl join-features`, also available here as a script."""
 
 import sys
 

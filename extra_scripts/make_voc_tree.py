@@ -1,4 +1,4 @@
-"""`pirl make-voc-tree`, for those who look here."""
+"""`pirl make-voc-tree`, also available here as a script."""
 
 import sys
 

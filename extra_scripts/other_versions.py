@@ -1,9 +1,9 @@
-"""Run the tests with another PyTorch than the pinned one, in an environment of its own.
+"""Run the tests with another PyTorch than the pinned one, in a separate environment.
 
 python extra_scripts/other_versions.py --torch 2.6.0 --torchvision 0.21.0
 
-The other packages are those of requirements.txt. What follows -- goes to pytest; default: the fast tests. The
-environment (.venv_torch<version>, 6 GB) stays, and the same command uses it again.
+The other packages are those of requirements.txt. Arguments after -- go to pytest; default: the fast tests. The
+environment (.venv_torch<version>, 6 GB) is kept, and the same command uses it again.
 """
 
 import argparse
@@ -19,12 +19,12 @@ REPLACED = re.compile(r"(torch|torchvision|triton|cuda-\w+|nvidia-\w.*)==")
 
 
 def other_requirements(lock: str) -> str:
-    """The lines of the lock but for PyTorch and what its Linux wheel brings."""
+    """The lines of the lock file, except PyTorch and the dependencies of its Linux wheel."""
     return "\n".join(line for line in lock.splitlines() if not REPLACED.match(line)) + "\n"
 
 
 def install(folder: Path, torch: str, torchvision: str) -> None:
-    """Make the environment, unless it is there, of the same versions."""
+    """Make the environment, unless it exists with the same versions."""
     marker, python = folder / "ready", folder / "bin" / "python"
     lock = (ROOT / "requirements.txt").read_text()
     made_of = f"torch {torch}, torchvision {torchvision}, Python {sys.version}\n{lock}"
@@ -58,8 +58,8 @@ def install(folder: Path, torch: str, torchvision: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", required=True, help="a version, such as 2.6.0")
-    parser.add_argument("--torchvision", required=True, help="the version that goes with it, such as 0.21.0")
-    parser.add_argument("--folder", type=Path, help="of the environment; default .venv_torch<version>")
+    parser.add_argument("--torchvision", required=True, help="the matching version, such as 0.21.0")
+    parser.add_argument("--folder", type=Path, help="folder of the environment; default .venv_torch<version>")
     parser.add_argument("tests", nargs="*", help="arguments of pytest")
     options = parser.parse_args()
     folder = (options.folder or ROOT / f".venv_torch{options.torch}").resolve()
@@ -67,7 +67,7 @@ def main() -> None:
         install(folder, options.torch, options.torchvision)
     except subprocess.CalledProcessError as error:
         sys.exit(f"Error: {' '.join(map(str, error.cmd))} ended with {error.returncode}; its output is above.")
-    # The checkout as it is now, not as it was installed.
+    # Test the checkout as it is now, not as it was installed.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     tests = options.tests or ["-m", "not slow"]
     sys.exit(subprocess.run([folder / "bin" / "python", "-m", "pytest", *tests], cwd=ROOT, env=environment).returncode)

@@ -1,4 +1,4 @@
-"""`pirl evaluate`, for those who look here."""
+"""`pirl evaluate`, also available here as a script."""
 
 import sys
 

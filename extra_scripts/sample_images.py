@@ -1,4 +1,4 @@
-"""`pirl sample-images`, for those who look here."""
+"""`pirl sample-images`, also available here as a script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`pirl show-pretext`, for those who look here."""
+"""`pirl show-pretext`, also available here as a script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`pirl study`, for those who look here."""
+"""`pirl study`, also available here as a script."""
 
 import sys
 
