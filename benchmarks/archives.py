@@ -1,6 +1,6 @@
-"""Images a second that one core reads, in random order, from a folder, archives and tables; a million's index.
+"""Images per second that one core reads, in random order, from a folder, archives and tables; a million's index.
 
-Tables only where pyarrow is installed.
+Tables only if pyarrow is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MILLION = 1_281_167
 
 
 def pack(photos: Path, target: Path) -> dict[str, Path]:
-    """The same photos in every form that an archive may have."""
+    """The same photos in every supported archive format."""
     forms = {"folder": photos, "tar": target / "all.tar", "tar of tars": target / "nested.tar",
              "zip, stored": target / "stored.zip", "zip, deflated": target / "deflated.zip"}  # fmt: skip
     with tarfile.open(forms["tar"], "w") as made:
@@ -72,7 +72,7 @@ def read_all(files: list[str]) -> None:
 
 
 def index_of_a_million(folder: Path) -> dict[str, float]:
-    """A tar's index with ImageNet's names, opened: bytes on the disk, private memory, microseconds to find a name."""
+    """Open a tar's index with ImageNet's names: bytes on disk, private memory, microseconds to find a name."""
     names = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number:07d}.JPEG".encode() for number in range(MILLION)]
     entries = np.zeros(MILLION, entries_dtype(max(map(len, names))))
     entries["name"] = sorted(names)
@@ -118,9 +118,9 @@ def main() -> None:
             files["Parquet, compressed, in order"] = list_images(forms["Parquet, compressed"])
         seconds = alternate({name: lambda some=some: read_all(some) for name, some in files.items()}, options.repeats)
         speeds = {name: options.photos / statistics.median(values) for name, values in seconds.items()}
-        rows = [["form", "images/s a core", "of the folder's"]]
+        rows = [["form", "images/s per core", "of the folder's"]]
         rows += [[name, f"{speed:.0f}", f"{speed / speeds['folder']:.3f}"] for name, speed in speeds.items()]
-        print_table(f"{options.photos} JPEGs of 500 x 375, decoded whole, in random order, warm cache", rows)
+        print_table(f"{options.photos} JPEGs of 500 x 375, fully decoded, in random order, warm cache", rows)
         million = index_of_a_million(Path(temporary))
         said = ", ".join(f"{key} {value:.1f}" for key, value in million.items())
         print(f"An index of {MILLION:,} images: {said}")

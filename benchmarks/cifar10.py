@@ -1,9 +1,9 @@
-"""PIRL on a small labelled data set that lies on the device: the recipe of pretrain/pirl/jigsaw_cifar10_1gpu without a
-loader, in pieces that go on where the last one ended.
+"""PIRL on a small labelled data set on the device: the recipe of pretrain/pirl/jigsaw_cifar10_1gpu without a loader, in
+pieces, each resuming where the last one ended.
 
     python benchmarks/cifar10.py cifar10/train cifar10/test --output cifar10_run [--epochs 200] [--minutes 9]
 
-For 200 epochs of 50,000 photos in 17 minutes, 9,800 images a second are needed.
+For 200 epochs of 50,000 photos in 17 minutes, 9,800 images per second are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pirl_plugin.paths import unfinished
 from pirl_plugin.pretext.jigsaw import JigsawPatchTransform
 from pirl_plugin.safe_loading import read_safely
 
-# As the YAML config's, where tests/end_to_end/test_gpu_report.py compares them.
+# The same as the YAML config's; tests/end_to_end/test_gpu_report.py compares them.
 TRANSFORM = {
     "image_crop_size": 32,
     "image_crop_scale": [0.2, 1.0],
@@ -70,7 +70,7 @@ class Labelled:
 
 
 def read_labelled(folder: str | Path, device: torch.device) -> Labelled:
-    """A folder with one folder a class, or what is in an .npz file under `images` [N, H, W, 3] and `labels` [N]."""
+    """Read a folder with one folder per class, or `images` [N, H, W, 3] and `labels` [N] from an .npz file."""
     if str(folder).endswith(".npz"):
         with np.load(folder) as arrays:  # NumPy unpickles nothing unless asked
             images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
@@ -85,7 +85,7 @@ def read_labelled(folder: str | Path, device: torch.device) -> Labelled:
 
 @torch.inference_mode()
 def features(model: PlainPIRL, images: Tensor, transform: JigsawPatchTransform) -> np.ndarray:
-    """What the trunk makes of whole images: float32 [N, C]."""
+    """The trunk's features of whole images: float32 [N, C]."""
     model.trunk.eval()
     found = []
     for some in images.split(500):
@@ -104,10 +104,10 @@ def knn(model: PlainPIRL, train: Labelled, test: Labelled, transform: JigsawPatc
 
 
 class Run:
-    """A training that can be cut anywhere between two epochs.
+    """A training that can be interrupted between any two epochs.
 
     Args:
-        folder: of `run.pt`, from which a run with the same recipe goes on, and of `history.json`.
+        folder: for `run.pt`, from which a run with the same recipe resumes, and `history.json`.
     """
 
     def __init__(self, recipe: Recipe, train: Labelled, test: Labelled, folder: Path, device: torch.device) -> None:
@@ -134,7 +134,7 @@ class Run:
     def _load(self) -> None:
         state = read_safely(self.folder / "run.pt")
         if state["recipe"] != asdict(self.recipe):
-            raise SystemExit(f"{self.folder}/run.pt is of another recipe, {state['recipe']}: name another --output.")
+            raise SystemExit(f"{self.folder}/run.pt has another recipe, {state['recipe']}: give another --output.")
         self.model.load_state_dict(state["model"])
         self.model.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.history, self.seconds = state["epoch"], state["history"], state["seconds"]
@@ -149,13 +149,13 @@ class Run:
         (self.folder / "history.json").write_text(json.dumps({"recipe": asdict(self.recipe)} | self.result(), indent=2))
 
     def result(self) -> dict:
-        """Epochs done, images a second of training, and the history."""
+        """Epochs done, images per second of training, and the history."""
         trained = self.epoch * (len(self.data) // self.recipe.batch) * self.recipe.batch
         rate = trained / self.seconds if self.seconds else None
         return {"epochs_done": self.epoch, "images_per_second": rate, "history": self.history}
 
     def train_epoch(self) -> float:
-        """One epoch; its mean loss."""
+        """Train one epoch and return its mean loss."""
         batches = len(self.data) // self.recipe.batch
         total = torch.zeros((), device=self.model.where)
         for number, (images, patches, index) in enumerate(self.data.batches(self.epoch, self.recipe.batch)):
@@ -167,7 +167,7 @@ class Run:
         return float(total) / batches  # the only wait of an epoch
 
     def go_on(self, minutes: float) -> bool:
-        """Train until the recipe's end or for about so long; whether the end was reached."""
+        """Train until the recipe's end or for about `minutes`; returns whether the end was reached."""
         deadline = time.time() + 60 * minutes
         longest = 0.0
         while self.epoch < self.recipe.epochs and time.time() + longest < deadline:
@@ -194,15 +194,15 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", help="a folder with one folder a class, or an .npz of images and labels")
-    parser.add_argument("test", help="the same, of other images")
-    parser.add_argument("--output", type=Path, required=True, help="a folder; a run in it goes on")
+    parser.add_argument("train", help="a folder with one folder per class, or an .npz of images and labels")
+    parser.add_argument("test", help="the same, with other images")
+    parser.add_argument("--output", type=Path, required=True, help="a folder; a run in it is resumed")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--width", type=float, default=Recipe.width)
     parser.add_argument("--knn-every", type=int, default=Recipe.knn_every)
     parser.add_argument("--compiled", action="store_true", help="torch.compile for the trunk")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="then stop after a whole epoch")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time limit, checked after each epoch")
     options = parser.parse_args()
     device = where_a_run_computes()
     if not options.train.endswith(".npz"):
@@ -213,7 +213,7 @@ def main() -> None:
     )
     run = Run(recipe, train, test, options.output, device)
     ended = run.go_on(options.minutes)
-    print(f"{'Done' if ended else 'To be gone on with, by the same command'}: {options.output}/history.json")
+    print(f"{'Done' if ended else 'Not finished; the same command resumes'}: {options.output}/history.json")
 
 
 if __name__ == "__main__":

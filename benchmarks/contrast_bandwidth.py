@@ -1,4 +1,4 @@
-"""How near the loss with negatives of each image's own comes to reading the bank's rows once, as fast as a copy."""
+"""How close the loss with per-image negatives comes to reading the bank's rows once at the speed of a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pirl_plugin.objective.negatives import draw_negatives
 
 
 def bandwidth(num_rows: int, num_negatives: int, batch: int, repeats: int, device: str, dim: int = 128) -> dict:
-    """per_image's forward and query gradient beside a plain copy: bytes of the rows read once, by the time."""
+    """Time of per_image's forward and query gradient, and of a plain copy of as many bytes."""
     torch.manual_seed(0)
     table = torch.nn.functional.normalize(torch.randn(num_rows, dim, device=device), dim=1)
     queries = torch.nn.functional.normalize(torch.randn(2, batch, dim, device=device), dim=2).requires_grad_()
@@ -35,5 +35,5 @@ def bandwidth(num_rows: int, num_negatives: int, batch: int, repeats: int, devic
 
 
 def rates(measured: dict) -> dict[str, float]:
-    """Bytes of rows a second of each, from what `bandwidth` returned."""
+    """Bytes of rows per second of each, from the result of `bandwidth`."""
     return {name: measured["bytes"][name] / sorted(s)[len(s) // 2] for name, s in measured["seconds"].items()}

@@ -14,7 +14,7 @@ STEP, PRETENDED = "tests/end_to_end/test_pretended_gpu_step.py", "tests/end_to_e
 
 
 class Fault(NamedTuple):
-    """A line of a module of the plugin, and what stands in its place."""
+    """A line of one of the plugin's modules, and its faulty replacement."""
 
     what: str
     module: str

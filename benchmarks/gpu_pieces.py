@@ -1,4 +1,4 @@
-"""The pieces of the GPU report: each measures one thing on the device and returns what goes into the report's JSON."""
+"""The pieces of the GPU report: each measures one thing on the device and returns its part of the report's JSON."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured.
+    """The sizes of the measurements.
 
     Attributes:
         rows, negatives: of the memory bank and of a draw.
         batches: of the table of batch sizes; the last one is the main one.
         image, canvas, patch: sides in pixels.
         depth, width: of the trunk.
-        steps: timed ones of each.
+        steps: number of timed steps of each.
         photos, workers: of the loader.
     """
 
@@ -62,7 +62,7 @@ TINY = Size(400, 64, (2, 4), 32, 42, 12, 18, 0.125, 2, 12, 1)
 
 
 def _error(got: Tensor, wanted: Tensor) -> float:
-    """The largest distance of vectors [2, B, d], relative to their length where that is above 1."""
+    """The largest distance between vectors [2, B, d], relative to their length if that is above 1."""
     return float(((got - wanted).norm(dim=2) / wanted.norm(dim=2).clamp(min=1)).max())
 
 
@@ -73,7 +73,7 @@ def errors_of_kernels(size: Size) -> dict:
         generator = torch.Generator().manual_seed(0)
         rows = normalize(torch.randn(size.rows // 4, dim, generator=generator), dim=1).to(dtype)
         own = torch.randperm(len(rows), generator=generator)[:8]
-        # Near their positives, as in a trained network: shares near 1, where digits are easily lost.
+        # Near their positives, as in a trained network: shares near 1, where precision is easily lost.
         noise = torch.randn(2, 8, dim, generator=generator)
         queries = normalize(rows[own].float() + noise * torch.linspace(0.02, 0.3, 8).unsqueeze(1), dim=2)
         drawn = draw_negatives(own, len(rows), size.negatives)
@@ -139,7 +139,7 @@ def _wait() -> None:
 
 
 def seconds_each(function: Callable[[], object], count: int, warm_ups: int = 3) -> float:
-    """Mean seconds of a call, many in a row: the device is waited for once."""
+    """Mean seconds per call over many calls in a row, with one synchronisation at the end."""
     for _ in range(warm_ups):
         function()
     _wait()
@@ -154,12 +154,12 @@ VARIANTS = {"float32": (False, False), "bfloat16": (True, False), "bfloat16, com
 
 
 def step_of(size: Size, bfloat16: bool, compiled: bool = False) -> Step:
-    """How a step of this size is computed."""
+    """The settings of a step of this size."""
     return Step(size.depth, size.width, "imagenet" if size.image > 64 else "small", bfloat16, compiled)
 
 
 def steps(size: Size) -> dict:
-    """A whole step of each variant on views that are on the device: images/s, peak memory, the loss's share."""
+    """A full step of each variant, with views already on the device: images/s, peak memory, the loss's share."""
     found = {}
     compiled = [] if torch.cuda.is_available() else ["bfloat16, compiled"]  # minutes of compiling on a CPU
     for name in (name for name in VARIANTS if name not in compiled):
@@ -180,7 +180,7 @@ def steps(size: Size) -> dict:
 
 
 def memory_by_batch(size: Size) -> dict:
-    """Peak memory of a step for each batch and number format, weights and bank included where the device tells."""
+    """Peak memory of a step for each batch size and dtype, including weights and bank if the device reports it."""
     found = {}
     for batch, name in itertools.product(size.batches, ("float32", "bfloat16")):
         model, views = _model(size, step_of(size, *VARIANTS[name]), batch), _views(size, batch)
@@ -238,7 +238,7 @@ def from_files(size: Size, photos: Path) -> dict:
 
 
 def make_jpegs(folder: Path, count: int, width: int = 500, height: int = 375) -> None:
-    """JPEGs of ImageNet's usual size from smooth noise with a camera's grain, where no photos are at hand."""
+    """JPEGs of ImageNet's usual size from smooth noise with a camera's grain, if no photos are available."""
     import numpy as np
     from PIL import Image
 

@@ -1,16 +1,16 @@
-"""One command for the day there is a GPU: what the kernels, the training step and the input reach on it, as a table.
+"""One command that measures kernels, training step and input pipeline on a GPU, and writes a table.
 
     python benchmarks/gpu_report.py --output gpu_report [--minutes 9] [--cifar10 TRAIN TEST] [--photos FOLDER]
 
-Needs PyTorch, and beside it what `--wheels` collects; VISSL only for the pieces that compare with it. Works in pieces:
-what is done is kept as JSON in the output folder, and after so many minutes the command stops before the next piece, or
-in the middle of the CIFAR-10 recipe, and goes on where it was when it is given again. Exit code 0: the report is whole;
-3: to be called again; 1: a piece failed.
+Needs PyTorch and the wheels that `--wheels` collects; VISSL only for the pieces that compare with it. Works in pieces:
+results are kept as JSON in the output folder; when the minutes are over, the command stops before the next piece, or in
+the middle of the CIFAR-10 recipe, and resumes there when called again. Exit code 0: the report is complete; 3: call it
+again; 1: a piece failed.
 
     python benchmarks/gpu_report.py --wheels FOLDER [--present NAME ...]
 
-is a dry run for a machine that reaches no package registry: it collects the wheels that such a machine lacks and says
-how large they are together.
+prepares for a machine without access to a package registry: it collects the wheels that such a machine lacks and prints
+their total size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # a bare machine has a checkout, not an installation
+sys.path.insert(0, str(HERE.parent))  # a bare machine has only a checkout, no installation
 
 NO_VISSL = "VISSL is not installed here"
 CORE = ("numpy", "pillow", "torchvision", "safetensors", "simplejpeg", "tqdm")
@@ -47,9 +47,9 @@ class Piece:
     """One measurement.
 
     Attributes:
-        measure: returns what goes into the JSON, or a sentence why there is nothing.
-        minutes: on a GPU, about; with less left, the piece waits for the next call.
-        rows: what of it stands in the table: (quantity, value, goal).
+        measure: returns the content of the JSON, or a sentence that says why there is none.
+        minutes: approximate time on a GPU; with less left, the piece waits for the next call.
+        rows: its rows in the table: (quantity, value, goal).
     """
 
     measure: Callable[[argparse.Namespace], Any]
@@ -70,7 +70,7 @@ def _kernels(options: argparse.Namespace) -> dict:
 
 
 def _kernel_rows(found: dict) -> list[tuple[str, str, str]]:
-    # As the tests hold them; with bfloat16 rows the definition reads the same rounded rows.
+    # The same bounds as in the tests; with bfloat16 rows the definition reads the same rounded rows.
     return [
         (f"error of {name}: loss, gradient", f"{error['loss']:.1e}, {error['gradient']:.1e}", "below 1e-5, 1e-3")
         for name, error in found.items()
@@ -185,7 +185,7 @@ PIECES = {
 
 
 def cifar10(options: argparse.Namespace, minutes: float) -> tuple[bool, dict]:
-    """Some more of the recipe: whether it has ended, and how far it is."""
+    """Train on with the recipe; returns whether it has ended, and its progress."""
     import torch
     from cifar10 import Recipe, Run, read_labelled
     from measuring import where_a_run_computes
@@ -210,7 +210,7 @@ def _cifar10_rows(found: dict) -> list[tuple[str, str, str]]:
 
 
 def write_report(options: argparse.Namespace, left: list[str]) -> Path:
-    """report.json and report.md of all that is done so far."""
+    """Write report.json and report.md of everything done so far."""
     from measuring import machine
 
     paths = {name: _json(options, name) for name in [*PIECES, "cifar10"]}
@@ -236,7 +236,7 @@ def _json(options: argparse.Namespace, name: str) -> Path:
 
 
 def free_memory() -> None:
-    """Give the device's memory back, which other processes are to measure with."""
+    """Free the device's memory for the processes that measure next."""
     import torch
 
     gc.collect()
@@ -245,7 +245,7 @@ def free_memory() -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Measure what is left and time allows; the exit code."""
+    """Measure the remaining pieces as far as time allows; returns the exit code."""
     options.output.mkdir(parents=True, exist_ok=True)
     started, left, failed = time.time(), [], []
 
@@ -275,15 +275,15 @@ def report(options: argparse.Namespace) -> int:
     path = write_report(options, left)
     print(f"\n{path.read_text()}\nWritten: {path}")
     if failed:
-        print(f"Failed, and tried again by the next call: {', '.join(failed)}")
+        print(f"Failed; the next call tries again: {', '.join(failed)}")
         return 1
     if left:
-        print(f"To be gone on with, by the same command: {', '.join(left)}")
+        print(f"Not finished; the same command resumes: {', '.join(left)}")
     return 3 if left else 0
 
 
 def needed_by(package: str, known: set[str]) -> set[str]:
-    """A package and all that it needs, extras left out, as its installed metadata says."""
+    """A package and all its dependencies without extras, from its installed metadata."""
     name = package.lower().replace("_", "-")
     if name not in known:
         known.add(name)
@@ -298,14 +298,14 @@ def needed_by(package: str, known: set[str]) -> set[str]:
 
 
 def pins() -> dict[str, str]:
-    """name -> name==version, of requirements.txt."""
+    """name -> name==version, from requirements.txt."""
     lines = (HERE.parent / "requirements.txt").read_text().splitlines()
     found = (line.split(" ;")[0].strip() for line in lines if "==" in line and not line.startswith("#"))
     return {pin.split("==")[0].lower(): pin for pin in found}
 
 
 def collect_wheels(folder: Path, present: list[str]) -> int:
-    """Wheels of what a machine with torch and `present` lacks; the exit code."""
+    """Collect the wheels that a machine with torch and `present` lacks; returns the exit code."""
     there = needed_by("torch", set()) | {name.lower().replace("_", "-") for name in present}
     known, total = pins(), 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -336,12 +336,12 @@ def collect_wheels(folder: Path, present: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gpu_report"), help="a folder")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of one call")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time of one call")
     parser.add_argument("--cifar10", nargs=2, metavar=("TRAIN", "TEST"), help="folders or .npz, for the recipe")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEGs; else some are made")
-    parser.add_argument("--tiny", action="store_true", help="a trial of the command itself, on a CPU")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEGs; default: generated ones")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command itself on a CPU")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="collect wheels for a bare machine instead")
-    parser.add_argument("--present", nargs="*", default=[], metavar="NAME", help="packages that it has beside torch")
+    parser.add_argument("--present", nargs="*", default=[], metavar="NAME", help="packages it has besides torch")
     options = parser.parse_args()
     if options.wheels:
         return collect_wheels(options.wheels, options.present)

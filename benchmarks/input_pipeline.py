@@ -1,4 +1,4 @@
-"""What a loader worker's core makes of JPEG files in a second, beside VISSL's own PIRL pipeline on the same files."""
+"""Samples per second of one loader worker on JPEG files, compared with VISSL's own PIRL pipeline on the same files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def make_photos(folder: Path, count: int, width: int = 500, height: int = 375) -> None:
-    """Write `count` JPEGs cut from the photos of scikit-image and scikit-learn, with a camera's noise, quality 92."""
+    """Write `count` JPEGs cut from the photos of scikit-image and scikit-learn, with camera noise, quality 92."""
     sources = [photo for photo in bundled_photos().values() if min(photo.size) >= 300]
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def make_photos(folder: Path, count: int, width: int = 500, height: int = 375) -
 
 
 def reader(overrides: list[str], photos: Path, batch: int) -> Callable[[], object]:
-    """A function that makes the next batch, as a worker of VISSL's loader does: read, decode, transform, collate."""
+    """A function that makes the next batch like a worker of VISSL's loader: read, decode, transform, collate."""
     config = compose([*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{photos}]"], check=False)
     mends.register_data_paths(config)
     dataset = build_dataset(config, "TRAIN")
@@ -65,7 +65,7 @@ def reader(overrides: list[str], photos: Path, batch: int) -> Callable[[], objec
 
 
 def breakdown(photos: Path, batch: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds a batch of each stage of the plugin's pipeline, in the worker's order."""
+    """Seconds per batch of each stage of the plugin's pipeline, in the worker's order."""
     task, files = PRETEXT_TRANSFORMS["jigsaw_patch_transform"](normalize_on="device"), list_images(photos)[:batch]
     images = [load_pixels(file) for file in files]
     crops = [task.crops(image) for image in images]

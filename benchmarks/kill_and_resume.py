@@ -1,6 +1,6 @@
-"""Kill a run with SIGKILL at random moments and resume it: is the end, bit by bit, that of the run left alone?
+"""Kill a run with SIGKILL at random moments and resume it: is the result bit-identical to an uninterrupted run's?
 
-With `--kill one`, only one process is killed, the launcher or one of its ranks: do all others end, too?
+With `--kill one`, only one process is killed, the launcher or one of its ranks: do all others end as well?
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SETTINGS = [
     "config.CHECKPOINT.KEEP_LAST=3",
     "config.LOG_FREQUENCY=1",
 ]
-# VISSL's count of its loop, and its list of the losses that this process has seen in the epoch: nothing reads them.
+# VISSL's loop counter, and its list of this process's losses in the epoch: nothing reads them.
 IGNORED = {"iteration_num", "losses"}
 
 
 def start(folder: Path, photos: Path, processes: int, workers: int, bank: str) -> subprocess.Popen:
-    """A run in a process group of its own."""
+    """Start a run in its own process group."""
     own = [
         f"config.LOSS.pirl_loss.memory_bank.name={bank}",
         f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
@@ -58,7 +58,7 @@ def start(folder: Path, photos: Path, processes: int, workers: int, bank: str) -
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Places at which two checkpoints differ in any bit."""
+    """The places where two checkpoints differ in any bit."""
     if isinstance(one, torch.Tensor):
         same = one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
         return [] if same else [where]
@@ -74,7 +74,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    """The final checkpoint, with the shards of a sharded bank in place of their names."""
+    """The final checkpoint, with the contents of a sharded bank's shards instead of their names."""
     (path,) = folder.glob("model_final_checkpoint_phase*.torch")
     checkpoint = load_checkpoint(path)
     bank = checkpoint["loss"].get("memory_bank._extra_state")
@@ -91,19 +91,19 @@ def finish(folder: Path, *arguments: Any) -> None:
 
 
 def steps_done(folder: Path) -> int:
-    """Iterations that a run has said it did."""
+    """Iterations that a run has logged."""
     path = folder / "progress.csv"
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def living(group: int) -> list[int]:
-    """Processes of a process group, without those that have ended and were not waited for."""
+    """Living processes of a process group, without zombies."""
     found = subprocess.run(["pgrep", "-g", str(group), "--runstates", "R,S,D,T"], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 
 def kill_one(process: subprocess.Popen, rng: random.Random) -> int:
-    """SIGKILL to the launcher or one of its ranks; how many of the run's processes are left ten seconds later."""
+    """SIGKILL the launcher or one of its ranks; returns how many of the run's processes are left ten seconds later."""
     command = ["pgrep", "-P", str(process.pid), "-f", "multiprocessing.spawn"]
     ranks = subprocess.run(command, capture_output=True, text=True).stdout.split()
     os.kill(rng.choice([process.pid, *map(int, ranks)]), signal.SIGKILL)
@@ -126,10 +126,10 @@ def kill_at(
     during_a_write: bool,
     rng: random.Random | None,
 ) -> tuple[bool, int]:
-    """SIGKILL to a run, `delay` seconds after an iteration.
+    """SIGKILL a run `delay` seconds after an iteration.
 
     Args:
-        rng: draws which one of its processes is killed; None kills all that the run started.
+        rng: draws which one of its processes is killed; None kills all processes of the run.
 
     Returns:
         whether it was still running, and how many processes were left.
@@ -151,9 +151,9 @@ def kill_at(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="in all, over 1 and 2 processes with 0 and 2 workers")
+    parser.add_argument("--kills", type=int, default=20, help="in all, over 1 or 2 processes with 0 or 2 workers")
     parser.add_argument("--bank", default="memory_bank", help="or sharded_memory_bank, with two processes only")
-    parser.add_argument("--kill", choices=("all", "one"), default="all", help="processes of the run")
+    parser.add_argument("--kill", choices=("all", "one"), default="all", help="which processes of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill_and_resume_cpu.json"))
     options = parser.parse_args()

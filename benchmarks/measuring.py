@@ -1,4 +1,4 @@
-"""Timing functions side by side, peak memory, and what machine it was."""
+"""Times functions side by side, and measures peak memory; describes the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pirl_plugin.launch.doctor import processor
 
 
 def machine() -> dict:
-    """What a figure needs beside it: processor, cores used, memory, versions, GPU."""
+    """What to report with every figure: processor, cores used, memory, versions, GPU."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -32,7 +32,7 @@ def machine() -> dict:
 
 
 def alternate(functions: dict[str, Callable[[], object]], repeats: int, warm_ups: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns so that a busy spell hits them all."""
+    """Seconds of each call; the functions take turns, so that other load on the machine affects them all."""
     for function in functions.values():
         for _ in range(warm_ups):
             function()
@@ -51,13 +51,13 @@ def alternate(functions: dict[str, Callable[[], object]], repeats: int, warm_ups
 
 
 def where_a_run_computes() -> torch.device:
-    """The GPU where there is one, set up as VISSL's trainer does for a run, else the CPU."""
-    torch.backends.cudnn.benchmark = True  # as Classy Vision's copy_model_to_gpu
+    """The GPU if there is one, set up as VISSL's trainer does for a run, else the CPU."""
+    torch.backends.cudnn.benchmark = True  # like Classy Vision's copy_model_to_gpu
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def peak_extra_memory(function: Callable[[], object]) -> int | None:
-    """Bytes that a call needs beyond what is held before it: of the GPU, else of this process (Linux; else None)."""
+    """Peak bytes that a call needs besides those held before: on the GPU, else in this process (Linux; else None)."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -86,7 +86,7 @@ def median_ms(seconds: list[float]) -> float:
 
 
 def print_table(title: str, rows: list[list[str]]) -> None:
-    """A plain aligned table; the first row is the heading."""
+    """Print a plain aligned table; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")
     for row in rows:

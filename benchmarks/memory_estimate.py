@@ -1,11 +1,11 @@
-"""What a training step of PIRL takes of a GPU's memory, by batch size, counted without a GPU.
+"""Estimates the GPU memory of a training step of PIRL by batch size, without a GPU.
 
     python benchmarks/memory_estimate.py
 
-PyTorch goes through the network with tensors that have shapes and no values, and tells what it keeps for the backward
-pass. Beside that stand weights, gradients and momentum, the memory bank, the batch's views, and the largest of the
-results that come and go. Fragmentation, cuDNN's work space and the CUDA context (about 0.5 GB) are not counted;
-`benchmarks/gpu_report.py` measures the same on a GPU.
+PyTorch runs the network on fake tensors, which have shapes but no values, and reports what it keeps for the backward
+pass. Weights, gradients and momentum, the memory bank, the batch's views and the largest temporary results are added.
+Fragmentation, cuDNN's work space and the CUDA context (about 0.5 GB) are not counted; `benchmarks/gpu_report.py`
+measures the same on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIM = 128
 
 
 def without_values(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Puts tensors of the same shapes that take no memory in place of a model's parameters and buffers."""
+    """Replace a model's parameters and buffers by tensors of the same shapes that take no memory."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(mode.from_tensor(parameter)))
@@ -34,7 +34,7 @@ def without_values(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def kept_for_backward(model: PlainPIRL, images: Tensor, patches: Tensor) -> tuple[int, int]:
-    """Bytes that autograd keeps of a forward pass beyond weights and views, and of the largest single result."""
+    """Bytes that autograd keeps from a forward pass besides weights and views, and those of the largest result."""
     known = {StorageWeakRef(each.untyped_storage()) for each in (*model.parameters(), *model.buffers())}
     storages: dict[StorageWeakRef, int] = {}
 
@@ -52,8 +52,8 @@ def kept_for_backward(model: PlainPIRL, images: Tensor, patches: Tensor) -> tupl
 
 
 def estimate(size: Size, batch: int, bfloat16: bool) -> dict[str, int]:
-    """Bytes of each part, for the whole step on one GPU."""
-    no_loss = nn.Identity()  # its part is small, and its bank is counted apart
+    """Bytes of each part of the whole step on one GPU."""
+    no_loss = nn.Identity()  # its part is small, and its bank is counted separately
     model = PlainPIRL(step_of(size, bfloat16), no_loss, torch.device("cpu"))
     mode = FakeTensorMode()
     without_values(model, mode)

@@ -1,12 +1,13 @@
-"""Small faults planted in the plugin's code, one at a time: does a test notice each?
+"""Mutation testing: plants small faults in the plugin's code, one at a time, and checks that a test notices each.
 
     python benchmarks/mutants.py --count 200 --jobs 2 --output mutants.json
 
-Faults are drawn over all modules: another comparison, sign, constant, order of arguments, a statement that is gone. For
-each, the fast tests that run the line run up to the first failure; which they are, coverage.py notes first (--map, in
-twice the time of the fast tests). Where none does, since only processes that tests start get there, and for what
-survives, all of the module's room run. The table at the end has the kill rate by room; the JSON has every fault, and a
-run that is started again goes on. What survives is a fault that no test notices, or no fault at all: look at it.
+Faults are drawn over all modules: another comparison, sign, constant, order of arguments, or a deleted statement. For
+each, the fast tests that run the line run until the first failure; coverage.py first records which tests these are
+(--map, in twice the time of the fast tests). If there are none, because only processes started by tests run the line,
+and for faults that survive, all tests of the module's room (folder) run. The table at the end has the kill rate by
+room; the JSON has every fault, and a restarted run resumes. A survivor is a fault that no test notices, or no fault at
+all: look at it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where a room's behaviour is tested beside its own folder of tests.
+# Further tests of a room's behaviour, besides its own folder of tests.
 MORE_TESTS = {
     "ground": ["tests/test_registry.py", "tests/test_rooms.py", "tests/launch/test_config_check.py", "tests/evaluation",
                "tests/network", "tests/objective/test_distributed.py", "tests/test_out_of_memory.py"],
@@ -58,13 +59,13 @@ def room_of(path: Path) -> str:
 
 
 def modules() -> list[Path]:
-    """All modules in which faults are planted."""
+    """All modules in which to plant faults."""
     found = sorted((ROOT / "pirl_plugin").rglob("*.py"))
     return [path for path in found if path.name != "__init__.py" and not path.parent.is_symlink()]
 
 
 def _replaced(node: ast.AST) -> ast.AST | None:
-    """A node with a fault in place of another; None where there is none for it."""
+    """A faulty replacement of a node; None if there is none for it."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
         return ast.Compare(node.left, [SWAPS[type(node.ops[0])](), *node.ops[1:]], node.comparators)
     if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
@@ -87,7 +88,7 @@ def _replaced(node: ast.AST) -> ast.AST | None:
 
 
 def _sites(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes for faults: not in messages, types and what only prints."""
+    """Nodes for faults, except in messages, types and code that only prints."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, (ast.Raise, ast.JoinedStr, ast.ImportFrom, ast.Import)):
             continue
@@ -127,7 +128,7 @@ def faults(path: Path) -> list[tuple[str, str, str]]:
         changed = (data[:begin] + fault.encode() + data[end:]).decode()
         try:
             ast.parse(changed)
-        except SyntaxError:  # inside a format string, where quotes and braces have another meaning
+        except SyntaxError:  # inside an f-string, where quotes and braces have another meaning
             continue
         name = f"{path.relative_to(ROOT)}:{node.lineno}:{node.col_offset}"
         found.append((name, changed, f"{' '.join(before.split())[:90]}  ->  {' '.join(fault.split())[:90]}"))
@@ -135,7 +136,7 @@ def faults(path: Path) -> list[tuple[str, str, str]]:
 
 
 def tests_of(path: Path) -> list[str]:
-    """Test files of a module's room, those that name the module first."""
+    """Test files of a module's room; those that name the module come first."""
     room = room_of(path)
     places = ([f"tests/{room}"] if room != "ground" else []) + MORE_TESTS.get(room, [])
     files = list(dict.fromkeys(
@@ -148,7 +149,7 @@ def tests_of(path: Path) -> list[str]:
 
 
 def make_map(file: Path) -> None:
-    """Run all fast tests once under coverage.py (pip install coverage), which notes the test that runs each line."""
+    """Run all fast tests once under coverage.py (pip install coverage), which records the tests that run each line."""
     settings = file.with_suffix(".ini")
     settings.write_text("[run]\ndynamic_context = test_function\nsource = pirl_plugin\n")
     shared = [f"--rcfile={settings}", f"--data-file={file.with_suffix('.coverage')}"]
@@ -160,7 +161,7 @@ def make_map(file: Path) -> None:
 
 
 def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
-    """(file, line) -> tests that run it, as pytest takes them, those that run the fewest lines first."""
+    """(file, line) -> ids of the tests that run it; those that run the fewest lines come first."""
     places = {path.stem: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
 
     def test(context: str) -> str:  # module.function
@@ -175,16 +176,16 @@ def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
 
 
 def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
-    """At most MOST_TESTS of those that run the line of a fault; none where no test does."""
+    """At most MOST_TESTS of the tests that run the line of a fault."""
     file, line, _ = name.split(":")
-    for above in range(4):  # of a statement of several lines, the first is noted
+    for above in range(4):  # of a multi-line statement, the first line is recorded
         if found := by_line.get((file, int(line) - above)):
             return found[:MOST_TESTS]
     return []
 
 
 def is_noticed(path: Path, changed: str, chosen: list[str], lines_only: bool) -> tuple[bool, str]:
-    """Whether a test fails with the fault, and which: of those chosen, then of all of the room."""
+    """Whether a test fails with the fault, and which: first of the chosen tests, then of all tests of the room."""
     noticed, by = fails(path, changed, chosen) if chosen else (False, "")
     return (noticed, by) if noticed or (chosen and lines_only) else fails(path, changed, tests_of(path))
 
@@ -210,7 +211,7 @@ def fails(path: Path, changed: str, tests: list[str]) -> tuple[bool, str]:
 
 
 def drawn(count: int, seed: int) -> list[tuple[str, str, str]]:
-    """Faults over all modules: `count` in all, in proportion to how many each room has, at least 8 of each room."""
+    """Faults over all modules: `count` in all, in proportion to each room's number, at least 8 per room."""
     by_room: dict[str, list[tuple[str, str, str]]] = {}
     for path in modules():
         by_room.setdefault(room_of(path), []).extend(faults(path))
@@ -237,9 +238,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--rooms", nargs="+", help="only these")
+    parser.add_argument("--rooms", nargs="+", help="only these rooms")
     parser.add_argument("--map", type=Path, default=Path("covered_lines.json"), help="which tests run which line")
-    parser.add_argument("--lines-only", action="store_true", help="a lower bound, sooner: not all tests of the room")
+    parser.add_argument("--lines-only", action="store_true", help="a quick lower bound: not all tests of the room")
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
@@ -247,7 +248,7 @@ def main() -> None:
               if not options.rooms or room_of(ROOT / one[0].split(":")[0]) in options.rooms]  # fmt: skip
     if not options.map.is_file():
         if importlib.util.find_spec("coverage") is None:
-            sys.exit("Error: which tests run which line is found by coverage.py: pip install coverage")
+            sys.exit("Error: coverage.py is needed to find which tests run which line: pip install coverage")
         make_map(options.map.absolute())
     by_line = tests_by_line(options.map)
     started, done = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""kNN and nearest neighbours at ImageNet's size: planned in numbers, and run on a part of it on the device here.
+"""kNN and nearest neighbours at ImageNet's size: the cost is calculated, and measured for a part of it here.
 
 python benchmarks/neighbors.py              # 1/20 of the queries and of the bank: on a CPU, a minute
 python benchmarks/neighbors.py --share 1    # 50,000 x 1,281,167 at d = 2,048, on a GPU; 10.5 GB of disk
@@ -31,7 +31,7 @@ def plan(queries: int, rows: int) -> dict[str, float]:
 
 
 def mapped(folder: Path, name: str, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Features on disk, as `pirl-embed` writes them, mapped into memory."""
+    """Memory-mapped features on disk, as `pirl embed` writes them."""
     features = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (rows, DIM))
     for first in range(0, rows, 4096):
         features[first : first + 4096] = rng.standard_normal((min(4096, rows - first), DIM), np.float32)

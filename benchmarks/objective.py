@@ -1,4 +1,4 @@
-"""The loss and its bank beside VISSL's own, on the same work: ImageNet's size, both terms, forward to bank update."""
+"""Compares the loss and its bank with VISSL's own: ImageNet's size, both terms, forward to bank update."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VISSL_CONFIG = {
 
 
 def vissl_loss(num_rows: int, num_negatives: int) -> NCELossWithMemory:
-    """VISSL's own, with the settings of its PIRL configs."""
+    """VISSL's own loss, with the settings of its PIRL configs."""
     config = copy.deepcopy(VISSL_CONFIG)
     config["negative_sampling_params"]["num_negatives"] = num_negatives
     config["memory_params"]["update_mem_on_forward"] = False
@@ -57,7 +57,7 @@ def stepper(loss, embeddings: list[torch.Tensor], target: torch.Tensor):
 
 
 def measure(num_rows: int, num_negatives: int, batch: int, repeats: int, dim: int = 128) -> dict:
-    """Construction, time a step and peak extra memory of each variant."""
+    """Construction time, time per step and peak extra memory of each variant."""
     where = where_a_run_computes()
     torch.manual_seed(0)
     image, pretext = (each.requires_grad_() for each in torch.randn(2, batch, dim).to(where).unbind())
@@ -95,7 +95,7 @@ def measure(num_rows: int, num_negatives: int, batch: int, repeats: int, dim: in
 
 
 def scaling(num_negatives: int, batch: int, repeats: int, sizes: list[int], dim: int = 128) -> dict[str, list[float]]:
-    """Seconds a step of `shared` for banks of several sizes."""
+    """Seconds per step of `shared` for banks of several sizes."""
     where = where_a_run_computes()
     torch.manual_seed(0)
     embeddings = [e.requires_grad_() for e in torch.randn(2, batch, dim).to(where).unbind()]

@@ -13,7 +13,7 @@ from pirl_plugin.network.trunks import ResNetTrunk, feature_channels
 
 @dataclass(frozen=True)
 class Step:
-    """How a step is computed.
+    """The settings of a step.
 
     Attributes:
         depth, width, stem: of the ResNetTrunk.
@@ -32,7 +32,7 @@ class PlainPIRL(nn.Module):
     """Trunk, heads, loss with its bank, and SGD; see examples/plain_pytorch.py for the same as a script.
 
     Args:
-        step: how a step is computed.
+        step: settings of a step.
         loss: a PIRLLoss, with its bank.
         learning_rate, weight_decay: of SGD with momentum 0.9; the rate may be changed in `optimizer`.
     """
@@ -60,7 +60,7 @@ class PlainPIRL(nn.Module):
             return [self.f(of_images).float(), self.g(of_patches).float()]
 
     def step(self, images: Tensor, patches: Tensor, index: Tensor) -> Tensor:
-        """One step of SGD on views float32 [B, 3, S, S] and [9 B, 3, P, P]; the loss, not waited for."""
+        """One step of SGD on views float32 [B, 3, S, S] and [9 B, 3, P, P]; returns the loss without waiting for it."""
         loss = self.loss(self.embeddings(images, patches), index)
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,9 +1,9 @@
-"""`make bench`: every measurement beside VISSL, each part in a process of its own, with its table and its JSON.
+"""`make bench`: every comparison with VISSL, each part in its own process, with its table and its JSON.
 
     make bench                          once
     python benchmarks/run.py --runs 3   three times; ends with the range of each ratio
 
-A ratio swings with what else the machine does, VISSL's own step most of all: give ranges over separate runs.
+Ratios vary with the machine's other load, VISSL's own step most of all: report ranges over separate runs.
 """
 
 import argparse

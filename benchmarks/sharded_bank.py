@@ -1,7 +1,7 @@
-"""sharded_memory_bank: planned in numbers, and run for real over some gloo ranks of this machine.
+"""sharded_memory_bank: calculated memory and traffic, and real runs over gloo ranks on this machine.
 
 python benchmarks/sharded_bank.py                            # 100 million rows, planned for 8 and 64 ranks
-python benchmarks/sharded_bank.py --run 10_000_000 --ranks 4   # real processes: memory a rank, bytes a step
+python benchmarks/sharded_bank.py --run 10_000_000 --ranks 4   # real processes: memory per rank, bytes per step
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pirl_plugin.objective.loss import PIRLLoss
 
 
 def plan(rows: int, ranks: int, batch: int, negatives: str, dim: int = 128, terms: int = 2, row_bytes: int = 4) -> dict:
-    """What a rank holds and passes to collective operations in a step.
+    """What a rank stores, and what it passes to collective operations in a step.
 
     Args:
         batch: images of all ranks.
         row_bytes: 4 for float32, 2 for bfloat16.
 
     Returns:
-        rows and bytes a rank, bytes of a checkpoint's shards, and by what it is for the bytes of the tensors that a
-        rank passes to collective operations (a ring moves up to twice as much over each link); nce, no report.
+        rows and bytes per rank, bytes of a checkpoint's shards, and, by purpose, the bytes of the tensors that a rank
+        passes to collective operations (a ring moves up to twice as much over each link); nce, no report.
     """
     rows_each = math.ceil(rows / ranks)
     of_a_rank = batch // ranks
@@ -80,7 +80,7 @@ class CountedBytes:
 
 
 def worker(rank: int, ranks: int, meet: str, output: str, settings: dict) -> None:
-    """One rank: builds the bank, takes some steps, writes what it measured."""
+    """One rank: builds the bank, runs some steps, and writes its measurements."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
     before = status_bytes("VmRSS")
@@ -119,7 +119,7 @@ def worker(rank: int, ranks: int, meet: str, output: str, settings: dict) -> Non
 
 
 def run(ranks: int, settings: dict) -> list[dict]:
-    """`worker` in `ranks` processes; what each measured."""
+    """Run `worker` in `ranks` processes; returns the measurements of each."""
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/meet", f"{folder}/out"]
         command = [sys.executable, __file__, "--worker"]
@@ -132,8 +132,8 @@ def run(ranks: int, settings: dict) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000_000, help="of the plan")
-    parser.add_argument("--batch", type=int, default=1024, help="of all ranks, of the plan")
+    parser.add_argument("--rows", type=int, default=100_000_000, help="rows of the plan")
+    parser.add_argument("--batch", type=int, default=1024, help="batch of all ranks in the plan")
     parser.add_argument("--run", type=int, help="rows of a real run")
     parser.add_argument("--ranks", type=int, nargs="*", default=None)
     parser.add_argument("--run-batch", type=int, default=32)
@@ -146,7 +146,7 @@ def main() -> None:
         return worker(*json.loads(options.worker))
     print(machine())
     results: dict = {"plan": []}
-    table = [["dtype", "ranks", "rows a rank", "GB a rank", "GB in shard files", "MB a rank and step"]]
+    table = [["dtype", "ranks", "rows per rank", "GB per rank", "GB in shard files", "MB per rank and step"]]
     for dtype, row_bytes in (("float32", 4), ("bfloat16", 2)):
         for ranks in options.ranks or [8, 64]:
             planned = plan(options.run or options.rows, ranks, options.batch, "shared", row_bytes=row_bytes)
@@ -160,7 +160,16 @@ def main() -> None:
     if options.run:
         results["measured"] = []
         table = [
-            ["dtype", "negatives", "ranks", "build s", "bank GB a rank", "peak beyond MB", "ms a step", "MB a step"]
+            [
+                "dtype",
+                "negatives",
+                "ranks",
+                "build s",
+                "bank GB per rank",
+                "peak beyond MB",
+                "ms per step",
+                "MB per step",
+            ]
         ]
         for ranks in options.ranks or [4]:
             for dtype, negatives in (("float32", "shared"), ("float32", "per_image"), ("bfloat16", "shared")):

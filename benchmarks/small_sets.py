@@ -1,11 +1,12 @@
-"""Photos of one kind, a few hundred or thousand: features before and after, with the paper's heads and with the recipe.
+"""Small sets of similar photos: features before and after training, with the paper's heads and with the recipe.
 
     python benchmarks/small_sets.py --cifar cifar10 --output small_sets [--sets digits tiny] [--seeds 0 1 2] [--jobs 2]
 
-Sets are made of scikit-learn's digits and of a folder with CIFAR-10's photos, cifar10/{train,test}/<class>/. Each is
+Sets are made from scikit-learn's digits and a folder with CIFAR-10's photos, cifar10/{train,test}/<class>/. Each is
 trained by the launcher twice: with heads as in the paper, a learning rate of 0.06 and 12 epochs (`paper's heads`), and
-by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing changed. Held-out photos are measured as
-`pirl evaluate` does, beside the untrained network. A call goes on where the last one ended; the table is over seeds.
+by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing changed. Held-out photos are evaluated
+like in `pirl evaluate`, compared with the untrained network. A call resumes where the last one ended; the table is over
+seeds.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def digits(folder: Path, cifar: Path | None, count: int) -> None:
 def photos(folder: Path, cifar: Path | None, classes: tuple[str, ...], count: int, grey: bool = False) -> None:
     """Some classes of CIFAR-10, `count` photos to train on."""
     if cifar is None:
-        sys.exit("Error: --cifar is missing, a folder with train/<class> and test/<class>.")
+        sys.exit("Error: --cifar is missing; give a folder with train/<class> and test/<class>.")
     for split, most in (("train", count), ("test", HELD_OUT)):
         for name in classes:
             files = sorted((cifar / split / name).iterdir())
@@ -79,7 +80,7 @@ SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
     "mixed": ("2,000 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 2000)),
 }
 LOSS, OPTIMIZER, TRANSFORM = "config.LOSS.pirl_loss", "config.OPTIMIZER", "config.DATA.TRAIN.TRANSFORMS.0"
-# The first two are the comparison; the others change one thing of the first, to find what the cause is not.
+# The first two are the comparison; the others change one setting of the first, to rule out causes.
 RECIPES: dict[str, list[str]] = {
     "paper's heads": PAPERS_HEADS,
     "recipe": [],
@@ -101,7 +102,7 @@ RECIPES: dict[str, list[str]] = {
 
 
 def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
-    """Train and evaluate; what `pirl evaluate --json` wrote. A run that is there is taken as it is."""
+    """Train and evaluate; returns what `pirl evaluate --json` wrote. An existing result is reused."""
     folder = output / name.replace(" ", "_")
     run = folder / f"{''.join(c if c.isalnum() or c == '.' else '_' for c in recipe.replace(chr(39), ''))}_{seed}"
     figures = Path(f"{run}.json")

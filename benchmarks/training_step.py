@@ -1,4 +1,4 @@
-"""A whole training step beside VISSL's own PIRL: its config, its step function, its loss; same network, same images."""
+"""A full training step compared with VISSL's own PIRL (its config, step function and loss), on the same network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 class Batches:
-    """A data iterator that gives one batch again and again."""
+    """A data iterator that repeats one batch."""
 
     def __init__(self, batch: dict[str, Any], device: str) -> None:
         self.batch, self.device = batch, device
@@ -52,14 +52,14 @@ class Batches:
 
 
 def build(overrides: list[str], photos: Path, batch: int, rows: int, device: str) -> tuple[Any, Callable[[], None]]:
-    """A task of VISSL's trainer, and a function that runs a step of it."""
+    """A task of VISSL's trainer, and a function that runs one step."""
     data = [
         f"config.DATA.TRAIN.DATA_PATHS=[{photos}]",
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch}",
         f"config.MACHINE.DEVICE={device}",
     ]
     config = compose([*overrides, *data], check=False)
-    config.OPTIMIZER.param_schedulers.lr.start_value = 0.001  # the same images over and over
+    config.OPTIMIZER.param_schedulers.lr.start_value = 0.001  # the same images are repeated
     task = build_task(config)
     task.train, task.phase_idx, task.train_phase_idx, task.phases = True, 0, 0, task._build_phases()
     task.base_model = task._build_model().to(task.device).train()
@@ -83,7 +83,7 @@ def build(overrides: list[str], photos: Path, batch: int, rows: int, device: str
 
 
 def parts(task: Any) -> dict[str, Callable[[], object]]:
-    """What a step consists of, to be run alone: the rest of it is the optimiser and what is between."""
+    """The parts of a step, to time separately: the rest is the optimiser and overhead."""
     sample = construct_sample_for_model(next(task.data_iterator), task)
     target, dtype = sample["target"], task.step_settings.autocast_dtype
 
@@ -104,7 +104,7 @@ def parts(task: Any) -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=None, help="default: 8 on a CPU, 256 on a GPU")
-    parser.add_argument("--rows", type=int, default=1_281_167, help="of the memory bank")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="rows of the memory bank")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
     options = parser.parse_args()

@@ -71,7 +71,7 @@ def on_a_bare_machine(*arguments: object) -> subprocess.CompletedProcess:
 def test_the_report_is_made_in_pieces_with_nothing_but_torch_and_the_wheels(folders, tmp_path):
     command = ("--tiny", "--output", tmp_path / "report", "--cifar10", *folders)
     none = on_a_bare_machine(*command, "--minutes", 0)
-    assert none.returncode == 3 and "To be gone on with" in none.stdout, none.stdout + none.stderr
+    assert none.returncode == 3 and "Not finished" in none.stdout, none.stdout + none.stderr
     assert "| kernels | still to be measured | |" in (tmp_path / "report" / "report.md").read_text()
     whole = on_a_bare_machine(*command)
     assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-3000:]
@@ -126,7 +126,7 @@ def test_the_recipe_cut_and_gone_on_with_is_the_recipe_left_alone(folders, tmp_p
     lines = [{key: value for key, value in line.items() if key != "seconds"} for line in whole.history]
     assert lines == second.history and [line["epoch"] for line in lines if "knn" in line] == [0, 2, 3]
     assert whole.model.optimizer.param_groups[0]["lr"] < 0.06 * 8 / 128
-    with pytest.raises(SystemExit, match="of another recipe"):
+    with pytest.raises(SystemExit, match="has another recipe"):
         cifar10.Run(cifar10.Recipe(epochs=4), train, test, tmp_path / "cut", torch.device("cpu"))
 
 

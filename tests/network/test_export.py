@@ -279,7 +279,7 @@ def test_the_commands_work_from_a_shell(checkpoint, tmp_path):
     done = subprocess.run([*run, "--format", "timm", "--output", tmp_path / "t.pth"], capture_output=True, text=True)
     assert done.returncode == 0 and "features in timm equal" in done.stdout
     done = subprocess.run([*run, "--format", "timm"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == "Error: --output is missing: the file to write."
+    assert done.returncode == 1 and done.stderr.strip() == "Error: --output is missing; give the file to write."
 
 
 def test_reading_never_runs_code(tmp_path):
