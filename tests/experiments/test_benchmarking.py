@@ -124,7 +124,7 @@ def test_an_interrupted_benchmark_goes_on_and_a_job_of_submitit_runs_one(photo_f
 
     second = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-2000:]
-    assert "[1/2] linear_small_images: goes on" in second.stdout
+    assert "[1/2] linear_small_images: resumed" in second.stdout
     log = (tmp_path / "out" / "linear_small_images" / "log.txt").read_text()
     assert "Resuming from checkpoint" in log or "Loaded checkpoint" in log, log[-2000:]
     assert "| small images, linear, top-1 | conv1 |" in second.stdout
