@@ -49,7 +49,7 @@ def overview() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pirl_plugin {pirl_plugin.__version__}")
-    parser.add_argument("command", choices=names(), metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", choices=names(), metavar="COMMAND", help="one of the commands below")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with the paper's benchmarks and put the results beside the paper's.
+"""Evaluate a checkpoint with the paper's benchmarks and compare the results with the paper's.
 
     pirl benchmark CHECKPOINT --run linear_imagenet svm_voc07 detection_voc07 --output benchmarks
 

@@ -170,8 +170,8 @@ def parser() -> argparse.ArgumentParser:
         f"Faster R-CNN from a PIRL checkpoint; --config-file is a path or one of {', '.join(config_files())}."
     )
     arguments.epilog = None
-    arguments.add_argument("--weights", help="a checkpoint of this plugin or of VISSL, ...: converted and checked")
-    arguments.add_argument("--data", help="a VOC tree of your own, with ImageSets/Main/train.txt and test.txt")
+    arguments.add_argument("--weights", help="a checkpoint of this plugin, VISSL ...; it is converted and checked")
+    arguments.add_argument("--data", help="your own VOC tree, with ImageSets/Main/train.txt and test.txt")
     names = {
         "type": lambda text: text.split(","),
         "help": "with --data: the objects' names, separated by commas; default: its classes.txt",

@@ -40,7 +40,7 @@ def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
 
 def view_of(name: str, trunk: Trunk, size: int | None) -> Callable[[Image.Image], Tensor]:
     """The view that a network expects, which is also printed; `size` in pixels overrides its own."""
-    print(f"{name}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" if size else ""))
+    print(f"{name}: {trunk.architecture}, expects {trunk.preprocessing}" + (f"; size used: {size}" if size else ""))
     return trunk.view(size)
 
 

@@ -144,7 +144,7 @@ def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted
         return
     meant = ", or confirm the change by config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True"
     raise ConfigError(
-        f"The checkpoint is of other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a file "
+        f"The checkpoint has other images: their {differ[0]} was {saved[differ[0]]} and is {now[differ[0]]} (a file "
         f"was renamed, moved to another folder, added or deleted, or a list has another order), so that rows of the "
         f"memory bank would belong to other images; restore them{meant if 'number of images' not in differ else ''}."
     )

@@ -103,7 +103,7 @@ def _named_as_the_model(config: Any, content: Any) -> dict[str, Tensor]:
         for part in ("base_model", "model"):
             parts = parts.get(part) if isinstance(parts, Mapping) else None
         if not isinstance(parts, Mapping) or not parts.get("trunk"):
-            raise ConfigError(f"{path} holds no trunk: it may be a file of a head only.")
+            raise ConfigError(f"{path} holds no trunk: it may hold only a head.")
         return get_checkpoint_model_state_dict(config, content)
     if settings.REMOVE_PREFIX:
         content = replace_module_prefix(content, settings.REMOVE_PREFIX)

@@ -53,7 +53,7 @@ def embed_folder(
     trunk = load_trunk(checkpoint).to(compute.device)
     if size is not None:
         check_integer(size, "--size", 8)
-    print(f"{checkpoint}: {trunk.architecture}, which wants {trunk.preprocessing}" + (f"; taken: {size}" * bool(size)))
+    print(f"{checkpoint}: {trunk.architecture}, expects {trunk.preprocessing}" + (f"; size used: {size}" * bool(size)))
     files = list_images(images)
     view = trunk.view(size)
     batches = made_batches(

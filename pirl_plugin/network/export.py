@@ -160,7 +160,7 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     else:
         torch.save(dict(weights), output)
     output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
-    return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it wants {wanted}"
+    return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it expects {wanted}"
 
 
 def _check_form(architecture: Architecture | TimmArchitecture, form: str) -> None:
@@ -205,4 +205,4 @@ def describe(source: str | Path) -> str:
     """Which network a file holds, in words."""
     trunk = load_trunk(source)
     count = sum(value.numel() for value in trunk.state_dict().values())
-    return f"{source}: {trunk.architecture}, {count:,} numbers; it wants {trunk.preprocessing}"
+    return f"{source}: {trunk.architecture}, {count:,} numbers; it expects {trunk.preprocessing}"

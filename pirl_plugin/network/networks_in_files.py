@@ -51,8 +51,8 @@ def choose_network(networks: Mapping[str, Any], source: str) -> str:
     """The place of the network to use, of all in a file."""
     if not networks:
         raise ConfigError(
-            f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may be a file of a head only, or "
-            f"of another architecture."
+            f"{source} holds no trunk of a ResNet (conv1, bn1, layer1 to layer4): it may hold only a head, or "
+            f"another architecture."
         )
     own = [place for place in networks if place.startswith(_VISSL)]
     if len(own) == 1:  # a loss may hold a momentum encoder as well

@@ -68,7 +68,7 @@ class Preprocessing:
                 for value in values:
                     check_number(value, "a level", low, 1.0)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{source} says that its network wants the images {record!r}: {error}.") from error
+            raise ConfigError(f"{source} says that its network expects the images {record!r}: {error}.") from error
         return cls(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), known=True)
 
     @classmethod

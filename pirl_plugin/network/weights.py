@@ -111,7 +111,7 @@ def trunk_weights_in(content: Any, source: str) -> dict[str, Tensor]:
     if chosen:
         logging.info(f"{source}: of {len(networks)} networks, the one at {chosen} is used")
     if "conv2.weight" in networks[chosen]:
-        raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; it must have one.")
+        raise ConfigError(f"{source} holds a ResNet with a stem of several convolutions; it must be one.")
     weights = {key: value for key, value in networks[chosen].items() if _OURS.match(key)}
     check_finite(weights, source)
     return weights

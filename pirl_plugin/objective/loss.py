@@ -214,8 +214,8 @@ class PIRLLoss(nn.Module):
     def _say_what_is_slow(self) -> None:
         if self.form.closed_form is None:
             logging.info(
-                f"pirl_loss: the contrast {self.form.name!r} has no closed form; autograd on its definition makes the "
-                f"gradient, which is slower and takes more memory."
+                f"pirl_loss: the contrast {self.form.name!r} has no closed form; autograd on its definition is used "
+                f"instead, which is slower and takes more memory."
             )
         if self.num_rows <= NO_DEARER_THAN.get(self.negatives, 0) * self.num_negatives:
             logging.info(

@@ -153,7 +153,7 @@ class MemoryBank(nn.Module):
         self.dim = check_integer(dim, "pirl_loss.embedding_dim", 1)
         self.momentum = check_number(momentum, "pirl_loss.memory_bank.momentum", 0, 1)
         if self.momentum == 1:
-            raise ConfigError("pirl_loss.memory_bank.momentum is 1, with which no row would ever change.")
+            raise ConfigError("pirl_loss.memory_bank.momentum is 1; it must be below 1, or no row would change.")
         self.fill_first = check_boolean(fill_first, "pirl_loss.memory_bank.fill_first")
         self.batch_capacity = batch_capacity
         self._create_rows(DTYPES[check_choice(dtype, list(DTYPES), "pirl_loss.memory_bank.dtype")], seed)
@@ -228,7 +228,7 @@ class MemoryBank(nn.Module):
     def _among_ranks(self, batch: int, device: torch.device) -> AmongRanks:
         capacity = self.batch_capacity or largest_over_ranks(batch, device)
         if batch > capacity:
-            raise ValueError(f"A rank has {batch} images in a step; the bank was told at most {capacity}.")
+            raise ValueError(f"A rank has {batch} images in a step; the bank's batch_capacity is {capacity}.")
         return AmongRanks(batch, capacity)
 
     def checksum(self) -> Tensor:

@@ -71,7 +71,7 @@ class AffineTransform(SingleViewTransform):
             and not any((self.degrees, self.shear, self.translation))
             and self.scale == (1.0, 1.0)
         ):
-            raise ConfigError(f"{self.name} allows the identity alone; give degrees, scale, shear or translation.")
+            raise ConfigError(f"{self.name} allows only the identity; give degrees, scale, shear or translation.")
         self.num_transformations = num_transformations
         self.set_seed = check_integer(set_seed, f"{self.name}.set_seed", 0)
 

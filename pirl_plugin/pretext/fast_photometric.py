@@ -40,7 +40,7 @@ def require() -> None:
     """Raise ConfigError if OpenCV is not installed."""
     if not available():
         raise ConfigError(
-            "OpenCV is not installed, which augments images in the loader's workers: pip install opencv-python-headless"
+            "OpenCV is not installed, and loader workers need it to augment images: pip install opencv-python-headless"
         )
 
 

@@ -82,7 +82,7 @@ class BankAgreementHook(Hook):
         if lowest != highest:
             raise RuntimeError(
                 f"The ranks' weights differ after epoch {task.train_phase_idx} (checksums from {lowest} to {highest}): "
-                f"the run is not to be trusted; please report this."
+                f"the run cannot be trusted; please report this."
             )
         bank = task.base_loss.memory_bank
         if bank.held_places() is not None:
@@ -92,7 +92,7 @@ class BankAgreementHook(Hook):
         if lowest != highest:
             raise RuntimeError(
                 f"The ranks' memory banks differ after epoch {task.train_phase_idx} (checksums from {lowest} to "
-                f"{highest}): the run is not to be trusted; please report this."
+                f"{highest}): the run cannot be trusted; please report this."
             )
         if is_primary():
             logging.info(f"Memory bank identical on {world_size()} rank(s), checksum {lowest}")

@@ -147,7 +147,7 @@ def test_a_resume_with_a_renamed_file_fewer_epochs_or_other_settings(begun, tmp_
     assert code == 1 and "OPTIMIZER.num_epochs is 2, but 2 epochs of the checkpoint" in printed.splitlines()[-1]
     (tmp_path / "photos" / "class0" / "000.jpg").rename(tmp_path / "photos" / "class0" / "00x.jpg")
     code, printed = resumed("config.OPTIMIZER.num_epochs=3")
-    assert code == 1 and "The checkpoint is of other images: their names of the images was" in printed.splitlines()[-1]
+    assert code == 1 and "The checkpoint has other images: their names of the images was" in printed.splitlines()[-1]
     code, printed = resumed("config.OPTIMIZER.num_epochs=3", "config.CHECKPOINT.RESUME_WITH_OTHER_IMAGES=True",
                             "config.LOSS.pirl_loss.lambda_=0.25")  # fmt: skip
     assert code == 0, printed[-1500:]

@@ -91,7 +91,7 @@ def test_files_without_a_trunk_are_refused(checkpoints, tmp_path):
     heads = tmp_path / "heads.torch"
     model = {"trunk": {}, "heads": {"0.clf.0.weight": torch.zeros(2, 2)}}
     torch.save({"classy_state_dict": {"base_model": {"model": model}}}, heads)
-    refused(heads, "holds no trunk: it may be a file of a head only")
+    refused(heads, "holds no trunk: it may hold only a head")
     cut = tmp_path / "cut.torch"
     cut.write_bytes(whole[: len(whole) // 2])
     refused(cut, "is not a checkpoint that can be read safely")

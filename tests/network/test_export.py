@@ -186,7 +186,7 @@ def test_files_that_cannot_serve_are_refused_in_one_sentence(checkpoint, tmp_pat
         "code.torch": ({"classy_state_dict": Malicious()}, "can be read safely"),
         "head.torch": (
             {"classy_state_dict": {"base_model": {"model": {"heads": {"0.weight": torch.ones(2)}}}}},
-            "head only",
+            "only a head",
         ),
         "other.torch": ({"patch_embed.weight": torch.ones(3, 3)}, "another architecture"),
         "lost.torch": ({key: value for key, value in weights.items() if "layer3.1" not in key}, r"have \(2, 2, 1, 2\)"),

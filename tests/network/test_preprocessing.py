@@ -155,5 +155,5 @@ def test_what_vissls_own_transforms_make_is_understood(name, expected):
 
 @pytest.mark.parametrize("record", [{"size": 0}, {"mean": [0.5]}, {"std": [0, 1, 1]}, {"mean": "grey"}, {"size": "x"}])
 def test_a_record_that_cannot_be_right_is_refused(record):
-    with pytest.raises(ConfigError, match=r"w.torch says that its network wants"):
+    with pytest.raises(ConfigError, match=r"w.torch says that its network expects"):
         Preprocessing.from_record({**OWN, **record}, "w.torch")

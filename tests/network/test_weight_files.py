@@ -70,7 +70,7 @@ REFUSED = {
         r"an object of .*Head; if you trust it, .* save only its state_d",
     ),
     "deep stem": ({**prefixed("visual.", STATE), "visual.conv2.weight": torch.ones(3)}, "stem of several convolutions"),
-    "ViT": ({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, "of another architecture"),
+    "ViT": ({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, "another architecture"),
 }
 
 

@@ -208,7 +208,7 @@ def test_a_cell_is_covered_pixel_by_pixel(grid_size):
         ("channel_shuffle_transform", {"num_permutations": 7}, "between 1 and 6"),
         ("cutout_transform", {"grid_size": 2, "num_transformations": 6}, "between 1 and 5"),
         ("cutout_transform", {"grid_size": 40}, "at most pretext_crop_size, 32"),
-        ("affine_transform", {"degrees": 0, "shear": 0, "translation": 0, "scale": [1, 1]}, "the identity alone"),
+        ("affine_transform", {"degrees": 0, "shear": 0, "translation": 0, "scale": [1, 1]}, "only the identity"),
         ("affine_transform", {"scale": [0, 1]}, "scale"),
         ("rotation_transform", {"std": 0.2}, "must be three numbers"),
         ("rotation_jigsaw_transform", {"patch_crop_size": 43}, "does not divide"),
