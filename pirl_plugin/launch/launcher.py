@@ -187,7 +187,7 @@ class SlurmJob:
             if end.code != preemption.EXIT_CODE or not callable(requeue):
                 raise
             requeue(REQUEUE, None)
-            time.sleep(600)  # it returns on all nodes but the first, which the requeuing ends
+            time.sleep(600)  # on all nodes but the first `requeue` returns: requeuing ends them
 
     def checkpoint(self):
         import submitit
