@@ -35,7 +35,7 @@ def test_a_trunk_that_takes_the_views_is_accepted_with_its_features_only(photo_f
     [
         ("efficientnet", "Please specify EfficientNet version"),
         ("regnet", "'depth' is missing"),
-        ("alexnet_bvlc", "cannot see the views of 224 pixels"),
+        ("alexnet_bvlc", "cannot take views of 224 pixels"),
         ("alexnet_colorization", "takes LAB image only"),
     ],
 )

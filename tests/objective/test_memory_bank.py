@@ -101,7 +101,7 @@ def test_a_bank_of_another_size_is_refused_on_loading():
 
 
 def test_more_images_than_the_capacity_are_refused():
-    with pytest.raises(ValueError, match="at most 2"):
+    with pytest.raises(ValueError, match="batch_capacity is 2"):
         MemoryBank(6, dim=4, batch_capacity=2).update(torch.tensor([0, 1, 2]), torch.ones(3, 4))
 
 
