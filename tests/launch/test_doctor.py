@@ -79,7 +79,7 @@ def test_a_verdict_is_that_of_the_launcher(monkeypatch):
     assert str(doctor.verdict("pretrain/pirl/jigsaw_small_images_cpu")) == "can run (give DATA.TRAIN.DATA_PATHS)"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     eight = doctor.verdict("pretrain/pirl/jigsaw_8node")
-    assert eight.lacks[:2] == ("8 nodes", "8 GPUs a node, found 2")
+    assert eight.lacks[:2] == ("8 nodes", "8 GPUs per node, found 2")
     assert not doctor.verdict("pretrain/pirl/jigsaw_1gpu").lacks
     linear = doctor.verdict("benchmark/linear/small_images_cpu")
     assert linear.give == ("DATA.TRAIN.DATA_PATHS", "DATA.TEST.DATA_PATHS", "MODEL.WEIGHTS_INIT.PARAMS_FILE")
