@@ -54,10 +54,11 @@ class ImagesInMemory:
         seed: the order of an epoch and its random augmentations depend only on (seed, epoch).
 
     Example:
-        >>> transform = JigsawPatchTransform(augment_on="device", normalize_on="device")  # doctest: +SKIP
-        >>> data = ImagesInMemory(read_images(list_images("photos")).cuda(), transform)  # doctest: +SKIP
-        >>> for images, patches, index in data.batches(epoch=0, batch_size=256):  # doctest: +SKIP
-        ...     ...
+        >>> transform = JigsawPatchTransform(augment_on="device", normalize_on="device")
+        >>> images = torch.randint(0, 256, (64, 3, 96, 96), dtype=torch.uint8)  # .cuda() with a GPU
+        >>> batches = ImagesInMemory(images, transform).batches(epoch=0, batch_size=16)
+        >>> [tuple(values.shape) for values in next(batches)]
+        [(16, 3, 224, 224), (144, 3, 64, 64), (16,)]
     """
 
     def __init__(self, images: Tensor, transform: JigsawPatchTransform, seed: int = 0) -> None:

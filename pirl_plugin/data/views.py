@@ -26,8 +26,13 @@ class ImageViews(Dataset[dict[str, Any]]):
         files: the images' paths; an image's place in it is its row in the memory bank.
 
     Example:
-        >>> views = ImageViews("photos", JigsawPatchTransform())  # doctest: +SKIP
-        >>> loader = DataLoader(views, batch_size=32, shuffle=True, collate_fn=pirl_collator)  # doctest: +SKIP
+        >>> from torch.utils.data import DataLoader
+        >>> from pirl_plugin import JigsawPatchTransform
+        >>> from pirl_plugin.data.collator import pirl_collator
+        >>> views = ImageViews("photos", JigsawPatchTransform(seed=0))
+        >>> batch = next(iter(DataLoader(views, batch_size=4, collate_fn=pirl_collator)))
+        >>> batch["images"][0].shape, batch["pretext"][0].shape, batch["image_index"]
+        (torch.Size([4, 3, 224, 224]), torch.Size([36, 3, 64, 64]), [tensor([0, 1, 2, 3])])
     """
 
     def __init__(self, images: str | Path | Sequence[str], transform: PretextTransform) -> None:

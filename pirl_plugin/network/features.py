@@ -81,6 +81,12 @@ def embed(
         progress: called with (done, total) after every batch.
         on_unreadable: called with a file that cannot be read and why; its features are NaN. None: the error is raised.
         compute: where and how; the trunk is moved there. None: where the trunk is, in its own dtype, without workers.
+
+    Example:
+        >>> from pirl_plugin import ResNetTrunk
+        >>> from pirl_plugin.data.image_files import list_images
+        >>> embed(ResNetTrunk(18), list_images("photos"), center_view(32)).shape
+        (48, 512)
     """
     compute = compute or Compute(next(trunk.parameters()).device)
     features, trunk = [], trunk.to(compute.device)

@@ -43,6 +43,11 @@ class PIRLHead(nn.Module):
 
     Raises:
         ConfigError: for an unknown branch or a value out of range.
+
+    Example:
+        >>> f, g = PIRLHead("image", in_channels=512), PIRLHead("jigsaw", in_channels=512)
+        >>> f(torch.randn(4, 512)).shape, g(torch.randn(4 * 9, 512)).shape
+        (torch.Size([4, 128]), torch.Size([4, 128]))
     """
 
     def __init__(

@@ -57,6 +57,12 @@ class ResNetTrunk(nn.Module):
 
     Raises:
         ConfigError: for a value out of range.
+
+    Example:
+        >>> trunk = ResNetTrunk(18)
+        >>> (features,) = trunk(torch.randn(2, 3, 64, 64))
+        >>> features.shape
+        torch.Size([2, 512])
     """
 
     def __init__(

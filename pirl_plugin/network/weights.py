@@ -192,6 +192,12 @@ def load_trunk(path: str | Path) -> Trunk:
 
     Raises:
         ConfigError: as `read_trunk_weights`, and if weights are missing or have another shape.
+
+    Example:
+        >>> torch.save(ResNetTrunk(18).state_dict(), "trunk.pth")
+        >>> trunk = load_trunk("trunk.pth")
+        >>> trunk(torch.randn(2, 3, 64, 64)).shape, trunk.preprocessing.size
+        (torch.Size([2, 512]), 224)
     """
     content = read_content(path)
     timm = _timm_architecture(path, content)

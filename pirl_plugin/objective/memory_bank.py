@@ -132,6 +132,12 @@ class MemoryBank(nn.Module):
     Attributes:
         rows: [|D|, d], unit norm: the rows that this process holds.
         updated: bool [|D|], which of them were ever updated.
+
+    Example:
+        >>> bank = MemoryBank(num_rows=100, dim=8, seed=0)
+        >>> bank.update(torch.tensor([3]), torch.nn.functional.normalize(torch.ones(1, 8)))
+        >>> bank.rows.shape, int(bank.updated.sum())
+        (torch.Size([100, 8]), 1)
     """
 
     rows: Tensor

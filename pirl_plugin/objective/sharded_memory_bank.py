@@ -46,6 +46,12 @@ class ShardedMemoryBank(MemoryBank):
     Attributes:
         rows: [ceil(|D| / W), d]; the last row may belong to no image if W does not divide |D|.
         shards: names of the last checkpoint's shard files, in `folder`.
+
+    Example:
+        >>> from pirl_plugin import PIRLLoss
+        >>> loss = PIRLLoss(100, num_negatives=10, memory_bank={"name": "sharded_memory_bank"})
+        >>> loss.memory_bank.rows.shape  # of one process: all rows
+        torch.Size([100, 128])
     """
 
     def __init__(self, *args: Any, folder: str = ".", **kwargs: Any) -> None:

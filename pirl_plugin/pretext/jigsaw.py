@@ -51,6 +51,13 @@ class JigsawPatchTransform(PretextTransform):
         num_permutations: |T|, from 1 (the identity alone) to grid_size^2 factorial; null for all of them.
         permutation_seed: which permutations, if not all.
         **common: arguments of PretextTransform.
+
+    Example:
+        >>> from PIL import Image
+        >>> transform = JigsawPatchTransform()
+        >>> image_view, patches = transform.views(Image.new("RGB", (320, 240)))
+        >>> image_view.shape, patches.shape
+        (torch.Size([3, 224, 224]), torch.Size([9, 3, 64, 64]))
     """
 
     branch = "jigsaw"

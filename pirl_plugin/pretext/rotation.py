@@ -29,6 +29,12 @@ class RotationTransform(SingleViewTransform):
     Args:
         num_rotations: |T|, from 1 (the identity alone) to 4: the first ones of these angles.
         **common: arguments of SingleViewTransform.
+
+    Example:
+        >>> from PIL import Image
+        >>> image_view, rotated = RotationTransform().views(Image.new("RGB", (320, 240)))
+        >>> rotated.shape
+        torch.Size([1, 3, 224, 224])
     """
 
     branch = "rotation"
