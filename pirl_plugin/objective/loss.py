@@ -65,7 +65,7 @@ class PIRLLoss(nn.Module):
         num_negatives: N, at most |D| - 1; `all` ignores it.
         temperature: tau.
         lambda_: in [0, 1].
-        embedding_dim: d.
+        embedding_dim: d, the length of an embedding.
         z_momentum: for `npid`: Z is set from the first batch and then follows the batches' estimates, one batch behind,
             log Z <- z_momentum log Z + (1 - z_momentum) estimate. 1 freezes it, as VISSL does; with few images
             the loss then rises without bound, because training moves the similarities away from those that Z
