@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
+PR_SET_PDEATHSIG = 1  # prctl(2) option: the signal that a process gets when its parent ends
 
 
 MESSAGE = "Asked to stop; the same command resumes from the last checkpoint, if there is one.\n"
@@ -61,6 +64,18 @@ def shield_resource_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end_with_parent(parent: int | None) -> None:
+    """From now on, let the kernel end this process when its parent ends, however that happens (on Linux).
+
+    Args:
+        parent: the process that should still be the parent; if it has ended already, so does this one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def is_early(handler: object) -> bool:

@@ -57,7 +57,10 @@ def distributed_worker(
     local_rank: int, cfg: AttrDict, node_id: int, dist_run_id: str, *args: Any, **kwargs: Any
 ) -> None:
     """Run one rank. A spawned process must import this function, which registers the plugin in it."""
-    spawned = multiprocessing.parent_process() is not None
+    launcher = multiprocessing.parent_process()
+    spawned = launcher is not None
+    if spawned or TORCHRUN in os.environ:  # a launcher that is killed must not leave ranks that train on
+        early_stop.end_with_parent(os.getppid() if launcher is None else launcher.pid)
     if not spawned:  # else a signal ends it at once, also while it waits for others, where no Python handler runs
         early_stop.end_when_asked()
     elif "SUBMITIT_EXECUTOR" in os.environ:

@@ -5,13 +5,13 @@ SIGTERM, by which a rank ends its workers, which inherit this). But they must en
 leave them waiting for each other: the server checks that its rank lives, and the kernel ends the workers with it.
 """
 
-import ctypes
 import os
 import signal
 import sys
 from multiprocessing import forkserver
 
-PR_SET_PDEATHSIG = 1  # prctl(2) option: the signal that a process gets when its parent ends
+from pirl_plugin.early_stop import end_with_parent
+
 LOOK_SECONDS = 1.0
 rank = os.getppid()
 server = os.getpid()
@@ -26,10 +26,7 @@ def end_with_rank(number: int, frame: object) -> None:
 def end_with_server() -> None:
     """Called in a worker that was just forked."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != server:
-        os._exit(1)
+    end_with_parent(server)
 
 
 def is_the_server() -> bool:

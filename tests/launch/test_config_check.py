@@ -115,6 +115,7 @@ SMALL_CONFIGS = (
     "pretrain/pirl/jigsaw_cifar10_1gpu",
     "benchmark/nearest_neighbor/small_images_cpu",
     "benchmark/linear/small_images_cpu",
+    "benchmark/semi_supervised/small_images_cpu",
 )
 
 

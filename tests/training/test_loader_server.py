@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from runs import left_after, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -36,29 +37,6 @@ if __name__ == "__main__":
         if number == 3:
             print("working", flush=True)
 """
-
-
-def processes_of(group: int) -> list[int]:
-    """Living processes of a process group, zombies left out."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, of, *_ = status.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(of) == group and state not in "ZX":
-            found.append(int(status.parent.name))
-    return found
-
-
-def left_after(group: int, seconds: float) -> list[int]:
-    """Processes of a group that have not ended within some seconds; they are killed."""
-    deadline = time.monotonic() + seconds
-    while (left := processes_of(group)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    return left
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:

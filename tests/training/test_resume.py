@@ -26,7 +26,7 @@ from pirl_plugin.training.checkpoint_folder import (
     write_atomically,
 )
 from pirl_plugin.validation import ConfigError
-from runs import free_port, same
+from runs import free_port, left_after, same
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -307,6 +307,19 @@ def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, p
     ), last
     assert start(folder, photo_folder, often).wait(200) == 0, log_of(folder)[-3000:]
     assert same(left_alone, final(folder))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_a_killed_launcher_though_they_ignore_sigint(photo_folder, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what a shell runs in the background
+    try:
+        process = start(tmp_path / "run", photo_folder, "config.OPTIMIZER.num_epochs=500")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: "epoch 2 of" in log_of(tmp_path / "run"), process)
+    process.kill()
+    process.wait()
+    assert not left_after(process.pid, 10)
 
 
 @pytest.mark.slow

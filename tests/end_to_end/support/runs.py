@@ -1,7 +1,11 @@
-"""For tests that start runs: free ports, and whether two checkpoints are the same."""
+"""For tests that start runs: free ports, processes left behind, and whether two checkpoints are the same."""
 
 import contextlib
+import os
+import signal
 import socket
+import time
+from pathlib import Path
 
 import torch
 
@@ -30,3 +34,26 @@ def same(one, other) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+def processes_of(group: int) -> list[int]:
+    """Living processes of a process group, zombies left out."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of, *_ = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(of) == group and state not in "ZX":
+            found.append(int(status.parent.name))
+    return found
+
+
+def left_after(group: int, seconds: float) -> list[int]:
+    """Processes of a group that have not ended within some seconds; they are killed."""
+    deadline = time.monotonic() + seconds
+    while (left := processes_of(group)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
