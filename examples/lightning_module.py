@@ -23,15 +23,16 @@ class PIRL(L.LightningModule):
         batch_size: images per device and step.
     """
 
-    def __init__(self, num_images: int, batch_size: int, learning_rate: float = 0.06) -> None:
+    def __init__(self, num_images: int, batch_size: int, learning_rate: float = 0.015) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         self.trunk = ResNetTrunk(18, width_multiplier=0.5, stem="small")
-        self.f = PIRLHead("image", in_channels=256)
-        self.g = PIRLHead("jigsaw", in_channels=256)
+        self.f = PIRLHead("image", in_channels=256, batch_norm=True)
+        self.g = PIRLHead("jigsaw", in_channels=256, batch_norm=True)
         self.loss = PIRLLoss(
             num_train_samples=num_images,
             negatives="all",
+            temperature=0.1,
             memory_bank={"name": "memory_bank", "fill_first": True},
             batch_size_per_replica=batch_size,
         )
@@ -64,7 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("photos", help="a folder of any depth, or a list of files")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.06)
+    parser.add_argument("--learning-rate", type=float, default=0.015)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--output", default="trunk.pth")
     options = parser.parse_args()

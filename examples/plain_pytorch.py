@@ -15,20 +15,21 @@ from pirl_plugin.data.views import ImageViews
 
 
 def train(
-    photos: str, epochs: int, batch_size: int, learning_rate: float, workers: int = 0
+    photos: str, epochs: int, batch_size: int, learning_rate: float, workers: int = 0, batch_norm: bool = True
 ) -> tuple[ResNetTrunk, list]:
-    """Train; returns the trunk and the mean loss of each epoch."""
+    """Train; returns the trunk and the mean loss of each epoch. Few photos need batch_norm, which the paper lacks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     transform = JigsawPatchTransform(image_crop_size=32, patch_crop_size=42, patch_size=12, seed=0)
     views = ImageViews(photos, transform)
     loader = DataLoader(views, batch_size, shuffle=True, drop_last=True, num_workers=workers, collate_fn=pirl_collator)
 
     trunk = ResNetTrunk(18, width_multiplier=0.5, stem="small")  # theta
-    f = PIRLHead("image", in_channels=256)  # f(v_I): [B, C] -> [B, d]
-    g = PIRLHead("jigsaw", in_channels=256)  # g(v_It): [9 B, C] -> [B, d]
+    f = PIRLHead("image", in_channels=256, batch_norm=batch_norm)  # f(v_I): [B, C] -> [B, d]
+    g = PIRLHead("jigsaw", in_channels=256, batch_norm=batch_norm)  # g(v_It): [9 B, C] -> [B, d]
     loss = PIRLLoss(
         num_train_samples=len(views),
         negatives="all",
+        temperature=0.1,
         memory_bank={"name": "memory_bank", "fill_first": True},
         batch_size_per_replica=batch_size,
     )
@@ -61,7 +62,7 @@ if __name__ == "__main__":
     parser.add_argument("photos", help="a folder of any depth, or a list of files")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.06)
+    parser.add_argument("--learning-rate", type=float, default=0.015)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--output", default="trunk.pth")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ import pytest
 from pirl_plugin.commands.__main__ import command_parser, main, module_of, names
 from pirl_plugin.launch.composition import expand_sweep
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.export import SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,8 +63,7 @@ ELSEWHERE = {
     r"run_distributed_engines.py .*(_8node|_1gpu).*": "needs GPUs; tests/end_to_end/test_all_configs.py, on a CPU",
     r"pirl train config=pretrain/pirl/jigsaw_1gpu .*convnext.*": "needs a GPU; tests/network/test_timm_trunk.py",
     r"(run_distributed_engines.py|pirl [a-z-]+) config=benchmark/.* \$W": "tests/end_to_end/test_benchmarks.py, small",
-    r"run_distributed_engines.py .*semi_supervised/small_images_cpu .*": "tests/experiments/test_finetune.py",
-    r"pirl benchmark checkpoint.torch .*": "tests/experiments/test_benchmarking.py, small",
+    r"pirl benchmark (checkpoint.torch|--output) .*": "tests/experiments/test_benchmarking.py, small",
     r"pirl class-subset .*": "tests/data/test_subsets.py",
     r"pirl sample-images /data/.*": "a hundred million photos; the walk has another folder",
     r"pirl pretrain some.txt .*": "the walk has another; lists: tests/data/test_file_lists.py",
@@ -125,7 +125,9 @@ def check_is_taken(command: str) -> None:
         assert words[1] in names(), f"pirl has no command {words[1]}"
         if not getattr(module_of(words[1]), "OWN_PARSER", False):
             parser = command_parser(words[1], argparse.ArgumentParser(exit_on_error=False))
-            parser.parse_args(words[2:])
+            options = parser.parse_args(words[2:])
+            if words[1] == "export":
+                assert Path(options.output).suffix == SUFFIXES[options.format]
     elif words[0] == "python" and words[1] != "-m":
         script = (ROOT / words[1]).read_text(encoding="utf-8")
         missing = [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in script]
