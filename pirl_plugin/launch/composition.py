@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -112,16 +113,28 @@ def _check_kinds(overrides: list[str], composed: DictConfig) -> None:
     if not values:
         return
     try:
-        _compare_kinds(values, _without_values(groups, os.getcwd()), composed)
-    except ConfigError:
-        _without_values.cache_clear()  # the YAML may have been edited since
-        _compare_kinds(values, _without_values(groups, os.getcwd()), composed)
+        base = _without_values(groups, os.getcwd(), _last_edit())
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    _compare_kinds(values, base, composed)
+
+
+def _last_edit() -> float:
+    """When a YAML file of the plugin, or of a folder configs/ here, was last changed."""
+    folders = (config_folder(), Path("configs"))
+    return max((path.stat().st_mtime for folder in folders for path in folder.rglob("*.yaml")), default=0.0)
 
 
 @functools.lru_cache(maxsize=16)
-def _without_values(groups: tuple[str, ...], folder: str) -> DictConfig:
-    """The config of the groups only, not to be changed; `folder`, the current one, may have its own YAML files."""
-    return _compose(list(groups))
+def _without_values(groups: tuple[str, ...], folder: str, last_edit: float) -> DictConfig:
+    """The config of the groups alone, not to be changed.
+
+    Args:
+        groups: overrides that choose configs, such as config=pretrain/pirl/jigsaw_8node.
+        folder: the current one, which may have configs of its own.
+        last_edit: as `_last_edit` returns it.
+    """
+    return compose_hydra_configuration(list(groups))
 
 
 def _compare_kinds(values: list[Override], base: DictConfig, composed: DictConfig) -> None:
@@ -221,7 +234,7 @@ def _explain_override(error: ConfigCompositionException, overrides: list[str]) -
         return "No config is chosen; give one, such as config=pretrain/pirl/jigsaw_8node."
     parsed = OverridesParser.create().parse_overrides(overrides)
     try:
-        base = compose_hydra_configuration([str(o.input_line) for o in parsed if _is_group(o)])
+        base = _without_values(tuple(str(o.input_line) for o in parsed if _is_group(o)), os.getcwd(), _last_edit())
     except HydraException:
         base = None
     for override in parsed:

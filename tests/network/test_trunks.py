@@ -57,7 +57,7 @@ def test_an_unknown_depth_or_stem_is_refused():
 @pytest.mark.parametrize(
     ("resnets", "input_type", "sentence"),
     [
-        ({"LAYER4_STRIDE": 1}, "rgb", "LAYER4_STRIDE is 1; features are computed here for 2 alone"),
+        ({"LAYER4_STRIDE": 1}, "rgb", "LAYER4_STRIDE is 1; features are computed here for 2 only"),
         ({"NORM": "GroupNorm"}, "rgb", "NORM is 'GroupNorm'"),
         ({}, "bgr", "INPUT_TYPE is 'bgr'"),
     ],
