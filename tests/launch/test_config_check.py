@@ -1,5 +1,6 @@
 """The shipped configs against the paper's numbers, and what the user gets wrong against one clear sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -439,3 +440,17 @@ def test_a_run_that_names_no_folder_gets_one_of_its_configs_name(tmp_path, monke
 @pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("pretrain") and "cpu" in name])
 def test_the_configs_for_a_laptop_keep_the_last_few_checkpoints_only(name):
     assert compose([f"config={name}"], check=False).CHECKPOINT.KEEP_LAST == 3
+
+
+def test_a_config_that_is_edited_is_read_again_in_the_same_process(tmp_path, monkeypatch, photo_folder):
+    path = tmp_path / "configs" / "config" / "own.yaml"
+    path.parent.mkdir(parents=True)
+    head = "# @package _global_\ndefaults:\n  - /config/pretrain/pirl/jigsaw_small_images_cpu\n  - _self_\n"
+    path.write_text(f"{head}config:\n  MINE: 5\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["config=own", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", "config.MINE=[1]"]
+    with pytest.raises(ConfigError, match=r"config\.MINE is \[1\]; it must be a whole number"):
+        compose(arguments)
+    path.write_text(f"{head}config:\n  MINE: [2]\n")
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 5))
+    assert list(compose(arguments).MINE) == [1]
