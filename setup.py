@@ -5,7 +5,7 @@ own name: a second top-level `configs` would hide VISSL's, and uninstalling it w
 
 VISSL itself is not among the requirements: its metadata pins numpy 1.19.5 and other packages of 2021, which
 no resolver can put beside a current torch. Nor is classy-vision: VISSL's wheel carries that folder already,
-without saying so, and pip would write over it unasked. requirements.txt and the README install both, without
+without saying so, and pip would write over it unasked. requirements.txt and docs/start.md install both, without
 their dependencies.
 """
 
@@ -71,7 +71,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # Augmentation in the loader's workers. Not above: beside a cluster's opencv-python it would overwrite that.
     "opencv": ["opencv-python-headless"],
-    # What Detectron2 needs beyond the list above. Detectron2 itself has no release to name: see the README.
+    # What Detectron2 needs beyond the list above. Detectron2 itself has no release to name: see docs/detection.md.
     "detection": ["cloudpickle", "packaging", "pycocotools", "termcolor", "yacs"],
     # Lists what Hugging Face datasets saved, and Parquet files, as data sets of images.
     "arrow": ["pyarrow>=14"],
