@@ -58,11 +58,20 @@ def overrides_of(name: str, photos: Path, photo_list: Path) -> list[str]:
     return [*TINY, *PIRL, *paths, *(PATCHES if "pirl/jigsaw" in name or "rotation_jigsaw" in name else SINGLE)]
 
 
+# Like another one in two steps of a narrow network: they differ in epochs, seed, N, width or permutations, which
+# tests/launch/test_config_check.py compares with the paper's.
+LIKE_ANOTHER = (
+    "pretrain/jigsaw/covariant_100", "pretrain/jigsaw/covariant_10000", "pretrain/pirl/jigsaw_analysis_8node",
+    "pretrain/pirl/jigsaw_second_8node", "pretrain/pirl/jigsaw_wide_8node", "pretrain/pirl/jigsaw_wide_mlp_8node",
+    "pretrain/pirl/jigsaw_wide4_mlp_8node", "pretrain/pirl/rotation_analysis_8node",
+    "pretrain/pirl/rotation_jigsaw_analysis_8node",
+)  # fmt: skip
 LAUNCHED = [
     name
     for name in config_names()
     if name.startswith("pretrain/")
     and "/nodes/" not in name
+    and name not in LIKE_ANOTHER
     and not name.endswith(("/analysis", "_vit_1gpu", "_regnet_1gpu"))  # tests/network/test_timm_trunk.py
 ]
 
