@@ -302,9 +302,9 @@ def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, p
     os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
     assert process.wait(60) == 1
     last = last_error(log_of(folder))
-    assert re.search(
-        r"Error: Rank \d of this node was killed \(SIGKILL\) .*resumes a training from its last", last
-    ), last
+    assert re.search(r"Error: Rank \d of this node was killed \(SIGKILL\) .*resumes a training from its last", last), (
+        last
+    )
     assert start(folder, photo_folder, often).wait(200) == 0, log_of(folder)[-3000:]
     assert same(left_alone, final(folder))
 
