@@ -64,26 +64,26 @@ def draw_curves(folders: Sequence[Path], output: Path) -> Path:
     Raises:
         ConfigError: for a folder in which no run has logged a loss.
     """
-    for folder in folders:
-        if not series(folder, PANELS[0])[0]:
+    found = {panel: [series(folder, panel) for folder in folders] for panel in PANELS}
+    for folder, (iterations, _) in zip(folders, found[PANELS[0]], strict=True):
+        if not iterations:
             raise ConfigError(
                 f"{folder} has no progress.csv with a loss in it; name the CHECKPOINT.DIR of a run that has logged one."
             )
-    drawn = [panel for panel in PANELS if any(series(folder, panel)[0] for folder in folders)]
+    drawn = [panel for panel in PANELS if any(iterations for iterations, _ in found[panel])]
     figure = new_figure(11, 3.0 * -(-len(drawn) // 2))
     for number, panel in enumerate(drawn):
         axes = figure.add_subplot(-(-len(drawn) // 2), 2, number + 1)
-        _draw(axes, folders, panel)
+        _draw(axes, panel.title, [folder.name for folder in folders], found[panel])
         if number == 0 and len(folders) > 1:
             axes.legend(fontsize=8, frameon=False)
     return save(figure, output)
 
 
-def _draw(axes: Axes, folders: Sequence[Path], panel: Panel) -> None:
-    for number, folder in enumerate(folders):
-        iterations, values = series(folder, panel)
+def _draw(axes: Axes, title: str, names: Sequence[str], curves: Sequence[tuple[list[int], list[float]]]) -> None:
+    for number, (name, (iterations, values)) in enumerate(zip(names, curves, strict=True)):
         if iterations:
             marker = "o" if len(iterations) < 40 else None
             color = COLORS[number % len(COLORS)]
-            axes.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=folder.name)
-    style(axes, panel.title, "iteration")
+            axes.plot(iterations, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=name)
+    style(axes, title, "iteration")
