@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders
-from pirl_plugin.experiments.recipe import Machine, override_value
-from pirl_plugin.launch.launcher import run as launch
+from pirl_plugin.experiments.recipe import Machine, launch_with, override_value
 from pirl_plugin.network.trunks import feature_channels
 from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer
@@ -100,11 +98,5 @@ def finetune(
     name = f"{'scratch' if from_scratch else 'finetune'}_{checkpoint.parent.name}"
     folder = (output or Path("runs") / name).absolute()
     start = None if from_scratch else checkpoint
-    overrides = finetuning(
-        trunk, start, train.absolute(), test.absolute(), folder, epochs, seed, Machine.here()
-    )  # fmt: skip
-    replaced = {override.lstrip("+~").partition("=")[0] for override in others}
-    overrides = [one for one in overrides if one.partition("=")[0] not in replaced] + list(others)
-    print(f"pirl train {shlex.join(overrides)}\n", flush=True)
-    if not dry_run:
-        launch(overrides)
+    overrides = finetuning(trunk, start, train.absolute(), test.absolute(), folder, epochs, seed, Machine.here())
+    launch_with(overrides, others, dry_run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -242,8 +243,23 @@ def pretrain(
     photos = Photos.of(source.absolute())
     folder = (output or Path("runs") / (source.absolute().stem or "photos")).absolute()
     recipe = recipe_for(photos, Machine.here(), folder, epochs, seed)
+    launch_with(recipe.overrides, others, dry_run, f"{recipe}\n\n")
+
+
+def launch_with(overrides: Sequence[str], others: Sequence[str], dry_run: bool, before: str = "") -> None:
+    """Print the launcher's command, and run it.
+
+    Args:
+        overrides: its arguments.
+        others: overrides that replace those of the same key.
+        dry_run: only print it.
+        before: text to print above the command.
+
+    Raises:
+        ConfigError: for what the user can put right.
+    """
     replaced = {override.lstrip("+~").partition("=")[0] for override in others}
-    overrides = [one for one in recipe.overrides if one.partition("=")[0] not in replaced] + list(others)
-    print(f"{recipe}\n\npirl train {shlex.join(overrides)}\n", flush=True)
+    overrides = [one for one in overrides if one.partition("=")[0] not in replaced] + list(others)
+    print(f"{before}pirl train {shlex.join(overrides)}\n", flush=True)
     if not dry_run:
         launch(overrides)
