@@ -3,11 +3,11 @@
     python benchmarks/mutants.py --count 200 --jobs 2 --output mutants.json
 
 Faults are drawn over all modules: another comparison, sign, constant, order of arguments, or a deleted statement. For
-each, the fast tests that run the line run until the first failure; coverage.py first records which tests these are
-(--map, in twice the time of the fast tests). If there are none, because only processes started by tests run the line,
-and for faults that survive, all tests of the module's room (folder) run. The table at the end has the kill rate by
-room; the JSON has every fault, and a restarted run resumes. A survivor is a fault that no test notices, or no fault at
-all: look at it.
+each, the fast tests that run the line run until the first failure; pytest-cov first records which tests these are
+(--map, in one and a half times the time of the fast tests). If there are none, because only processes started by tests
+run the line, and for faults that survive, all tests of the module's room (folder) run. A test that also fails without
+the fault does not count. The table at the end has the kill rate by room; the JSON has every fault, and a restarted run
+resumes. A survivor is a fault that no test notices, or no fault at all: look at it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +47,9 @@ MORE_TESTS = {
 }  # fmt: skip
 SYMMETRIC = ("max", "min", "np.maximum", "torch.equal", "np.array_equal", "math.hypot")  # or nearly
 MOST_TESTS = 40
+MOST_CASES = 3  # of a parametrized test
 TIME_LIMIT = 900  # seconds for the tests of a fault: one that hangs is noticed
+HANGS, DIES = NO_TEST = "it hangs", "pytest ends without a failed test"
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
@@ -148,27 +152,20 @@ def tests_of(path: Path) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files]
 
 
-def make_map(file: Path) -> None:
-    """Run all fast tests once under coverage.py (pip install coverage), which records the tests that run each line."""
+def make_map(file: Path, jobs: int) -> None:
+    """Run all fast tests once with pytest-cov, which records the tests that run each line."""
     settings = file.with_suffix(".ini")
-    settings.write_text("[run]\ndynamic_context = test_function\nsource = pirl_plugin\n")
-    shared = [f"--rcfile={settings}", f"--data-file={file.with_suffix('.coverage')}"]
+    settings.write_text(f"[run]\ndata_file = {file.with_suffix('.coverage')}\n[json]\nshow_contexts = true\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "coverage", "run", *shared, "-m", "pytest", "-q", "-m", "not slow"]
+    run = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--numprocesses", str(jobs), "--dist", "loadfile",
+           "--cov=pirl_plugin", f"--cov-config={settings}", "--cov-context=test", f"--cov-report=json:{file}",
+           ]  # fmt: skip
     subprocess.run(run, cwd=ROOT, env=environment, check=False)
-    export = [sys.executable, "-m", "coverage", "json", *shared, "--show-contexts", "-o", str(file)]
-    subprocess.run(export, cwd=ROOT, env=environment, check=True)
 
 
 def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
     """(file, line) -> ids of the tests that run it; those that run the fewest lines come first."""
-    places = {path.stem: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
-
-    def test(context: str) -> str:  # module.function
-        module, _, function = context.partition(".")
-        return f"{places[module]}::{function}"
-
-    lines = {(name, int(line)): [test(context) for context in contexts if context.partition(".")[0] in places]
+    lines = {(name, int(line)): list(dict.fromkeys(context.rpartition("|")[0] for context in contexts if context))
              for name, one in json.loads(file.read_text())["files"].items()
              for line, contexts in one["contexts"].items()}  # fmt: skip
     sizes = collections.Counter(test for tests in lines.values() for test in tests)
@@ -176,11 +173,14 @@ def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
 
 
 def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
-    """At most MOST_TESTS of the tests that run the line of a fault."""
+    """At most MOST_TESTS of the tests that run the line of a fault, and MOST_CASES of each test's cases."""
     file, line, _ = name.split(":")
     for above in range(4):  # of a multi-line statement, the first line is recorded
         if found := by_line.get((file, int(line) - above)):
-            return found[:MOST_TESTS]
+            cases: dict[str, list[str]] = collections.defaultdict(list)
+            for test in found:
+                cases[test.partition("[")[0]].append(test)
+            return [test for some in cases.values() for test in some[:MOST_CASES]][:MOST_TESTS]
     return []
 
 
@@ -191,23 +191,42 @@ def is_noticed(path: Path, changed: str, chosen: list[str], lines_only: bool) ->
 
 
 def fails(path: Path, changed: str, tests: list[str]) -> tuple[bool, str]:
-    """Whether one of some tests fails in a copy of the project with a module's text changed, and which."""
+    """Whether one of some tests fails with a module's text changed though it passes without, and which."""
+    left_out: list[str] = []
+    while True:
+        failed = first_failure({path: changed}, tests, left_out)
+        if not failed or failed in NO_TEST or passes_without_a_fault(failed):
+            return bool(failed), failed
+        print(f"left out, as it fails without a fault too: {failed}", flush=True)
+        left_out.append(failed)
+
+
+@functools.cache
+def passes_without_a_fault(test: str) -> bool:
+    return not first_failure({}, [test], [])
+
+
+def first_failure(texts: dict[Path, str], tests: list[str], left_out: list[str]) -> str:
+    """The first test that fails in a copy of the project in which some modules have other texts; "" if none does."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
-        ignored = shutil.ignore_patterns(".git", ".venv", "*.pyc", "__pycache__", "demo_output", "runs", "docs")
+        ignored = shutil.ignore_patterns(".git", ".venv", "*.pyc", "__pycache__", "demo_output", "runs", "_build")
         shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-        (copy / path.relative_to(ROOT)).write_text(changed, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        for path, text in texts.items():
+            (copy / path.relative_to(ROOT)).write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-rfE"]
         environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
-                [*command, f"--basetemp={folder}/tmp", *tests],
+                [*command, f"--basetemp={folder}/tmp", *(f"--deselect={test}" for test in left_out), *tests],
                 cwd=copy, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return True, "it hangs"
-        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return done.returncode != 0, (failed or [f"exit code {done.returncode}"])[0][:160]
+            return HANGS
+        if done.returncode in (0, 5):  # 5: no test is left
+            return ""
+        found = re.search(r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::.*?)?)(?: - .*)?$", done.stdout, re.MULTILINE)
+        return found[1] if found else DIES
 
 
 def drawn(count: int, seed: int) -> list[tuple[str, str, str]]:
@@ -247,9 +266,9 @@ def main() -> None:
     chosen = [one for one in drawn(options.count, options.seed)
               if not options.rooms or room_of(ROOT / one[0].split(":")[0]) in options.rooms]  # fmt: skip
     if not options.map.is_file():
-        if importlib.util.find_spec("coverage") is None:
-            sys.exit("Error: coverage.py is needed to find which tests run which line: pip install coverage")
-        make_map(options.map.absolute())
+        if importlib.util.find_spec("pytest_cov") is None:
+            sys.exit("Error: pytest-cov is needed to find which tests run which line: pip install pytest-cov")
+        make_map(options.map.absolute(), options.jobs)
     by_line = tests_by_line(options.map)
     started, done = time.monotonic(), 0
 
