@@ -298,8 +298,8 @@ def needed_by(package: str, known: set[str]) -> set[str]:
 
 
 def pins() -> dict[str, str]:
-    """name -> name==version, from requirements.txt."""
-    lines = (HERE.parent / "requirements.txt").read_text().splitlines()
+    """name -> name==version, from requirements.in."""
+    lines = (HERE.parent / "requirements.in").read_text().splitlines()
     found = (line.split(" ;")[0].strip() for line in lines if "==" in line and not line.startswith("#"))
     return {pin.split("==")[0].lower(): pin for pin in found}
 

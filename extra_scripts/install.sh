@@ -28,8 +28,10 @@ version_of() { # VERSION of a Python that really runs; a pyenv shim may exist an
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null
 }
 
-pinned() { # the line "name==version" of the lock file
-    grep -m1 "^$1==" "$lock"
+locked() { # locked NAME...: writes these packages' lines of the lock, with their hashes, and prints the file's name
+    awk -v names=" $* " '
+        /^[a-z]/ { name = $1; sub(/==.*/, "", name); wanted = index(names, " " name " ") }
+        wanted { print }' "$lock" >"$venv/locked.txt" && printf '%s\n' "$venv/locked.txt"
 }
 
 find_python() { # prints the interpreter to use
@@ -81,14 +83,12 @@ pip_install() {
 }
 
 make_environment() {
-    "$python" -m venv "$venv" && pip_install "$(pinned pip)" "$(pinned setuptools)" "$(pinned wheel)"
+    "$python" -m venv "$venv" && pip_install -r "$(locked pip setuptools wheel)"
 }
 
 install_classy_vision() { # vissl's wheel has an older copy in the same folder: the release is installed over it
-    local release
-    release=$(pinned classy-vision)
-    pip_install --force-reinstall "$release" &&
-        "$venv_python" -I -c "import classy_vision as c; assert c.__version__ == '${release#*==}', c.__version__"
+    pip_install --force-reinstall -r "$(locked classy-vision)" &&
+        "$venv_python" -I -c "import classy_vision as c; assert 'classy-vision==' + c.__version__ == '$classy_vision', c"
 }
 
 # Two terminals may call make at once: the second waits for the first.
@@ -131,7 +131,8 @@ else
     step 1 "Making the environment and its build tools" make_environment
     step 2 "Installing $(grep -c '^[a-z].*==' "$lock") pinned packages, 5 GB: the long step" \
         pip_install --no-build-isolation -r "$lock"
-    step 3 "Putting $(pinned classy-vision) on top of vissl's copy" install_classy_vision
+    classy_vision=$(grep -o -m1 '^classy-vision==[^ ]*' "$lock")
+    step 3 "Putting $classy_vision on top of vissl's copy" install_classy_vision
     step 4 "Adding Detectron2 (optional elsewhere; the tests use it)" \
         "$venv_python" -I pirl_plugin/commands/install_detectron2.py
     printf '%s\n' "$lock" >"$venv/lock.name"

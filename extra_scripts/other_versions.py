@@ -2,7 +2,7 @@
 
 python extra_scripts/other_versions.py --torch 2.6.0 --torchvision 0.21.0
 
-The other packages are those of requirements.txt. Arguments after -- go to pytest; default: the fast tests. The
+The other packages are those of requirements.in. Arguments after -- go to pytest; default: the fast tests. The
 environment (.venv_torch<version>, 6 GB) is kept, and the same command uses it again.
 """
 
@@ -26,7 +26,7 @@ def other_requirements(lock: str) -> str:
 def install(folder: Path, torch: str, torchvision: str) -> None:
     """Make the environment, unless it exists with the same versions."""
     marker, python = folder / "ready", folder / "bin" / "python"
-    lock = (ROOT / "requirements.txt").read_text()
+    lock = (ROOT / "requirements.in").read_text()
     made_of = f"torch {torch}, torchvision {torchvision}, Python {sys.version}\n{lock}"
     if marker.is_file() and marker.read_text() == made_of:
         return
@@ -42,7 +42,7 @@ def install(folder: Path, torch: str, torchvision: str) -> None:
         f"torch {torch}, torchvision {torchvision}": [
             *pip, f"torch=={torch}", f"torchvision=={torchvision}", *tools, numpy,
         ],
-        "the other packages of requirements.txt": [*pip, "--no-deps", "--no-build-isolation", "-r", own],
+        "the other packages of requirements.in": [*pip, "--no-deps", "--no-build-isolation", "-r", own],
         "classy-vision on top of VISSL's copy": [*pip, "--no-deps", "--force-reinstall", classy_vision],
         "Detectron2": [python, "-I", ROOT / "pirl_plugin" / "commands" / "install_detectron2.py"],
         "this project": [*pip, "--no-deps", "--no-build-isolation", ROOT],
