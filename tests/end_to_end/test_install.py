@@ -65,6 +65,15 @@ def test_the_lock_for_cuda_12_differs_in_pytorch_and_what_it_brings_only():
     assert not [name for name in older if name.endswith("cu13")] and older["nvidia-cuda-runtime-cu12"] == "12.4.127"
 
 
+@pytest.mark.parametrize("name", ["requirements", "requirements-cuda12"])
+def test_a_lock_has_the_versions_of_its_source_and_a_hash_for_each(name):
+    lock = (ROOT / f"{name}.txt").read_text()
+    assert pins(f"{name}.txt") == pins(f"{name}.in")
+    packages = re.split(r"^(?=[\w-]+==)", lock, flags=re.MULTILINE)[1:]
+    assert len(packages) == len(pins(f"{name}.in"))
+    assert [one.split()[0] for one in packages if not re.search(r"--hash=sha256:[0-9a-f]{64}$", one.strip())] == []
+
+
 BROKEN_SHIM = "echo 'pyenv: command not found' >&2; exit 127"
 # A Python 3.12 that answers the version, and fails where its second question is asked.
 WITHOUT_VENV = 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac'
