@@ -112,18 +112,20 @@ def main() -> None:
         (photos / "all").rmdir()
         forms = pack(photos, Path(temporary))
         files = {name: list_images(path) for name, path in forms.items()}
-        for some in files.values():
-            random.Random(0).shuffle(some)
+        for names in files.values():
+            random.Random(0).shuffle(names)
         if "Parquet, compressed" in files:
             files["Parquet, compressed, in order"] = list_images(forms["Parquet, compressed"])
-        seconds = alternate({name: lambda some=some: read_all(some) for name, some in files.items()}, options.repeats)
+        seconds = alternate(
+            {name: lambda names=names: read_all(names) for name, names in files.items()}, options.repeats
+        )
         speeds = {name: options.photos / statistics.median(values) for name, values in seconds.items()}
         rows = [["form", "images/s per core", "of the folder's"]]
         rows += [[name, f"{speed:.0f}", f"{speed / speeds['folder']:.3f}"] for name, speed in speeds.items()]
         print_table(f"{options.photos} JPEGs of 500 x 375, fully decoded, in random order, warm cache", rows)
         million = index_of_a_million(Path(temporary))
-        said = ", ".join(f"{key} {value:.1f}" for key, value in million.items())
-        print(f"An index of {MILLION:,} images: {said}")
+        numbers = ", ".join(f"{key} {value:.1f}" for key, value in million.items())
+        print(f"An index of {MILLION:,} images: {numbers}")
         write_json(options.output, {"images_per_second": speeds, "index_of_a_million": million})
 
 

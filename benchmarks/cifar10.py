@@ -88,8 +88,8 @@ def features(model: PlainPIRL, images: Tensor, transform: JigsawPatchTransform) 
     """The trunk's features of whole images: float32 [N, C]."""
     model.trunk.eval()
     found = []
-    for some in images.split(500):
-        views = transform.normalize(some.clone()).contiguous(memory_format=torch.channels_last)
+    for part in images.split(500):
+        views = transform.normalize(part.clone()).contiguous(memory_format=torch.channels_last)
         with torch.autocast(model.where.type, torch.bfloat16, enabled=model.how.bfloat16):
             (output,) = model.trunk(views)
         found.append(output.flatten(1).float())

@@ -105,8 +105,8 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
     """Train and evaluate; returns what `pirl evaluate --json` wrote. An existing result is reused."""
     folder = output / name.replace(" ", "_")
     run = folder / f"{''.join(c if c.isalnum() or c == '.' else '_' for c in recipe.replace(chr(39), ''))}_{seed}"
-    figures = Path(f"{run}.json")
-    if not figures.exists():
+    json_file = Path(f"{run}.json")
+    if not json_file.exists():
         started = time.time()
         pirl = [sys.executable, "-m", "pirl_plugin.commands"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -114,10 +114,10 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
         train += ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
         evaluate = [*pirl, "evaluate", run / "checkpoint.torch", "--train", folder / "train", "--test", folder / "test"]
         with open(f"{run}.log", "w") as log:
-            for command in (train, [*evaluate, "--json", figures]):
+            for command in (train, [*evaluate, "--json", json_file]):
                 subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
         minutes = (time.time() - started) / 60
-        results = json.loads(figures.read_text())
+        results = json.loads(json_file.read_text())
         print(
             f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {results['untrained']} -> {results['PIRL']}",
             flush=True,
@@ -126,10 +126,10 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
             checkpoint.unlink()
     with open(run / "monitor.csv", newline="") as file:
         rank = [row["effective_rank"] for row in csv.DictReader(file)][-1]
-    return json.loads(figures.read_text()) | {"effective_rank": float(rank)}
+    return json.loads(json_file.read_text()) | {"effective_rank": float(rank)}
 
 
-def said(values: list[float]) -> str:
+def mean_of(values: list[float]) -> str:
     """Mean and standard deviation over seeds, in per cent."""
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.1f}{spread}"
@@ -156,8 +156,8 @@ def main() -> None:
         cells = []
         for which in ("untrained", *options.recipes):
             recipe, network = (options.recipes[0], which) if which == "untrained" else (which, "PIRL")
-            figures = [found[name, recipe, seed][network] for seed in options.seeds]
-            cells.append(" / ".join(said([one[key] for one in figures]) for key in figures[0]))
+            accuracies = [found[name, recipe, seed][network] for seed in options.seeds]
+            cells.append(" / ".join(mean_of([one[key] for one in accuracies]) for key in accuracies[0]))
             if which != "untrained":
                 ranks = [found[name, which, seed]["effective_rank"] for seed in options.seeds]
                 cells[-1] += f" / {mean(ranks):.1f}"
@@ -166,7 +166,7 @@ def main() -> None:
     if len(rows) < len(rows[0]):
         rows = [list(column) for column in zip(*rows, strict=True)]
     print_table(f"{title}, {machine()['processor']}", rows)
-    table = {f"{name}, {recipe}, seed {seed}": figures for (name, recipe, seed), figures in found.items()}
+    table = {f"{name}, {recipe}, seed {seed}": accuracies for (name, recipe, seed), accuracies in found.items()}
     (options.output / "results.json").write_text(json.dumps({"machine": machine(), "results": table}, indent=2) + "\n")
 
 

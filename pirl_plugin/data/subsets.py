@@ -90,4 +90,4 @@ def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int =
             f"that {percent:g}% needs: lower --percent."
         )
     paths = [sample_images(path, each, seed, progress=False) for path in classes]
-    return [path for some in paths for path in some], [number for number, some in enumerate(paths) for _ in some]
+    return [path for of_class in paths for path in of_class], [n for n, of_class in enumerate(paths) for _ in of_class]

@@ -52,11 +52,11 @@ def entries_of(path: str, files: TableFiles) -> np.ndarray:
     first: Columns | None = None
     for number, file in enumerate(files.paths):
         try:
-            columns, some = (_of_stream if files.saved else _of_parquet)(pyarrow, file, files.features)
+            columns, parts = (_of_stream if files.saved else _of_parquet)(pyarrow, file, files.features)
             first = first or columns
             if columns != first:
                 raise ConfigError(f"{printable(file)} has other columns than {printable(files.paths[0])}.")
-            for part in some:
+            for part in parts:
                 rows.append(part)
                 numbers.append(number)
         except (pyarrow.ArrowException, OSError) as error:

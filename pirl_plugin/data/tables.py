@@ -101,8 +101,8 @@ def _key(path: str, files: TableFiles) -> str:
     """By which an index of these files is known: their sizes together, and a hash of the names and state of each."""
     below = os.path.dirname(path) if os.path.isfile(path) else path
     each = [(os.path.relpath(file, below), *state) for file, state in zip(files.paths, files.states, strict=True)]
-    said = hashlib.blake2b(repr((each, files.features)).encode(errors="surrogateescape"), digest_size=8)
-    return f"{sum(size for size, _ in files.states)}-{said.hexdigest()}.v{VERSION}.npy"
+    digest = hashlib.blake2b(repr((each, files.features)).encode(errors="surrogateescape"), digest_size=8)
+    return f"{sum(size for size, _ in files.states)}-{digest.hexdigest()}.v{VERSION}.npy"
 
 
 opened = functools.lru_cache(maxsize=256)(Table)

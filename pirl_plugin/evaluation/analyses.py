@@ -64,8 +64,8 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
             compute=options.compute,
         )
         results[name] = with_histogram(*pairs)
-        figures = {key: value for key, value in results[name].items() if key != "histogram"}
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+        numbers = {key: value for key, value in results[name].items() if key != "histogram"}
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
     figure = new_figure(6, 4)
     histograms = {name: result["histogram"] for name, result in results.items()}
     means = {name: result["mean"] for name, result in results.items()}
@@ -129,9 +129,9 @@ def spread(options: Namespace, models: dict[str, Path], unreadable: Unreadable) 
         view = view_of(name, trunk, options.size)
         features, _ = embed_readable(trunk, files, view, name, unreadable, options.compute)
         moments = Moments.of(torch.from_numpy(unit(features, np.float64)))
-        figures = {"spread": spread_of(moments), "effective_rank": effective_rank(moments)}
-        results[name] = {**figures, "spectrum": spectrum(moments).tolist()}
-        print(f"{name}: spread {figures['spread']:.3f}, effective rank {figures['effective_rank']:.1f}")
+        numbers = {"spread": spread_of(moments), "effective_rank": effective_rank(moments)}
+        results[name] = {**numbers, "spectrum": spectrum(moments).tolist()}
+        print(f"{name}: spread {numbers['spread']:.3f}, effective rank {numbers['effective_rank']:.1f}")
     figure = new_figure(6, 4)
     draw_spectrum(figure.subplots(), {name: result["spectrum"] for name, result in results.items()})
     save(figure, options.picture)
@@ -171,7 +171,7 @@ def analyse(options: Namespace) -> None:
     options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     options.compute, unreadable = Compute.of_options(options), Unreadable()
-    figures = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)), unreadable)
-    figures["unreadable"] = list(unreadable.reasons)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    numbers = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)), unreadable)
+    numbers["unreadable"] = list(unreadable.reasons)
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
     print(f"Written: {options.picture} and {path}" + (f"; {unreadable}" if unreadable else ""))

@@ -115,27 +115,27 @@ class Comparison:
     """A checkpoint compared with the same network untrained.
 
     Attributes:
-        figures: {"untrained": {...}, "PIRL": {...}}, each in [0, 1].
+        accuracies: {"untrained": {...}, "PIRL": {...}}, each in [0, 1].
         preprocessing: how images were preprocessed.
         images: how many were learned from, and measured on.
         unreadable: the files that were left out.
     """
 
-    figures: dict[str, dict[str, float]]
+    accuracies: dict[str, dict[str, float]]
     preprocessing: Preprocessing
     images: tuple[int, int]
     unreadable: Unreadable
 
     def __str__(self) -> str:
         """The table, and what it was measured on."""
-        lines = [table(self.figures), f"{self.images[0]} training and {self.images[1]} test images"]
+        lines = [table(self.accuracies), f"{self.images[0]} training and {self.images[1]} test images"]
         lines[1] += f", {self.preprocessing}"
         return "\n".join([*lines, *([str(self.unreadable)] if self.unreadable else [])])
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
         images = {"train": self.images[0], "test": self.images[1], **self.preprocessing.record()}
-        return {**self.figures, "images": images, "unreadable": list(self.unreadable.reasons)}
+        return {**self.accuracies, "images": images, "unreadable": list(self.unreadable.reasons)}
 
 
 def evaluate_checkpoint(
@@ -163,7 +163,7 @@ def evaluate_checkpoint(
         wanted = dataclasses.replace(wanted, size=check_integer(size, "--size", 8))
     unreadable = Unreadable()
     compute = compute or Compute(choose_device())
-    figures, _ = compare_with_untrained(
+    accuracies, _ = compare_with_untrained(
         config,
         checkpoint,
         *splits,
@@ -176,4 +176,4 @@ def evaluate_checkpoint(
         compute,
     )
     counts = [int(unreadable.read(files).sum()) for files, _ in splits]
-    return Comparison(figures, wanted, (counts[0], counts[1]), unreadable)
+    return Comparison(accuracies, wanted, (counts[0], counts[1]), unreadable)

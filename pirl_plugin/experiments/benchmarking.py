@@ -152,8 +152,8 @@ class Run:
         except Exception as error:
             # Whichever file is missing: the log has the reason, and the other benchmarks continue.
             result = self._write(minutes=minutes, failed=str(error) or type(error).__name__)
-        said = f"failed: {result['failed']} (see {log})" if "failed" in result else f"done in {minutes:.1f} min"
-        print(f"{position}{self.name}: {said}", flush=True)
+        outcome = f"failed: {result['failed']} (see {log})" if "failed" in result else f"done in {minutes:.1f} min"
+        print(f"{position}{self.name}: {outcome}", flush=True)
         return result
 
 

@@ -177,8 +177,8 @@ def _show(found: re.Match[str], state: Pretraining) -> None:
         state.losses.append((int(iteration), float(loss)))
     if sys.stdout.isatty() or len(state.losses) % 10 == 1:
         end = "" if sys.stdout.isatty() else "\n"
-        said = "filling the memory bank" if loss is None else f"loss {float(loss):.3f}"
-        print(f"\r      epoch {epoch}, iteration {iteration}, {said}, {left} left    ", end=end, flush=True)
+        state_of_loss = "filling the memory bank" if loss is None else f"loss {float(loss):.3f}"
+        print(f"\r      epoch {epoch}, iteration {iteration}, {state_of_loss}, {left} left    ", end=end, flush=True)
 
 
 def _kill(process: subprocess.Popen) -> None:

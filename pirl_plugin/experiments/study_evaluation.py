@@ -76,7 +76,9 @@ def few_label_accuracy(
     The paper fine-tunes the whole network instead (Table 3).
     """
     draws = [some_labels(train_labels, share, seed) for seed in range(SUBSETS)]
-    return float(np.mean([linear_probe(train[some], train_labels[some], test, test_labels) for some in draws]))
+    return float(
+        np.mean([linear_probe(train[selected], train_labels[selected], test, test_labels) for selected in draws])
+    )
 
 
 def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
@@ -128,9 +130,9 @@ def complete(run: Run, evaluation: Evaluation) -> None:
     if path.is_file():
         return
     run.pretrain()
-    figures = evaluate(run, evaluation)
+    numbers = evaluate(run, evaluation)
     minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
-    result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **figures}
+    result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(unfinished, path)

@@ -1,4 +1,4 @@
-"""Checks which of the paper's findings a study's figures confirm, compared with their noise."""
+"""Checks which of the paper's findings a study's evidence confirm, compared with their noise."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Finding:
 
     Attributes:
         verdict: HELD, NOT_HELD, NOISE if the difference is below twice its standard error, or UNKNOWN.
-        figures: the numbers, as text.
+        evidence: the numbers, as text.
     """
 
     claim: str
     verdict: str
-    figures: str
+    evidence: str
 
 
 def by_name(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -38,7 +38,7 @@ def by_name(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def of(runs: Runs, name: str, measure: str) -> list[float]:
+def of_seeds(runs: Runs, name: str, measure: str) -> list[float]:
     """A figure of each seed of a run; empty if it was not run."""
     return [float(result[measure]) for result in runs.get(name, [])]
 
@@ -51,7 +51,7 @@ def pooled_deviation(samples: Sequence[Sequence[float]]) -> float:
 
 def noise(runs: Runs, measure: str) -> float:
     """`pooled_deviation` of a figure over all runs."""
-    return pooled_deviation([of(runs, name, measure) for name in runs])
+    return pooled_deviation([of_seeds(runs, name, measure) for name in runs])
 
 
 def standard_error(deviation: float, first: Sequence[float], second: Sequence[float]) -> float:
@@ -76,19 +76,19 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
     """
     findings = []
     for measure, title in (("linear", "linear"), ("knn", "kNN")):
-        first, second = of(runs, better, measure), of(runs, worse, measure)
+        first, second = of_seeds(runs, better, measure), of_seeds(runs, worse, measure)
         if not first or not second:
             continue
         difference = float(np.mean(first) - np.mean(second))
         error = standard_error(noise(runs, measure), first, second)
-        said = verdict(difference, error)
-        if equal and said == NOISE and difference - 2 * error > -MARGIN:
-            said = HELD
-        figures = (
+        outcome = verdict(difference, error)
+        if equal and outcome == NOISE and difference - 2 * error > -MARGIN:
+            outcome = HELD
+        evidence = (
             f"{title} {100 * np.mean(first):.1f} and {100 * np.mean(second):.1f}, {100 * difference:+.1f} (standard "
             f"error {100 * error:.1f})"
         )
-        findings.append(Finding(claim, said, figures))
+        findings.append(Finding(claim, outcome, evidence))
     return findings
 
 
@@ -96,12 +96,12 @@ def best_at(runs: Runs, claim: str, line: Mapping[str, str], wanted: str) -> lis
     """Whether the linear accuracy at the value `wanted` of a sweep is above the best of the others."""
     if wanted not in line or len(line) < 2 or any(name not in runs for name in line.values()):
         return []
-    means = {value: float(np.mean(of(runs, name, "linear"))) for value, name in line.items()}
+    means = {value: float(np.mean(of_seeds(runs, name, "linear"))) for value, name in line.items()}
     rival = max((value for value in means if value != wanted), key=means.__getitem__)
-    samples = [of(runs, line[value], "linear") for value in (wanted, rival)]
+    samples = [of_seeds(runs, line[value], "linear") for value in (wanted, rival)]
     error = standard_error(noise(runs, "linear"), *samples)
-    figures = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in means.items())
-    shown = f"linear {figures} (standard error of a difference {100 * error:.1f})"
+    evidence = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in means.items())
+    shown = f"linear {evidence} (standard error of a difference {100 * error:.1f})"
     return [Finding(claim, verdict(means[wanted] - means[rival], error), shown)]
 
 
@@ -110,15 +110,15 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
     names = list(line.values())
     if len(names) < 2 or any(name not in runs for name in names):
         return []
-    means = [float(np.mean(of(runs, name, "linear"))) for name in names]
+    means = [float(np.mean(of_seeds(runs, name, "linear"))) for name in names]
     # Spearman's correlation is undefined if all are equal: then nothing rises.
     correlation = 0.0 if len(set(means)) == 1 else float(spearmanr(range(len(means)), means).statistic)
-    samples = [of(runs, name, "linear") for name in (names[0], names[-1])]
-    said = verdict(means[-1] - means[0], standard_error(noise(runs, "linear"), *samples))
-    if said == HELD and correlation <= 0:
-        said = NOT_HELD
-    figures = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in zip(line, means, strict=True))
-    return [Finding(claim, said, f"linear {figures}; rank correlation {correlation:+.1f}")]
+    samples = [of_seeds(runs, name, "linear") for name in (names[0], names[-1])]
+    outcome = verdict(means[-1] - means[0], standard_error(noise(runs, "linear"), *samples))
+    if outcome == HELD and correlation <= 0:
+        outcome = NOT_HELD
+    evidence = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in zip(line, means, strict=True))
+    return [Finding(claim, outcome, f"linear {evidence}; rank correlation {correlation:+.1f}")]
 
 
 def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
@@ -130,21 +130,21 @@ def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
     means = {layer: float(np.mean(values)) for layer, values in layers.items()}
     rival = max((layer for layer in means if layer != wanted), key=means.__getitem__)
     error = standard_error(pooled_deviation(list(layers.values())), layers[wanted], layers[rival])
-    figures = ", ".join(f"{layer} {100 * mean:.1f}" for layer, mean in means.items())
-    return [Finding(claim, verdict(means[wanted] - means[rival], error), figures)]
+    evidence = ", ".join(f"{layer} {100 * mean:.1f}" for layer, mean in means.items())
+    return [Finding(claim, verdict(means[wanted] - means[rival], error), evidence)]
 
 
 def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
     """Whether distances between images and their transformations are smaller and vary less than another model's."""
     findings = []
-    for key, said in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
+    for key, outcome in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
         first, second = ([one["invariance"][LEVEL][key] for one in runs.get(n, [])] for n in (name, other))
         if not first or not second:
             continue
         error = standard_error(pooled_deviation([first, second]), first, second)
         difference = float(np.mean(second) - np.mean(first))
-        figures = f"{np.mean(first):.3f} and {np.mean(second):.3f} (standard error {error:.3f})"
-        findings.append(Finding(f"{claim}: {said}", verdict(difference, error), figures))
+        evidence = f"{np.mean(first):.3f} and {np.mean(second):.3f} (standard error {error:.3f})"
+        findings.append(Finding(f"{claim}: {outcome}", verdict(difference, error), evidence))
     return findings
 
 

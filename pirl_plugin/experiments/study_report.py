@@ -12,7 +12,7 @@ import numpy as np
 
 from pirl_plugin.evaluation.figures import draw_invariance, draw_lines
 from pirl_plugin.experiments.study import Study
-from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of
+from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of_seeds
 from pirl_plugin.figures import new_figure, save
 
 MEASURES = {
@@ -59,7 +59,7 @@ def table(content: Mapping[str, Any]) -> str:
             continue
         cells = []
         for measure in MEASURES:
-            values = [100 * value for value in of(runs, name, measure)]
+            values = [100 * value for value in of_seeds(runs, name, measure)]
             spread = f" +- {deviation(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
         paper = [method["paper"].get(measure) for measure in ("linear", "labels_1percent", "labels_10percent")]
@@ -75,8 +75,8 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     shown = [n for n in ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "rotation", "supervised") if n in runs]
     if shown:
         levels = {titles[name]: [one["invariance"][LEVEL] for one in runs[name]] for name in shown}
-        histograms = {name: np.sum([one["histogram"] for one in some], axis=0) for name, some in levels.items()}
-        means = {name: float(np.mean([one["mean"] for one in some])) for name, some in levels.items()}
+        histograms = {name: np.sum([one["histogram"] for one in seeds], axis=0) for name, seeds in levels.items()}
+        means = {name: float(np.mean([one["mean"] for one in seeds])) for name, seeds in levels.items()}
         edges = np.linspace(0, 2, 1 + len(next(iter(histograms.values()))))
         level = LEVEL.split(",")[0]
         painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means, level)
@@ -86,7 +86,7 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
         painters["figure5"] = lambda axes: draw_lines(axes, layered, "Figure 5: quality by layer", "layer")
     for key, sweep in content["sweeps"].items():
         series = {
-            name: {value: of(runs, run, "linear") for value, run in line.items() if run in runs}
+            name: {value: of_seeds(runs, run, "linear") for value, run in line.items() if run in runs}
             for name, line in sweep["series"].items()
         }
         if all(len(values) > 1 for values in series.values()):
@@ -123,7 +123,7 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     runs = content["runs"]
     minutes = sum(one["minutes"] for one in runs)
     found = findings(content)
-    rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.figures} |" for one in found)
+    rows = "\n".join(f"| {one.claim} | {one.verdict} | {one.evidence} |" for one in found)
     if not found:
         rows = "| none: findings need runs with the names in configs/study/small_images.yaml | | |"
     failed = "".join(f"- failed: {one}\n" for one in content.get("failed", []))

@@ -84,13 +84,13 @@ def _beside_untrained(config: Any, final: Path) -> dict[str, str]:
         return {"kNN beside untrained": f"not measured: {type(error).__name__}: {error}"}
     if found is None:
         return {}
-    said = (
+    sentence = (
         f"{100 * found['PIRL']:.1f}%, untrained {100 * found['untrained']:.1f}% ({found['images']:.0f} images of the "
         f"training, whose labels it did not see)"
     )
     if found["PIRL"] < found["untrained"]:
-        said += f"\nWarning: the features are worse than before the training. {REMEDIES}"
-    return {"kNN beside untrained": said}
+        sentence += f"\nWarning: the features are worse than before the training. {REMEDIES}"
+    return {"kNN beside untrained": sentence}
 
 
 def _evaluation(folder: Path) -> dict[str, str]:

@@ -30,11 +30,11 @@ def draw(keys: Tensor, count: int, size: int) -> Tensor:
     steps = torch.arange(1, count + 1, device=keys.device) * GAMMA
     drawn = torch.empty(len(keys), count, dtype=torch.int64, device=keys.device)
     at_once = max(1, len(keys)) if keys.is_cuda else 1  # on a CPU, what fits the cache
-    for some, key in zip(drawn.split(at_once), keys.split(at_once), strict=True):
+    for rows, key in zip(drawn.split(at_once), keys.split(at_once), strict=True):
         bits = mix(key.unsqueeze(1) + steps)
         bits >>= 11
         bits &= 2**53 - 1
-        some.copy_(bits.double().mul_(2.0**-53 * size))  # rounds down
+        rows.copy_(bits.double().mul_(2.0**-53 * size))  # rounds down
     return drawn
 
 

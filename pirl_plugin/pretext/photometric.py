@@ -266,23 +266,23 @@ def apply(views: Tensor, parameters: np.ndarray) -> Tensor:
     columns["thresholds"] = sent(parameters["thresholds"].astype(np.int64))
     for step in range(4):
         for number, adjust in enumerate(_JITTER):
-            some = chosen((parameters["order"][:, step] == number) & parameters["jitter"])
-            if some is not None:
-                views[some] = adjust(views[some], columns["factors"][some, number])
-    some = chosen(parameters["photometric"])
-    if some is not None:
-        changed = posterize(views[some], columns["bits"][some])
-        changed = adjust_sharpness(changed, columns["sharpness"][some])
-        changed = solarize(changed, columns["thresholds"][some])
-        views[some] = autocontrast(changed)
-    some = chosen(parameters["grayscale"])
-    if some is not None:
-        views[some] = to_grayscale(views[some])
-    some = chosen(parameters["blur"])
-    if some is not None:
+            selected = chosen((parameters["order"][:, step] == number) & parameters["jitter"])
+            if selected is not None:
+                views[selected] = adjust(views[selected], columns["factors"][selected, number])
+    selected = chosen(parameters["photometric"])
+    if selected is not None:
+        changed = posterize(views[selected], columns["bits"][selected])
+        changed = adjust_sharpness(changed, columns["sharpness"][selected])
+        changed = solarize(changed, columns["thresholds"][selected])
+        views[selected] = autocontrast(changed)
+    selected = chosen(parameters["grayscale"])
+    if selected is not None:
+        views[selected] = to_grayscale(views[selected])
+    selected = chosen(parameters["blur"])
+    if selected is not None:
         sigmas = parameters["sigma"][parameters["blur"]] * views.shape[-1]  # on the host, like the kernels' sizes
-        views[some] = gaussian_blur(views[some], sigmas)
-    some = chosen(parameters["flip"])
-    if some is not None:
-        views[some] = views[some].flip(-1)
+        views[selected] = gaussian_blur(views[selected], sigmas)
+    selected = chosen(parameters["flip"])
+    if selected is not None:
+        views[selected] = views[selected].flip(-1)
     return views

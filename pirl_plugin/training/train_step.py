@@ -49,12 +49,12 @@ def split_batch(inputs: Inputs, target: Tensor, parts: int) -> Iterator[tuple[In
     bounds = np.linspace(0, len(target), parts + 1).round().astype(int)
     for start, end in itertools.pairwise(bounds):
         chosen = slice(int(start), int(end))
-        some = (
+        inputs_of_part = (
             {key: part(views, chosen) for key, views in inputs.items()}
             if isinstance(inputs, dict)
             else part(inputs, chosen)
         )
-        yield some, target[chosen], max(0, min(end, images) - start) / images
+        yield inputs_of_part, target[chosen], max(0, min(end, images) - start) / images
 
 
 def keep_until_used(value: Any) -> None:
@@ -103,12 +103,12 @@ def pirl_train_step(task: Any) -> Any:
     total, parts = None, settings.accumulation_steps
     manual = task.enable_manual_gradient_reduction
     task.base_loss.hold_updates(parts > 1)
-    for number, (some, indices, share) in enumerate(split_batch(inputs, target, parts)):
+    for number, (inputs_of_part, indices, share) in enumerate(split_batch(inputs, target, parts)):
         last = number == parts - 1
         distributed = hasattr(task.model, "no_sync")
         with task.model.no_sync() if distributed and (manual or not last) else contextlib.nullcontext():
             with torch.autocast(task.device.type, settings.autocast_dtype, enabled=bool(settings.autocast_dtype)):
-                output = task.model(some)
+                output = task.model(inputs_of_part)
             output = output[0] if len(output) == 1 else output
             task.last_batch.model_output = output
             if last:

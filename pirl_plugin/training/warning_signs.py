@@ -43,7 +43,7 @@ class WarningSigns:
         self.chance, self.epochs = chance, epochs
         self.largest_rank = 0.0
         self.rows: Tensor | None = None
-        self.said: set[str] = set()
+        self.given: set[str] = set()
 
     def after_epoch(self, epoch: int, loss: float | None, rank: float | None, rows: Tensor) -> Iterator[str]:
         """Yield warnings, one sentence each.
@@ -55,8 +55,8 @@ class WarningSigns:
             rows: some rows of the bank, float [n, d], the same ones each time.
         """
         for sign, sentence in self._found(epoch, loss, rank, rows):
-            if sign not in self.said:
-                self.said.add(sign)
+            if sign not in self.given:
+                self.given.add(sign)
                 yield f"{sentence} {REMEDIES}"
 
     def _found(self, epoch: int, loss: float | None, rank: float | None, rows: Tensor) -> Iterator[tuple[str, str]]:

@@ -62,11 +62,11 @@ def with_broken(folder: Path, copy: Path, names: list[str]) -> Path:
 
 
 def test_the_blind_network_is_the_trained_one_and_the_seeing_one_the_untrained(checkpoint, coloured):
-    figures = evaluate_checkpoint(checkpoint, coloured["train"], coloured["test"]).figures
-    assert list(figures) == ["untrained", "PIRL"]
+    accuracies = evaluate_checkpoint(checkpoint, coloured["train"], coloured["test"]).accuracies
+    assert list(accuracies) == ["untrained", "PIRL"]
     for measure in ("kNN (k = 200)", "linear"):
-        assert figures["PIRL"][measure] == pytest.approx(1 / 3)
-        assert figures["untrained"][measure] > 0.9
+        assert accuracies["PIRL"][measure] == pytest.approx(1 / 3)
+        assert accuracies["untrained"][measure] > 0.9
 
 
 def test_classifiers_learn_from_the_training_images_and_are_measured_on_the_others(checkpoint, coloured, tmp_path):
@@ -75,15 +75,15 @@ def test_classifiers_learn_from_the_training_images_and_are_measured_on_the_othe
         (turned / f"class{(label + 1) % 3}").mkdir(parents=True)
         for file in (coloured["test"] / f"class{label}").iterdir():
             (turned / f"class{(label + 1) % 3}" / file.name).write_bytes(file.read_bytes())
-    figures = evaluate_checkpoint(checkpoint, coloured["train"], turned).figures["untrained"]
-    assert all(value < 0.1 for value in figures.values())
+    accuracies = evaluate_checkpoint(checkpoint, coloured["train"], turned).accuracies["untrained"]
+    assert all(value < 0.1 for value in accuracies.values())
 
 
 def test_broken_files_are_left_out_named_and_counted(checkpoint, coloured, tmp_path):
     train = with_broken(coloured["train"], tmp_path / "train", ["class0/zz.png", "class1/03.png"])
     test = with_broken(coloured["test"], tmp_path / "test", ["class2/00.png"])
     comparison = evaluate_checkpoint(checkpoint, train, test)
-    assert comparison.images == (59, 17) and comparison.figures["untrained"]["linear"] > 0.9
+    assert comparison.images == (59, 17) and comparison.accuracies["untrained"]["linear"] > 0.9
     assert sorted(comparison.unreadable.reasons) == [
         str(test / "class2/00.png"), str(train / "class0/zz.png"), str(train / "class1/03.png")
     ]  # fmt: skip

@@ -177,11 +177,11 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(runs, "d >= a", "d", "a", equal=True)} == {"not held"}
     noisy = runs_with(a=[0.25, 0.45], b=[0.40, 0.60], c=[0.50, 0.52])
     (linear, _) = compare(noisy, "a >= b", "a", "b", equal=True)  # 15 points worse, with an error of 11.6
-    assert "-15.0 (standard error 11.6)" in linear.figures and linear.verdict == "within the noise"
+    assert "-15.0 (standard error 11.6)" in linear.evidence and linear.verdict == "within the noise"
     assert verdict(0.0, 0.0) == "within the noise" and verdict(1e-9, 0.0) == "held" and verdict(-1.0, 0.1) == "not held"
     assert compare(runs, "a > e", "a", "e") == []
     (linear, _) = compare(runs, "a > b", "a", "b")
-    assert linear.figures == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
+    assert linear.evidence == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
     alone = runs_with(a=[0.5], b=[0.4])
     assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
         "not known: no seeds to tell the noise from"
@@ -193,7 +193,7 @@ def test_each_measure_is_compared_by_its_own_figures():
                              for name, value in (("a", 0.7), ("b", 0.4)) for seed in (0, 1)]})  # fmt: skip
     linear, knn = compare(runs, "a > b", "a", "b")
     assert (linear.verdict, knn.verdict) == ("held", "not held")
-    assert linear.figures.startswith("linear 70.5 and 40.5, +30.0") and knn.figures.startswith(
+    assert linear.evidence.startswith("linear 70.5 and 40.5, +30.0") and knn.evidence.startswith(
         "kNN 30.5 and 60.5, -30.0"
     )
 
@@ -207,16 +207,16 @@ def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
     assert best_at(close, "best at 2", {"1": "low", "2": "mid"}, "2")[0].verdict == "within the noise"
     assert best_at(runs, "best at 7", line, "7") == []
     (finding,) = rising(runs, "rises", line)
-    assert finding.verdict == "held" and "rank correlation +0.5" in finding.figures
+    assert finding.verdict == "held" and "rank correlation +0.5" in finding.evidence
     assert rising(runs, "falls", {"1": "mid", "2": "low"})[0].verdict == "not held"
     falls_then_jumps = runs_with(a=[0.40, 0.41], b=[0.80, 0.81], c=[0.60, 0.61], d=[0.30, 0.31], e=[0.45, 0.46])
     assert rising(falls_then_jumps, "rises", dict(zip("12345", "abcde", strict=True)))[0].verdict == "not held"
     assert rising(runs, "not run", {"1": "low", "2": "other"}) == []
     tied = runs_with(a=[0.30, 0.31], b=[0.50, 0.51], c=[0.50, 0.51], d=[0.50, 0.51])
     (finding,) = rising(tied, "rises, then stays", dict(zip("1234", "abcd", strict=True)))
-    assert finding.verdict == "held" and "rank correlation +0.8" in finding.figures
+    assert finding.verdict == "held" and "rank correlation +0.8" in finding.evidence
     level = runs_with(a=[0.50, 0.51], b=[0.50, 0.51])
-    assert "rank correlation +0.0" in rising(level, "rises", {"1": "a", "2": "b"})[0].figures
+    assert "rank correlation +0.0" in rising(level, "rises", {"1": "a", "2": "b"})[0].evidence
 
 
 def test_distances_are_compared_by_mean_and_variance():

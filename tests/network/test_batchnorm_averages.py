@@ -82,7 +82,7 @@ def test_the_command_writes_a_checkpoint_that_is_evaluated_like_any_other(photo_
                 (tmp_path / split / file.parent.name).mkdir(parents=True, exist_ok=True)
                 (tmp_path / split / file.parent.name / file.name).write_bytes(file.read_bytes())
     figures = [
-        evaluate_checkpoint(tmp_path / f"checkpoint{name}.torch", tmp_path / "train", tmp_path / "test").figures
+        evaluate_checkpoint(tmp_path / f"checkpoint{name}.torch", tmp_path / "train", tmp_path / "test").accuracies
         for name in ("", "_batchnorm")
     ]
     assert figures[0]["untrained"] == figures[1]["untrained"]
