@@ -7,7 +7,7 @@ export PYTHON FOR_CUDA
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow lint demo docs bench clean
+.PHONY: help install test test-slow lint demo docs links bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' "$(ROOT)Makefile"
@@ -34,6 +34,9 @@ demo: install ## train and show PIRL on a CPU: make demo [DATA=folder] [BUDGET_M
 
 docs: install ## build the site into docs/_build/html; a warning is an error
 	cd "$(ROOT)" && .venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+links: install ## check the site's links to other sites, which needs a network
+	cd "$(ROOT)" && .venv/bin/sphinx-build -q -b linkcheck docs docs/_build/links
 
 bench: install ## measure side by side with VISSL
 	@"$(BIN)/python" "$(ROOT)benchmarks/run.py"
