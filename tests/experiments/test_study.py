@@ -250,6 +250,7 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
                  result("npid_plus_plus", 0, 0.4, **layers)],
     }  # fmt: skip
     assert "| PIRL (jigsaw) | 2 | 50.0 +- 2.8 | 52.0 +- 2.8 |" in table(content)
+    assert len({line.count("|") for line in table(content).splitlines()}) == 1  # as many cells in every row
     assert {finding.claim for finding in findings(content)} >= {
         "PIRL (jigsaw) > NPID++", "lambda = 0.5 is best (Figure 6)", "res5 is PIRL's best layer (Figure 5)",
     }  # fmt: skip

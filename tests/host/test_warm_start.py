@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vissl.config import AttrDict
 from vissl.models.heads.mlp import MLP
 from vissl.models.heads.siamese_concat_view import SiameseConcatView
 
+from pirl_plugin.commands import convert_vissl
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.host.warm_start import agreement, convert, convert_heads
 from pirl_plugin.network.checkpoints import load_checkpoint
@@ -109,6 +111,13 @@ def test_agreement_tells_the_right_order_of_images_from_a_wrong_one(tmp_path, ph
     assert agreement(tmp_path / "warm.torch", photo_folder, count=24)[0] < 0.5
     with pytest.raises(ConfigError, match="holds 12 images, but the bank has 48 rows: another data set"):
         agreement(tmp_path / "warm.torch", photo_folder / "class0")
+
+
+def test_the_command_refuses_images_whose_rows_the_bank_does_not_hold(tmp_path, photo_folder):
+    checkpoint = checkpoint_of_vissl(tmp_path / "vissl.torch", torch.randn(len(list_images(photo_folder)), DIM))
+    options = Namespace(checkpoint=checkpoint, output=tmp_path / "warm.torch", patch_relu=None, images=photo_folder)
+    with pytest.raises(ConfigError, match=f"The rows of the bank are not those of {photo_folder} in this order"):
+        convert_vissl.run(options)
 
 
 def test_other_checkpoints_are_refused_in_one_sentence(tmp_path):
