@@ -310,6 +310,7 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     for one in content["runs"]:
         assert 0 <= one["knn"] <= 1 and 0 <= one["labels_1percent"] <= 1
         assert ("heads, batch statistics" in one["invariance"]) == (one["name"] != "jigsaw")
+        assert (one["minutes"] > 0) == (one["name"] != "random")
     text, picture = (output / "report.md").read_text(), (output / "study.png").read_bytes()
     assert "| PIRL (jigsaw) > Jigsaw |" in text and "lambda = 0.5 is best" in text
     # Of a run that is lost only its evaluation is done again; the rest is as it was.
