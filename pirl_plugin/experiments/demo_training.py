@@ -142,7 +142,7 @@ def _train(command: Sequence[str], log_path: Path, processes: int, state: Pretra
         try:
             for line in _until_killed(process):
                 log.write(line)
-                if (timer is None and STARTED in line) or (timer is None and LINE.search(line)):
+                if timer is None and (STARTED in line or LINE.search(line)):
                     clock.start()
                     timer = threading.Timer(max(0.0, clock.left), out_of_time)
                     timer.start()

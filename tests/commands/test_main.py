@@ -27,6 +27,26 @@ def test_the_help_comes_in_half_a_second():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [
+        (["train", "config=pretrain/pirl/jigsaw_small_images_cpu"], "pirl_plugin.launch.launcher.run"),
+        (["pretrain", "photos"], "pirl_plugin.experiments.recipe.pretrain"),
+        (["finetune", "a.torch", "--train", "a", "--test", "b"], "pirl_plugin.experiments.finetune.finetune"),
+    ],
+)
+def test_commands_that_train_end_with_the_code_for_asked_to_stop_before_they_train(arguments, begins):
+    code = f"""
+import importlib, os, signal, sys, time
+from pirl_plugin.commands.__main__ import main
+module, _, name = "{begins}".rpartition(".")
+setattr(importlib.import_module(module), name, lambda *_: os.kill(os.getpid(), signal.SIGUSR1) or time.sleep(5))
+main({arguments!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 75 and "Asked to stop; the same command resumes" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["emmbed"], r"has no command 'emmbed' \(did you mean embed\?\)"),

@@ -18,7 +18,15 @@ from pirl_plugin.experiments.demo_data import (
     make_bundled_data,
     make_own_data,
 )
-from pirl_plugin.experiments.demo_training import affordable_epochs, pretrain
+from pirl_plugin.experiments.demo_training import (
+    LATEST,
+    STARTED,
+    Clock,
+    Pretraining,
+    _train,
+    affordable_epochs,
+    pretrain,
+)
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +117,24 @@ def test_as_many_epochs_are_trained_as_the_first_one_allows():
     assert affordable_epochs(30, 119) == 3
     with pytest.raises(ConfigError, match=r"An epoch takes 0.5 minutes here, .* is 0.99; give at least 1.0"):
         affordable_epochs(30, 59.4)
+
+
+def test_a_run_is_stopped_at_its_latest_time_from_its_first_step_on(tmp_path, monkeypatch):
+    launcher = tmp_path / "launcher"  # in its place, a process that logs as it does, for longer than the budget
+    launcher.write_text(f"""#!{sys.executable}
+import time
+time.sleep(0.5)  # imports
+print("{STARTED} [train]", flush=True)
+for step in range(40):
+    time.sleep(0.1)
+    print(f"epoch 1 of 2, iteration {{step + 1}} of 80: loss 2.5, 1 images/s, 0:00:09 left", flush=True)
+""")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    state, clock = Pretraining(2), Clock(1.0)
+    assert _train([], tmp_path / "pretrain.log", 1, state, clock) == "late"
+    assert LATEST <= clock.spent < 2.5
+    assert state.losses[0] == (1, 2.5) and len(state.losses) < 25
 
 
 @pytest.mark.slow

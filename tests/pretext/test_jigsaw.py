@@ -139,6 +139,7 @@ def test_normalisation_is_undone_by_mean_and_std():
         ({"num_permutations": math.factorial(9) + 1}, r"\(\|T\|\) is 362881; .* between 1 and 362880"),
         ({"num_permutations": 0}, "between 1 and 362880"),
         ({"grid_size": 2.5}, "grid_size is 2.5"),
+        ({"grid_size": 17}, "grid_size is 17"),  # 255 pixels are 17 x 15
         ({"patch_crop_scale": [0.6, 1.2]}, "patch_crop_scale"),
         ({"image_crop_scale": [0.9, 0.2]}, "low <= high"),
         ({"mean": [0.5, 0.5]}, "three numbers"),

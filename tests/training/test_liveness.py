@@ -169,15 +169,16 @@ except process_group.ConfigError as error:
 
 
 @pytest.mark.parametrize("asked_for", [None, 2])
-def test_ranks_on_a_cpu_share_its_cores_unless_told_otherwise(asked_for):
+def test_ranks_on_a_cpu_share_its_cores_unless_told_otherwise_and_wait_as_long_as_they_should(asked_for):
     code = f"""
 import sys, torch
 from pirl_plugin.launch.composition import compose
 from pirl_plugin.training import process_group
 config = compose(["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DISTRIBUTED.NUM_PROC_PER_NODE=2"],
                  check=False).config
-process_group.join(config, "localhost:{free_port()}", int(sys.argv[1]), int(sys.argv[1]))
-print(torch.get_num_threads())
+config.TRAINER.PIRL_TRAIN_STEP.timeout_minutes = 7
+store = process_group.join(config, "localhost:{free_port()}", int(sys.argv[1]), int(sys.argv[1]))
+print(store.timeout.total_seconds(), torch.get_num_threads())
 """
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(asked_for)} if asked_for else {})
@@ -186,4 +187,4 @@ print(torch.get_num_threads())
         for rank in range(2)
     ]
     wanted = asked_for or max(1, len(os.sched_getaffinity(0)) // 2)
-    assert [rank.communicate(timeout=60)[0].split()[-1] for rank in ranks] == [str(wanted)] * 2
+    assert [rank.communicate(timeout=60)[0].split()[-2:] for rank in ranks] == [["420.0", str(wanted)]] * 2
