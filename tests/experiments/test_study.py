@@ -1,10 +1,12 @@
 """The study: what it plans, that it goes on, and that its report says what its numbers say."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments import study_runs
 from pirl_plugin.experiments.study import Method, read_study
+from pirl_plugin.experiments.study_command import choose_plan
 from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
 from pirl_plugin.experiments.study_findings import (
     best_at,
@@ -29,7 +32,7 @@ from pirl_plugin.experiments.study_findings import (
     verdict,
 )
 from pirl_plugin.experiments.study_report import draw, report, table
-from pirl_plugin.experiments.study_runs import Run, lay_out_images, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import Plan, Run, lay_out_images, make_plan, run_all, runs_of
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.run_networks import build_trunk
@@ -114,6 +117,41 @@ def test_a_plan_keeps_the_budget_and_takes_epochs_then_images_then_more_epochs(m
         make_plan(study, 3, 1, 500, 0, 5000, 5000)
     with pytest.raises(ConfigError, match="--seeds names a seed twice: 0 0"):
         runs_of(study, Path("nowhere"), [0, 0], [0], [])
+
+
+def test_a_studys_size_is_given_or_follows_from_its_budget_which_it_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_runs, "seconds_per_image", lambda processes: 0.004)
+    photos = tmp_path / "photos.txt"
+    photos.write_text("\n".join(f"/photos/{number}.jpg" for number in range(5000)))
+
+    def plan(budget=None, images=None, epochs=None):
+        options = Namespace(budget_minutes=budget, images=images, epochs=epochs, seeds=[0, 1, 2], sweep_seeds=[0],
+                            jobs=2, train=photos, test=photos, output=tmp_path / "out")  # fmt: skip
+        return choose_plan(options, read_study())
+
+    assert plan(images=100, epochs=7) == Plan(100, 7, None) and not (tmp_path / "out").exists()
+    for wrong in ({}, {"images": 100}, {"epochs": 7}, {"budget": 60, "images": 100, "epochs": 7}):
+        with pytest.raises(ConfigError, match="give either --budget-minutes, or --images and --epochs together"):
+            plan(**wrong)
+    first = plan(budget=60)
+    assert first == make_plan(read_study(), 3, 1, 60, 2, 5000, 5000)
+    monkeypatch.setattr(study_runs, "seconds_per_image", lambda processes: 0.04)  # the machine is busy
+    assert plan(budget=60) == first
+    with pytest.raises(ConfigError, match=r"--budget-minutes is 90, but .* was started with another budget"):
+        plan(budget=90)
+
+
+def test_a_pretraining_that_fails_says_its_last_line_and_counts_its_time(photo_folder, tmp_path):
+    method = Method("PIRL", "pretrain/pirl/jigsaw_small_images_cpu", 1.0)
+    overrides = (f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", "config.LOSS.pirl_loss.temperature=-1")
+    run = Run("pirl", 0, method, tmp_path, overrides, method.config)
+    run.begin()
+    run.begin()  # the same again is no other run
+    with pytest.raises(RuntimeError, match=r"pre-training failed: Error: .*temperature .* is -1; .*\(see .*output.txt\)"):
+        run.pretrain()
+    assert 0 < float((run.folder / "minutes.txt").read_text()) < 5
+    with pytest.raises(ConfigError, match=r"was made with other settings \(.*temperature=-1\); give another --output"):
+        dataclasses.replace(run, overrides=()).begin()
 
 
 def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(photo_folder, tmp_path):
