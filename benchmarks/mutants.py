@@ -50,6 +50,7 @@ SYMMETRIC = ("max", "min", "maximum", "minimum", "equal", "array_equal", "hypot"
 MOST_TESTS = 40
 MOST_CASES = 3  # of a parametrized test
 TIME_LIMIT = 900  # seconds for the tests of a fault: one that hangs is noticed
+CHILDREN = "PIRL_COVERAGE_OF_CHILDREN"  # in the environment: settings of coverage.py
 HANGS, DIES = NO_TEST = "it hangs", "pytest ends without a failed test"
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -154,19 +155,43 @@ def tests_of(path: Path) -> list[str]:
 
 
 def make_map(file: Path, jobs: int) -> None:
-    """Run all fast tests once with pytest-cov, which records the tests that run each line."""
-    settings = file.with_suffix(".ini")
-    settings.write_text(f"[run]\ndata_file = {file.with_suffix('.coverage')}\n[json]\nshow_contexts = true\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """Run all fast tests once with pytest-cov, which records the tests that run each line, in their processes too."""
+    own, children, together = (file.with_suffix(end) for end in (".coverage", ".children", ".together"))
+    settings = {data: file.with_name(f"{data.suffix[1:]}_of_{file.stem}.ini") for data in (own, children)}
+    for data, path in settings.items():
+        more = "parallel = true\npatch = _exit\ncontext = ${PYTEST_CURRENT_TEST-}\n" if data == children else ""
+        path.write_text(
+            f"[run]\ndata_file = {data}\nsource_pkgs = pirl_plugin\nsigterm = true\n{more}"
+            f"[json]\nshow_contexts = true\n"
+        )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1",
+                   CHILDREN: str(settings[children])}  # fmt: skip
     run = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--numprocesses", str(jobs), "--dist", "loadfile",
-           "--cov=pirl_plugin", f"--cov-config={settings}", "--cov-context=test", f"--cov-report=json:{file}",
+           "-p", "mutants", "--cov=pirl_plugin", f"--cov-config={settings[own]}", "--cov-context=test", "--cov-report=",
            ]  # fmt: skip
     subprocess.run(run, cwd=ROOT, env=environment, check=False)
+    coverage, common = (
+        [sys.executable, "-m", "coverage"],
+        [f"--data-file={together}", f"--rcfile={settings[own]}", "-q"],
+    )
+    parts = [own, *file.parent.glob(f"{children.name}.*")]
+    subprocess.run([*coverage, "combine", *common, *parts], cwd=ROOT, check=True)
+    subprocess.run([*coverage, "json", *common, "-o", file], cwd=ROOT, check=True)
+
+
+def pytest_sessionstart(session: object) -> None:
+    """As pytest's plugin: have the processes that tests start measured, by their own settings."""
+    if "PYTEST_XDIST_WORKER" in os.environ and CHILDREN in os.environ:
+        os.environ["COVERAGE_PROCESS_START"] = os.environ[CHILDREN]
 
 
 def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
     """(file, line) -> ids of the tests that run it; those that run the fewest lines come first."""
-    lines = {(name, int(line)): list(dict.fromkeys(context.rpartition("|")[0] for context in contexts if context))
+
+    def test(context: str) -> str:  # "<test>|run" in the test's own process, "<test> (call)" in those that it started
+        return re.sub(r"[ |]\(?(setup|run|call|teardown)\)?$", "", context)
+
+    lines = {(name, int(line)): list(dict.fromkeys(test(context) for context in contexts if context))
              for name, one in json.loads(file.read_text())["files"].items()
              for line, contexts in one["contexts"].items()}  # fmt: skip
     sizes = collections.Counter(test for tests in lines.values() for test in tests)

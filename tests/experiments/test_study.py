@@ -147,7 +147,7 @@ def test_a_pretraining_that_fails_says_its_last_line_and_counts_its_time(photo_f
     run = Run("pirl", 0, method, tmp_path, overrides, method.config)
     run.begin()
     run.begin()  # the same again is no other run
-    with pytest.raises(RuntimeError, match=r"pre-training failed: Error: .*temperature .* is -1; .*\(see .*output.txt\)"):
+    with pytest.raises(RuntimeError, match=r"failed: Error: .*temperature .* is -1; .*\(see .*output.txt\)"):
         run.pretrain()
     assert 0 < float((run.folder / "minutes.txt").read_text()) < 5
     with pytest.raises(ConfigError, match=r"was made with other settings \(.*temperature=-1\); give another --output"):
