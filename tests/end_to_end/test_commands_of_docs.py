@@ -47,6 +47,7 @@ SHORTER = {  # what the walk adds, to end in seconds
 # Not run by the walk: where it is run, or why it is not.
 ELSEWHERE = {
     r"make (demo|install|test|test-slow|lint|docs|bench).*": "by CI, or by hand: they are what CI calls",
+    r"make links": "it asks other sites, and CI reaches none",
     r"git clone .*|cd pirl_plugin": "no repository to name in a test",
     r"(python3\.12 -m venv|\.venv/bin/pip|pip|uv) .*": "installation; extra_scripts/install.sh does the same in CI",
     r"\.venv/bin/(pirl (demo|install-detectron2)|python -m pytest .*|pytest .*)": "as in make demo and make test",
