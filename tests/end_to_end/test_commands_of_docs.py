@@ -62,6 +62,7 @@ ELSEWHERE = {
     r"PIRL_SLURM_JOBS=20 pytest .*": "needs Debian's SLURM packages and root",
     r"torchrun .*": "tests/training/test_resume.py, on a CPU",
     r"run_distributed_engines.py .*(_8node|_1gpu).*": "needs GPUs; tests/end_to_end/test_all_configs.py, on a CPU",
+    r"pirl train .*vit_tiny.*": "twenty minutes; tests/network/test_timm_trunk.py trains smaller ones",
     r"pirl train config=pretrain/pirl/jigsaw_1gpu .*convnext.*": "needs a GPU; tests/network/test_timm_trunk.py",
     r"(run_distributed_engines.py|pirl [a-z-]+) config=benchmark/.* \$W": "tests/end_to_end/test_benchmarks.py, small",
     r"pirl benchmark (checkpoint.torch|--output) .*": "tests/experiments/test_benchmarking.py, small",
