@@ -4,10 +4,10 @@
 
 Faults are drawn over all modules: another comparison, sign, constant, order of arguments, or a deleted statement. For
 each, the fast tests that run the line run until the first failure; pytest-cov first records which tests these are
-(--map, in one and a half times the time of the fast tests). If there are none, because only processes started by tests
-run the line, and for faults that survive, all tests of the module's room (folder) run. A test that also fails without
-the fault does not count. The table at the end has the kill rate by room; the JSON has every fault, and a restarted run
-resumes. A survivor is a fault that no test notices, or no fault at all: look at it.
+(--map, in one and a half times the time of the fast tests). If there are none, and for faults that survive unless
+--lines-only is given, all tests of the module's room (folder) run. A test that also fails without the fault does not
+count. The table at the end has the kill rate by room; the JSON has every fault, and a restarted run resumes. A survivor
+is a fault that no test notices, or no fault at all: look at it.
 """
 
 from __future__ import annotations
@@ -170,10 +170,8 @@ def make_map(file: Path, jobs: int) -> None:
            "-p", "mutants", "--cov=pirl_plugin", f"--cov-config={settings[own]}", "--cov-context=test", "--cov-report=",
            ]  # fmt: skip
     subprocess.run(run, cwd=ROOT, env=environment, check=False)
-    coverage, common = (
-        [sys.executable, "-m", "coverage"],
-        [f"--data-file={together}", f"--rcfile={settings[own]}", "-q"],
-    )
+    coverage = [sys.executable, "-m", "coverage"]
+    common = [f"--data-file={together}", f"--rcfile={settings[own]}", "-q"]
     parts = [own, *file.parent.glob(f"{children.name}.*")]
     subprocess.run([*coverage, "combine", *common, *parts], cwd=ROOT, check=True)
     subprocess.run([*coverage, "json", *common, "-o", file], cwd=ROOT, check=True)

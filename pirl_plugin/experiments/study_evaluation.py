@@ -76,9 +76,7 @@ def few_label_accuracy(
     The paper fine-tunes the whole network instead (Table 3).
     """
     draws = [some_labels(train_labels, share, seed) for seed in range(SUBSETS)]
-    return float(
-        np.mean([linear_probe(train[selected], train_labels[selected], test, test_labels) for selected in draws])
-    )
+    return float(np.mean([linear_probe(train[rows], train_labels[rows], test, test_labels) for rows in draws]))
 
 
 def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:

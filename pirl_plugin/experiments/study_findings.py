@@ -1,4 +1,4 @@
-"""Checks which of the paper's findings a study's evidence confirm, compared with their noise."""
+"""Checks which of the paper's findings a study's results confirm, compared with their noise."""
 
 from __future__ import annotations
 
@@ -137,14 +137,14 @@ def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
 def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
     """Whether distances between images and their transformations are smaller and vary less than another model's."""
     findings = []
-    for key, outcome in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
+    for key, label in (("relative", "mean, relative to other images'"), ("mean", "mean"), ("variance", "variance")):
         first, second = ([one["invariance"][LEVEL][key] for one in runs.get(n, [])] for n in (name, other))
         if not first or not second:
             continue
         error = standard_error(pooled_deviation([first, second]), first, second)
         difference = float(np.mean(second) - np.mean(first))
         evidence = f"{np.mean(first):.3f} and {np.mean(second):.3f} (standard error {error:.3f})"
-        findings.append(Finding(f"{claim}: {outcome}", verdict(difference, error), evidence))
+        findings.append(Finding(f"{claim}: {label}", verdict(difference, error), evidence))
     return findings
 
 
