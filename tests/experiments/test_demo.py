@@ -3,16 +3,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pirl_plugin.experiments import demo_data
+from pirl_plugin.experiments import demo, demo_data
+from pirl_plugin.experiments.demo import run
 from pirl_plugin.experiments.demo_data import (
     HELD_OUT_SHARE,
     TRAIN_SHARE,
+    DemoData,
     bundled_photos,
     cut_tiles,
     make_bundled_data,
@@ -26,7 +30,10 @@ from pirl_plugin.experiments.demo_training import (
     _train,
     affordable_epochs,
     pretrain,
+    progress_line,
 )
+from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,22 +126,93 @@ def test_as_many_epochs_are_trained_as_the_first_one_allows():
         affordable_epochs(30, 59.4)
 
 
-def test_a_run_is_stopped_at_its_latest_time_from_its_first_step_on(tmp_path, monkeypatch):
-    launcher = tmp_path / "launcher"  # in its place, a process that logs as it does, for longer than the budget
+def in_place_of_the_launcher(monkeypatch, folder: Path, code: str) -> Path:
+    """A process that logs as the launcher does, for other times; returns the file of its arguments, a line a start."""
+    launcher = folder / "launcher"
     launcher.write_text(f"""#!{sys.executable}
-import time
+import sys, time
+def log(epoch, iteration, loss="loss 2.5"):
+    print(f"epoch {{epoch}} of 9, iteration {{iteration}} of 80: {{loss}}, 1 images/s, 0:00:09 left", flush=True)
+with open({str(folder / "started")!r}, "a") as file:
+    print(*sys.argv[1:], file=file)
+starts = len(open({str(folder / "started")!r}).readlines())
 time.sleep(0.5)  # imports
 print("{STARTED} [train]", flush=True)
-for step in range(40):
-    time.sleep(0.1)
-    print(f"epoch 1 of 2, iteration {{step + 1}} of 80: loss 2.5, 1 images/s, 0:00:09 left", flush=True)
-""")
+{code}""")
     launcher.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(launcher))
+    return folder / "started"
+
+
+LONG = """
+for step in range(40):
+    time.sleep(0.1)
+    log(1 if step < 2 else 2, step + 1)
+"""
+
+
+def test_a_run_is_stopped_at_its_latest_time_from_its_first_step_on(tmp_path, monkeypatch):
+    in_place_of_the_launcher(monkeypatch, tmp_path, LONG)
     state, clock = Pretraining(2), Clock(1.0)
     assert _train([], tmp_path / "pretrain.log", 1, state, clock) == "late"
     assert LATEST <= clock.spent < 2.5
     assert state.losses[0] == (1, 2.5) and len(state.losses) < 25
+
+
+def test_a_run_out_of_time_continues_with_its_last_complete_epoch_if_it_has_one(tmp_path, monkeypatch, capsys):
+    in_place_of_the_launcher(monkeypatch, tmp_path, LONG)
+    with pytest.raises(ConfigError, match=r"did not end within 1.2 times --budget-minutes 0.0166667: give more"):
+        pretrain([], tmp_path, tmp_path / "run", 1, 2, budget_seconds=1.0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.torch").touch()
+    assert pretrain([], tmp_path, tmp_path / "run", 1, 2, budget_seconds=1.0).epochs == 2
+    assert "out of time: continuing with the last complete epoch" in capsys.readouterr().out
+
+
+def test_a_slower_machine_than_expected_resumes_with_a_schedule_of_fewer_epochs(tmp_path, monkeypatch, capsys):
+    started = in_place_of_the_launcher(monkeypatch, tmp_path, """
+if starts == 1:
+    log(1, 1, "no loss yet (fill_first)")
+    time.sleep(0.5)
+    log(1, 4, "no loss yet (fill_first)")
+log(2, 5)
+if starts == 1:
+    time.sleep(30)
+log(3, 9, "loss 1.25")
+""")  # fmt: skip
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    state = pretrain(["config=a"], tmp_path, tmp_path / "run", 1, 9, budget_seconds=2.0)
+    assert state.epochs in (2, 3)  # of 0.5 s and a little
+    assert state.losses == [(5, 2.5), (5, 2.5), (9, 1.25)]
+    calls = [line.split()[-2:] for line in started.read_text().splitlines()]
+    assert calls == [["config=a", f"config.OPTIMIZER.num_epochs={epochs}"] for epochs in (9, state.epochs)]
+    printed = capsys.readouterr().out
+    assert f"this machine is slower than measured: {state.epochs} epochs" in printed
+    assert "epoch 1, iteration 1, filling the memory bank, 0:00:09 left" in printed
+    assert "epoch 2, iteration 5, loss 2.500" in printed
+
+
+def test_a_machine_as_fast_as_expected_trains_all_its_epochs(tmp_path, monkeypatch):
+    started = in_place_of_the_launcher(monkeypatch, tmp_path, "log(1, 4)\ntime.sleep(0.1)\nlog(2, 5)\nlog(9, 80)\n")
+    assert pretrain([], tmp_path, tmp_path / "run", 1, 9, budget_seconds=60.0).epochs == 9
+    assert len(started.read_text().splitlines()) == 1
+
+
+def test_a_run_that_fails_shows_the_end_of_its_log(tmp_path, monkeypatch):
+    in_place_of_the_launcher(monkeypatch, tmp_path, "print(*map(str, range(10)), sep='\\n')\nsys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"failed; the end of .*pretrain.log:\n5\n6\n7\n8\n9$"):
+        pretrain([], tmp_path, tmp_path / "run", 1, 9, budget_seconds=60.0)
+
+
+def test_long_work_says_how_much_is_done_and_how_long_the_rest_takes(monkeypatch, capsys):
+    clock = iter([0.0, 4.0, 10.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show = progress_line("copied")
+    show(2, 5)
+    show(5, 5)
+    assert capsys.readouterr().out.split("\r") == ["", "      copied 2 of 5, 6 s left   ",
+                                                   "      copied 5 of 5, 0 s left   \n"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -150,10 +228,88 @@ def test_two_epochs_that_do_not_fit_are_refused_and_imports_are_not_counted(tmp_
 
 
 def test_a_budget_too_small_for_anything_is_refused(tmp_path):
-    from pirl_plugin.experiments.demo import run
-
     with pytest.raises(ConfigError, match="budget-minutes is"):
         run(tmp_path, None, 0.1, 100, 0)
+
+
+def blind_network(config, epochs: int = 3) -> dict:
+    """A checkpoint of a network that sees nothing, where the untrained one sees colours."""
+    trunk = build_trunk(config, seed=8)
+    torch.nn.init.zeros_(trunk._feature_blocks["conv1"].weight)
+    model = {"trunk": trunk.state_dict(), "heads": {}}
+    return {"classy_state_dict": {"base_model": {"model": model}}, "train_phase_idx": epochs - 1}
+
+
+def coloured_tiles(folder: Path, with_classes: bool) -> DemoData:
+    """Twenty-four training tiles and nine others held out: of three colours, or each of its own."""
+    files, labels, random = {}, {}, np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 9)):
+        (folder / split).mkdir(parents=True)
+        labels[split] = np.arange(count) % 3
+        files[split] = [folder / split / f"{number:02d}.png" for number in range(count)]
+        for file, label in zip(files[split], labels[split], strict=True):
+            colour = 135 * np.eye(3, dtype=int)[label] if with_classes else random.integers(0, 200, 3)
+            pixels = random.integers(0, 120 if with_classes else 50, (40, 40, 3)) + colour
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+    names = ["red", "green", "blue"] if with_classes else []
+    classes = (labels["train"], labels["test"]) if with_classes else (None, None)
+    return DemoData(folder / "train", files["train"], files["test"], *classes, names, [])
+
+
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_the_demo_compares_its_network_with_the_untrained_one(tmp_path, with_classes):
+    data = coloured_tiles(tmp_path, with_classes)
+    config = compose([f"config={demo.CONFIG}", f"config.DATA.TRAIN.DATA_PATHS=[{tmp_path}]"])
+    results, (train, test) = demo.evaluate(config, blind_network(config), data)
+    assert (len(train), len(test)) == (24, 9)
+    assert np.ptp(train, axis=0).max() == np.ptp(test, axis=0).max() == 0  # the network's, which sees nothing
+    if with_classes:
+        assert set(results["PIRL"]) == {"kNN (k = 4)", "linear"}
+        assert all(results["untrained"][name] == 1 and value < 0.5 for name, value in results["PIRL"].items())
+    else:
+        assert results["PIRL"] == {"instance retrieval": pytest.approx(1 / 9)}
+        assert results["untrained"]["instance retrieval"] > 0.3
+
+
+def test_the_demo_trains_as_much_as_its_time_allows_and_writes_what_came_out(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def pretrain(overrides, output, run, processes, epochs, budget_seconds):  # its own tests are above
+        config = compose(overrides)
+        batch = processes * config.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+        asked.update(batch=batch, epochs=epochs, seconds=budget_seconds, seed=config.SEED_VALUE)
+        asked["images"] = len(list(Path(config.DATA.TRAIN.DATA_PATHS[0]).rglob("*.png")))
+        run.mkdir()
+        torch.save(blind_network(config), run / "model_phase2.torch")
+        (run / "checkpoint.torch").symlink_to("model_phase2.torch")
+        return Pretraining(epochs, [(5, 2.5), (6, 2.25)], True)
+
+    monkeypatch.setattr(demo, "pretrain", pretrain)
+    monkeypatch.setattr(demo, "seconds_per_image", lambda processes: 0.02)
+    results = run(tmp_path / "out", None, 0.5, 128, 4)
+    assert asked == {"batch": 32, "epochs": 11, "seconds": 30, "seed": 4, "images": 128}  # 11 x 128 x 0.02 s
+    assert (results["epochs"], results["train_images"], results["seed"]) == (3, 128, 4)
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results
+    assert (tmp_path / "out/demo.png").stat().st_size > 20_000
+    printed = capsys.readouterr().out
+    assert "50 images/s expected" in printed and "128 to train on, 32 held out" in printed
+    assert f"Network: {tmp_path}/out/pirl_demo/run/model_phase2.torch" in printed
+    (name,) = (name for name in results["PIRL"] if name.startswith("kNN"))
+    assert results["untrained"][name] > results["PIRL"][name]
+    run(tmp_path / "out", None, 0.5, 4000, 4)  # more than can be trained six times
+    assert (asked["images"], asked["epochs"]) == (240, 6)
+
+
+def test_the_machines_speed_is_measured_with_one_thread_for_each_process():
+    threads = torch.get_num_threads()
+    seconds = {processes: demo.seconds_per_image(processes) for processes in (1, 4)}
+    assert torch.get_num_threads() == threads
+    assert 2 < seconds[1] / seconds[4] < 8
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no checkpoint in .*: the time budget was too small"):
+        demo.newest_checkpoint(tmp_path)
 
 
 def test_the_demo_deletes_only_what_a_demo_wrote(tmp_path):
