@@ -29,6 +29,8 @@ OF_THE_NODE = re.compile(
 )
 # Config keys that define a run; a resumed run reports changes of them.
 OF_THE_RUN = re.compile(r"(LOSS|OPTIMIZER|MODEL\.(TRUNK|HEAD)|DATA\.TRAIN|TRAINER)\..*|DISTRIBUTED\.NUM_\w+|SEED_VALUE")
+# Config keys that VISSL sets itself when it builds the loss.
+OF_VISSL = re.compile(r"LOSS\.\w+\.(num_train_samples|name)")
 
 
 def flattened(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,16 +152,17 @@ def check_same_images(saved: Mapping[str, Any], now: Mapping[str, str], accepted
     )
 
 
+def _defines_a_run(key: str) -> bool:
+    return bool(OF_THE_RUN.fullmatch(key)) and not OF_THE_NODE.fullmatch(key) and not OF_VISSL.fullmatch(key)
+
+
 def settings_of_the_run(config: Any) -> dict[str, str]:
     """The settings that a checkpoint stores, to report changes later."""
-    return {
-        key: repr(value)
-        for key, value in flattened(config)
-        if OF_THE_RUN.fullmatch(key) and not OF_THE_NODE.fullmatch(key)
-    }
+    return {key: repr(value) for key, value in flattened(config) if _defines_a_run(key)}
 
 
 def changes(saved: Mapping[str, str], now: Mapping[str, str]) -> Sequence[str]:
     """A line for each setting that differs from a checkpoint's."""
-    keys = [key for key in {**saved, **now} if saved.get(key) != now.get(key)] if saved else []
+    differ = [key for key in {**saved, **now} if _defines_a_run(key) and saved.get(key) != now.get(key)]
+    keys = differ if saved else []
     return [f"{key} is {now.get(key, 'not set')}; the checkpoint's run had {saved.get(key, 'none')}" for key in keys]

@@ -56,8 +56,12 @@ def test_lists_of_mappings_are_flattened_to_their_keys():
 
 
 def test_a_resume_says_what_was_changed_and_refuses_other_images():
-    assert changes({"a": "1", "b": "2"}, {"a": "1", "b": "3"}) == ["b is 3; the checkpoint's run had 2"]
-    assert changes({}, {"a": "1"}) == []  # a checkpoint of before
+    assert changes({"LOSS.a": "1", "LOSS.b": "2"}, {"LOSS.a": "1", "LOSS.b": "3"}) == [
+        "LOSS.b is 3; the checkpoint's run had 2"
+    ]
+    assert changes({}, {"LOSS.a": "1"}) == []  # a checkpoint of before
+    filled_in = {"LOSS.pirl_loss.num_train_samples": "48", "LOSS.pirl_loss.name": "'pirl_loss'", "LOSS.a": "1"}
+    assert changes(filled_in, {"LOSS.pirl_loss.num_train_samples": "-1", "LOSS.a": "1"}) == []  # by VISSL
     now = {"number of images": "4", "names of the images": "x"}
     check_same_images({}, now, accepted=False)
     check_same_images(now, now, accepted=False)
