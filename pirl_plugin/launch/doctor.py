@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +53,18 @@ def _version(module: str) -> str | None:
     """The version of an installed module; None if it is not installed."""
     if importlib.util.find_spec(module) is None:
         return None
-    for name in importlib.metadata.packages_distributions().get(module, ()):
+    for name in _distributions().get(module, ()):
         return importlib.metadata.version(name)
     try:
         return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))
     except Exception as error:  # a broken package can raise anything
         return f"that cannot be imported ({type(error).__name__}: {error})"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Import name -> installed packages; reading them all takes a moment."""
+    return importlib.metadata.packages_distributions()
 
 
 def processor() -> str:

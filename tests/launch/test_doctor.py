@@ -2,17 +2,22 @@
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pirl_plugin.commands.__main__ import main
 from pirl_plugin.launch import doctor
 from pirl_plugin.launch.composition import config_names
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.launch.run_summary import summarise
+from pirl_plugin.network import devices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +71,73 @@ runpy.run_path({str(ROOT / "extra_scripts" / "doctor.py")!r}, run_name="__main__
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
     assert "! the plugin cannot be imported: " in done.stdout
     assert f"! {missing} is not installed" in done.stdout or missing == "yaml"
+
+
+def test_the_doctor_says_what_gpus_pytorch_can_use_and_why_not(monkeypatch):
+    assert list(doctor.gpus())[-1].startswith("no GPU that PyTorch can use (it is built for ")
+    cards = [SimpleNamespace(name="A", total_memory=16 * 2**30, major=7),
+             SimpleNamespace(name="B", total_memory=80 * 2**30, major=8)]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: cards[number])
+    monkeypatch.setattr(devices, "unusable_gpus", lambda: ["GPU 0 is too old"])
+    assert list(doctor.gpus()) == [
+        "! GPU 0 is too old", "GPU 0: A, 16 GiB, without bfloat16", "GPU 1: B, 80 GiB, with bfloat16",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gib", "warned"), [(1.4, True), (2.1, False)])
+def test_the_doctor_warns_of_little_shared_memory(monkeypatch, gib, warned):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(gib * 2**30)))
+    faults = [line for line in doctor.environment() if line.startswith("! /dev/shm")]
+    assert faults == ["! /dev/shm, which loader workers use for batches, has 1.4 GiB: enlarge it, or use 0 workers"] * (
+        warned and Path("/dev/shm").is_dir()
+    )
+
+
+def test_the_doctor_says_how_much_there_is_to_compute_with():
+    first, second = list(doctor.environment())[:2]
+    assert first.startswith(f"Python {sys.version_info.major}.{sys.version_info.minor}.")
+    cores, memory = re.fullmatch(r"(\d+) CPU cores, (\d+) GiB of memory", second).groups()
+    kilobytes = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]
+    assert int(cores) == os.cpu_count() and abs(int(memory) - int(kilobytes) / 2**20) <= 0.6
+    named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    assert not named or doctor.processor() == named[0].split(": ", 1)[1]
+
+
+def test_a_broken_package_is_said_to_be_broken(monkeypatch, tmp_path):
+    (tmp_path / "broken_package.py").write_text("raise OSError('no libcudart.so')")
+    (tmp_path / "plain_package.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor._version("broken_package") == "that cannot be imported (OSError: no libcudart.so)"
+    assert doctor._version("plain_package") == "of unknown version" and doctor._version("no_package") is None
+    assert doctor._version("PIL").count(".") >= 1
+
+
+def test_vissls_own_copy_of_classy_vision_is_named_with_what_is_tested(monkeypatch):
+    import classy_vision
+
+    monkeypatch.setattr(classy_vision, "__version__", "0.7.0.dev")
+    monkeypatch.setattr(doctor, "_distribution", lambda name: name == "vissl")
+    used, copy = doctor.classy_vision()
+    assert "classy_vision in use: 0.7.0.dev" in used and "the copy in VISSL's wheel, which works; tested is" in copy
+    monkeypatch.setattr(doctor, "_distribution", lambda name: name == "classy-vision")
+    assert len(list(doctor.classy_vision())) == 2
+    monkeypatch.setattr(classy_vision, "__version__", "0.7.0")
+    assert len(list(doctor.classy_vision())) == 1
+
+
+def test_without_configs_the_doctor_stops_after_the_packages_and_ends_with_1_where_something_is_wrong(
+    monkeypatch, capsys
+):
+    lines = list(doctor.examine(configs=False))
+    assert lines[0] == "Environment" and "Optional packages" in lines
+    assert not any("pretrain/" in line for line in lines) and len(lines) > len(doctor.REQUIRED) + len(doctor.OPTIONAL)
+    for found, code in (([" ! a fault"], 1), (["all is well!"], 0)):
+        monkeypatch.setattr(doctor, "examine", lambda configs, found=found: iter([*found, str(configs)]))
+        with pytest.raises(SystemExit) as end:
+            main(["doctor", "--no-configs"])
+        assert (end.value.code or 0) == code and capsys.readouterr().out.splitlines() == [*found, "False"]
 
 
 def test_the_doctor_judges_every_config_that_can_be_run(report):
