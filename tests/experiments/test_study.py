@@ -16,7 +16,7 @@ from PIL import Image
 
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
-from pirl_plugin.experiments import study_runs
+from pirl_plugin.experiments import study_command, study_runs
 from pirl_plugin.experiments.study import Method, read_study
 from pirl_plugin.experiments.study_command import choose_plan
 from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
@@ -407,6 +407,60 @@ def test_a_run_is_evaluated_by_the_measures_that_its_result_names(noisy_classes,
     for right, other in ((result, turned), (result["layers"], turned["layers"])):
         for measure in set(right) & {"knn", "linear", "labels_10percent", "conv1", "res5"}:
             assert right[measure] > 0.45 > 0.4 > other[measure], measure
+
+
+@pytest.mark.parametrize("failed", [[], ["jigsaw, seed 4: why"]])
+def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
+    noisy_classes, tmp_path, monkeypatch, capsys, failed
+):
+    seen = {}
+
+    def run_all(runs, jobs, complete, seconds):  # each run: test_a_run_is_evaluated_by_the_measures_that_...
+        seen.update(runs=runs, jobs=jobs, seconds=seconds, evaluation=complete.keywords["evaluation"])
+        for run in runs:
+            run.folder.mkdir(parents=True)
+            (run.folder / "result.json").write_text(json.dumps(result(run.name, run.seed, 0.5)))
+        return failed
+
+    monkeypatch.setattr(study_command, "run_all", run_all)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    train, test = (str(noisy_classes[split]) for split in ("train", "test"))
+    given = {"output": tmp_path / "out", "study": str(tmp_path / "study.yaml"), "train": train, "test": test,
+             "images": 60, "epochs": 9, "seeds": [3, 4], "sweep_seeds": [3], "jobs": 2, "budget_minutes": None,
+             "report_only": False, "overrides": ["config.SEED=1"]}  # fmt: skip
+    assert study_command.run(Namespace(**given)) == len(failed)
+    assert [(run.name, run.seed) for run in seen["runs"]] == [
+        ("pirl_jigsaw", 3), ("jigsaw", 3), ("random", 3), ("pirl_jigsaw", 4), ("jigsaw", 4), ("random", 4),
+        ("lambda_pirl_1.0", 3),
+    ]  # fmt: skip
+    assert seen["runs"][0].overrides == (
+        f"config.DATA.TRAIN.DATA_PATHS=['{tmp_path}/out/data/train']", "config.OPTIMIZER.num_epochs=9",
+        "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2", "config.SEED=1",
+    )  # fmt: skip
+    assert (seen["jobs"], seen["seconds"]) == (2, None)
+    data = tmp_path / "out" / "data"
+    evaluation = seen["evaluation"]
+    assert (evaluation.train, evaluation.test) == (data / "train", data / "test")
+    assert evaluation.pretext_config == "pretrain/pirl/jigsaw_small_images_cpu" and "random" in evaluation.layers_of
+    content = json.loads((tmp_path / "out" / "study.json").read_text())
+    settings = content["settings"]
+    assert settings["data"] == f"60 images of {train}, measured on 60 of {test}" and settings["epochs"] == 9
+    assert settings["budget"] == "--images and --epochs, as given; 2 runs at a time"
+    assert len(content["runs"]) == 7 and content["failed"] == failed
+    printed = capsys.readouterr().out
+    assert printed.startswith("7 runs of 60 images, 9 epochs, 2 at a time\n")
+    assert printed.endswith(f"Written: {tmp_path}/out/report.md\n") and "| PIRL | 2 | 48.0 +- 0.0 | 50.0" in printed
+    (tmp_path / "out" / "report.md").unlink()
+    assert study_command.run(Namespace(**{**given, "report_only": True, "train": None})) == 0
+    assert "| PIRL | 2 | 48.0 +- 0.0 | 50.0" in capsys.readouterr().out and (tmp_path / "out" / "report.md").is_file()
+
+
+def test_a_study_without_images_or_results_is_refused(tmp_path):
+    given = {"output": tmp_path / "out", "report_only": False, "train": None, "test": "a"}
+    with pytest.raises(ConfigError, match="--train and --test must each name a folder with one sub-folder per class"):
+        study_command.run(Namespace(**given))
+    with pytest.raises(ConfigError, match=r"There is no .*study.json: run the study first"):
+        study_command.run(Namespace(**{**given, "report_only": True}))
 
 
 def test_few_labels_are_those_of_the_training_images():
