@@ -102,7 +102,8 @@ def _sites(tree: ast.AST) -> Iterator[ast.AST]:
             continue
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue
-        called = ast.unparse(child.func) if isinstance(child, ast.Call) else ""
+        call = child.value if isinstance(child, ast.Expr) else child
+        called = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
         if called in ("print", "TypeVar") or called.startswith(("logging.", "warnings.", "parser.add_argument")):
             continue
         if isinstance(child, (ast.FunctionDef, ast.ClassDef)):

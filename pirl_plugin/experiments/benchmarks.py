@@ -16,7 +16,7 @@ from pirl_plugin.registry import Registry
 DETECTOR = "train-detector"
 
 
-def _last_test(folder: Path, rank: str) -> dict[str, float]:
+def last_test(folder: Path, rank: str) -> dict[str, float]:
     """The last epoch's test accuracies of VISSL's metrics.json, by layer."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     tests = [line["test_accuracy_list_meter"][rank] for line in lines if "test_accuracy_list_meter" in line]
@@ -28,11 +28,11 @@ def _with_best(values: dict[str, float]) -> dict[str, float]:
 
 
 def _linear(folder: Path) -> dict[str, float]:
-    return _with_best(_last_test(folder, "top_1"))
+    return _with_best(last_test(folder, "top_1"))
 
 
 def _semi_supervised(folder: Path) -> dict[str, float]:
-    return {f"top-{k}": next(iter(_last_test(folder, f"top_{k}").values())) for k in (1, 5)}
+    return {f"top-{k}": next(iter(last_test(folder, f"top_{k}").values())) for k in (1, 5)}
 
 
 def _svm(folder: Path) -> dict[str, float]:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders
 from pirl_plugin.experiments.recipe import Machine, launch_with, override_value
+from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.trunks import feature_channels
-from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
+from pirl_plugin.network.weights import Architecture, load_trunk
 from pirl_plugin.validation import ConfigError, check_integer
 
 CONFIG = "benchmark/semi_supervised/small_images_cpu"
 
 
 def finetuning(
-    trunk: Trunk,
+    network: Architecture,
+    wanted: Preprocessing,
     checkpoint: Path | None,
     train: Path,
     test: Path,
@@ -24,10 +26,11 @@ def finetuning(
     seed: int,
     machine: Machine,
 ) -> list[str]:
-    """The launcher's arguments for fine-tuning a trunk.
+    """The launcher's arguments for fine-tuning a network.
 
     Args:
-        trunk: the trunk whose architecture and preprocessing the run uses.
+        network: its trunk.
+        wanted: the images that it was trained on.
         checkpoint: a checkpoint of VISSL's trainer with its weights; None to train from scratch.
         train, test: images with one sub-folder per class, the same classes in both.
         output: CHECKPOINT.DIR.
@@ -36,12 +39,9 @@ def finetuning(
         machine: the machine that trains.
 
     Raises:
-        ConfigError: if the folders have different classes, or the network is not a ResNet.
+        ConfigError: if the folders have different classes.
     """
-    if not isinstance(trunk.architecture, Architecture):
-        raise ConfigError(f"{checkpoint} holds {trunk.architecture}; fine-tuning here supports only ResNets.")
     check_same_classes(train, test)
-    wanted, network = trunk.preprocessing, trunk.architecture
     classes = len(labelled_class_folders(train))
     channels = feature_channels(network.depth, network.width_multiplier)["res5"]
     overrides = [
@@ -95,8 +95,13 @@ def finetune(
     """
     checkpoint = checkpoint.absolute()
     trunk = load_trunk(checkpoint)
+    if not isinstance(trunk.architecture, Architecture):
+        raise ConfigError(f"{checkpoint} holds {trunk.architecture}; fine-tuning here supports only ResNets.")
     name = f"{'scratch' if from_scratch else 'finetune'}_{checkpoint.parent.name}"
     folder = (output or Path("runs") / name).absolute()
     start = None if from_scratch else checkpoint
-    overrides = finetuning(trunk, start, train.absolute(), test.absolute(), folder, epochs, seed, Machine.here())
+    overrides = finetuning(
+        trunk.architecture, trunk.preprocessing, start, train.absolute(), test.absolute(), folder, epochs, seed,
+        Machine.here(),
+    )  # fmt: skip
     launch_with(overrides, others, dry_run)

@@ -22,6 +22,7 @@ class Method:
     Attributes:
         cost: seconds per image, relative to PIRL (jigsaw); above 0 if there is a config.
         paper: the paper's figures in per cent, by measure.
+        learning_rates: those to choose among; none keeps the config's, one replaces it.
     """
 
     title: str
@@ -29,6 +30,19 @@ class Method:
     cost: float = 0.0
     overrides: tuple[str, ...] = ()
     paper: Mapping[str, float] | None = None
+    learning_rates: tuple[float, ...] = ()
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether its learning rate is to be chosen."""
+        return len(self.learning_rates) > 1
+
+    def all_overrides(self) -> list[str]:
+        """The launcher's overrides: the learning rate, which falls to a hundredth, if there is one, and `overrides`."""
+        if len(self.learning_rates) != 1:
+            return list(self.overrides)
+        (rate,), key = self.learning_rates, "config.OPTIMIZER.param_schedulers.lr"
+        return [f"{key}.start_value={rate:g}", f"{key}.end_value={rate / 100:g}", *self.overrides]
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,11 @@ class Study:
     sweeps: Mapping[str, Sweep]
 
 
-def read_study(name: str | Path = DEFAULT) -> Study:
+def read_study(name: str | Path = DEFAULT, rates: Mapping[str, float] | None = None) -> Study:
     """Read a study from configs/study by name, or from your own YAML file.
+
+    Args:
+        rates: learning rates of methods, in place of the file's.
 
     Raises:
         ConfigError: for a file that is missing, is not YAML, or has unknown keys or methods.
@@ -77,7 +94,8 @@ def read_study(name: str | Path = DEFAULT) -> Study:
     check_keys(check_mapping(content, str(path)), {"methods", "sweeps"}, str(path))
     methods = {}
     for key, settings in check_mapping(content.get("methods"), f"methods of {path}").items():
-        methods[key] = _read_method(check_mapping(settings, f"methods.{key} of {path}"), f"methods.{key} of {path}")
+        method = _read_method(check_mapping(settings, f"methods.{key} of {path}"), f"methods.{key} of {path}")
+        methods[key] = replace(method, learning_rates=(rates[key],)) if rates and key in rates else method
     if not any(method.config for method in methods.values()):
         raise ConfigError(f"methods of {path} has none with a config; a study pre-trains at least one.")
     points, sweeps = {}, {}
@@ -96,7 +114,9 @@ def read_study(name: str | Path = DEFAULT) -> Study:
                 run = method
                 if own := _overrides(point, at):
                     run = f"{key}_{line}_{value}".lower()
-                    own = methods[method].overrides + own
+                    replaced = {one.partition("=")[0] for one in own}
+                    kept = [one for one in methods[method].overrides if one.partition("=")[0] not in replaced]
+                    own = (*kept, *own)
                     points[run] = replace(methods[method], overrides=own, title=f"{line}, {sweep['label']} = {value}")
                 series[line][str(value)] = run
         sweeps[key] = Sweep(sweep["title"], sweep["label"], bool(sweep.get("logarithmic")), series)
@@ -104,11 +124,16 @@ def read_study(name: str | Path = DEFAULT) -> Study:
 
 
 def _read_method(settings: Mapping[str, Any], where: str) -> Method:
-    check_keys(settings, {"title", "config", "cost", "overrides", "paper"}, where)
+    check_keys(settings, {"title", "config", "cost", "overrides", "paper", "learning_rates"}, where)
     _require(settings, ("title", "cost") if settings.get("config") else ("title",), where)
     if settings.get("config"):
         check_number(settings["cost"], f"cost of {where}", 0, above=True)
-    return Method(**{**settings, "overrides": _overrides(settings, where)})
+    rates = settings.get("learning_rates") or []
+    if not isinstance(rates, list) or len(set(rates)) != len(rates):
+        raise ConfigError(f"learning_rates of {where} is {rates!r}; it must be a list of different numbers.")
+    for rate in rates:
+        check_number(rate, f"learning_rates of {where}", 0, above=True)
+    return Method(**{**settings, "overrides": _overrides(settings, where), "learning_rates": tuple(rates)})
 
 
 def _require(settings: Mapping[str, Any], keys: Sequence[str], where: str) -> None:

@@ -10,8 +10,9 @@ from argparse import Namespace
 from pirl_plugin.data.image_files import check_same_classes, list_images
 from pirl_plugin.experiments.study import Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
+from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write
-from pirl_plugin.experiments.study_runs import Plan, lay_out_images, machine, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.validation import ConfigError
 
@@ -43,12 +44,17 @@ def run(options: Namespace) -> int:
         f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={max(1, plan.epochs // 4)}",
         *options.overrides,
     ]
+    chosen = choose_rates(
+        study, train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs, options.overrides
+    )
+    study = read_study(options.study, {name: one["rate"] for name, one in chosen.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
     given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
     settings = {
         "data": f"{images} images of {options.train}, measured on {tested} of {options.test}",
         "epochs": plan.epochs,
         "budget": f"{given}; {options.jobs} runs at a time",
+        **({"learning rates": rates_in_words(chosen)} if chosen else {}),
         **machine(),
     }
     print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)

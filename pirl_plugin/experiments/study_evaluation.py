@@ -25,11 +25,13 @@ from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
 from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
+from pirl_plugin.experiments.study_finetuning import finetune_run, some_labels
 from pirl_plugin.experiments.study_runs import Run
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.batchnorm_averages import recompute_averages
 from pirl_plugin.network.checkpoints import load_checkpoint
 from pirl_plugin.network.devices import Compute, choose_device
-from pirl_plugin.network.features import center_view_of
+from pirl_plugin.network.features import center_view_of, embed
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.network.trunks import STAGES
 
@@ -52,31 +54,29 @@ class Evaluation:
     layers_of: tuple[str, ...]
 
 
-def some_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Indices of a class-balanced random share of labelled images, at least one per class: int64 [n].
-
-    Args:
-        labels: integers [N].
-        share: in (0, 1].
-    """
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(places)))
-        chosen.append(generator.permutation(places)[:count])
-    return np.sort(np.concatenate(chosen))
-
-
 def few_label_accuracy(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, share: float
 ) -> float:
     """Mean top-1 accuracy in [0, 1] of `linear_probe` with a share of the labels, over SUBSETS draws.
 
-    The paper fine-tunes the whole network instead (Table 3).
+    The paper fine-tunes the whole network instead (Table 3): pirl_plugin.experiments.study_finetuning.
     """
     draws = [some_labels(train_labels, share, seed) for seed in range(SUBSETS)]
     return float(np.mean([linear_probe(train[rows], train_labels[rows], test, test_labels) for rows in draws]))
+
+
+def labelled_features(run: Run, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A run's features of res5, averaged, and classes: of the images to learn from, and of those to measure on."""
+    config = compose(run.launcher_overrides(), check=False)
+    trunk = build_trunk(config, load_checkpoint(run.checkpoint) if run.checkpoint else None, seed=run.seed)
+    view = center_view_of(
+        transformation(compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0])
+    )
+    splits, compute = map(labelled_images, (evaluation.train, evaluation.test)), Compute(choose_device())
+    (train, train_labels), (test, test_labels) = (
+        (embed(trunk, files, view, compute=compute), y) for files, y in splits
+    )
+    return train, train_labels, test, test_labels
 
 
 def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         knn (k = 200), linear, labels_1percent, labels_10percent, spread, effective_rank; layers; invariance by level
-        and BatchNorm statistics (`with_histogram`).
+        and BatchNorm statistics (`with_histogram`); knn_recomputed and linear_recomputed, with BatchNorm's averages
+        recomputed on the training images alone.
     """
     config = compose(run.launcher_overrides(), check=False)
     path = None if run.method.config is None else run.checkpoint
@@ -118,7 +119,16 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         own = transformation(config.DATA.TRAIN.TRANSFORMS[0]) if level == "heads" else task
         pairs = embed_pairs(encoders, own, test_files[::5], seed=0, compute=compute)
         result["invariance"][f"{level}, {statistics} statistics"] = with_histogram(*pairs)
-    return result
+    recompute_averages(trunk, train_files, view, compute=compute)
+    train, test = (
+        embed_layers(trunk, files, view, ("flatten",), compute=compute) for files in (train_files, test_files)
+    )
+    everything = (train["flatten"], train_labels, test["flatten"], test_labels)
+    return {
+        **result,
+        "knn_recomputed": weighted_knn(*everything, k=200),
+        "linear_recomputed": linear_probe(*everything),
+    }
 
 
 def complete(run: Run, evaluation: Evaluation) -> None:
@@ -128,7 +138,7 @@ def complete(run: Run, evaluation: Evaluation) -> None:
     if path.is_file():
         return
     run.pretrain()
-    numbers = evaluate(run, evaluation)
+    numbers = evaluate(run, evaluation) | finetune_run(run, evaluation.train, evaluation.test)
     minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
     result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
     unfinished = path.with_suffix(".unfinished")

@@ -21,6 +21,12 @@ MEASURES = {
     "labels_1percent": "1% of the labels",
     "labels_10percent": "10% of the labels",
 }
+FURTHER = {
+    "knn_recomputed": "kNN, averages recomputed",
+    "linear_recomputed": "linear, averages recomputed",
+    "finetuned_1percent": "1%, fine-tuned",
+    "finetuned_10percent": "10%, fine-tuned",
+}
 
 
 def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Sequence[str] = ()) -> dict[str, Any]:
@@ -46,6 +52,14 @@ def deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, in per cent; a dash without values."""
+    if not values:
+        return "-"
+    spread = f" +- {deviation([100 * value for value in values]):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
+
+
 def table(content: Mapping[str, Any]) -> str:
     """The small Tables 2, 3 and 5, in per cent, next to the paper's figures on ImageNet."""
     runs = by_name(content)
@@ -57,15 +71,38 @@ def table(content: Mapping[str, Any]) -> str:
     for name, method in content["methods"].items():
         if name not in runs:
             continue
-        cells = []
-        for measure in MEASURES:
-            values = [100 * value for value in of_seeds(runs, name, measure)]
-            spread = f" +- {deviation(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{spread}")
+        cells = [cell(of_seeds(runs, name, measure)) for measure in MEASURES]
         paper = [method["paper"].get(measure) for measure in ("linear", "labels_1percent", "labels_10percent")]
         shown = ", ".join("-" if value is None else f"{value:g}" for value in paper)
         lines.append(f"| {method['title']} | {len(runs[name])} | {' | '.join(cells)} | {shown} |")
     return "\n".join(lines)
+
+
+def further_table(content: Mapping[str, Any]) -> str:
+    """The methods fine-tuned, and with BatchNorm's averages recomputed; empty for studies that have neither."""
+    runs = by_name(content)
+    measured = {name: [one for one in results if set(FURTHER) <= set(one)] for name, results in runs.items()}
+    named = {name: method["title"] for name, method in content["methods"].items() if measured.get(name)}
+    if not named:
+        return ""
+    rows = [f"| {title} | {' | '.join(cell(of_seeds(measured, name, measure)) for measure in FURTHER)} |"
+            for name, title in named.items()]  # fmt: skip
+    return "\n".join([f"| | {' | '.join(FURTHER.values())} |", "| --- |" + " --- |" * len(FURTHER), *rows])
+
+
+def sweep_tables(content: Mapping[str, Any]) -> str:
+    """A table for each sweep: kNN / linear accuracy by series and value."""
+    runs, tables = by_name(content), []
+    for sweep in content["sweeps"].values():
+        values = list(dict.fromkeys(value for line in sweep["series"].values() for value in line))
+        lines = [f"| {sweep['title']}: kNN / linear | {' | '.join(values)} |", "| --- |" + " --- |" * len(values)]
+        for name, line in sweep["series"].items():
+            pairs = [[cell(of_seeds(runs, line.get(value, ""), measure)) for measure in ("knn", "linear")]
+                     for value in values]  # fmt: skip
+            lines.append(f"| {name} | {' | '.join(' / '.join(pair) for pair in pairs)} |")
+        if any(run in runs for line in sweep["series"].values() for run in line.values()):
+            tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -131,6 +168,12 @@ def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:
         f"![{path.stem}]({path.name})" for path in pictures
     )
     listed = "\n".join(f"- {key}: {value}" for key, value in settings.items())
+    further, swept = further_table(content), sweep_tables(content)
+    further = further and (
+        "\nThe same with BatchNorm's averages recomputed on the training images alone (in training they blend images\n"
+        f"and patches), and fine-tuned on one draw of the labels per seed, as in the paper (Table 3).\n\n{further}\n"
+    )
+    swept = swept and f"Points of the sweeps, per cent.\n\n{swept}\n"
     return f"""# PIRL's findings at a small size
 
 {len(runs)} runs, {minutes:.0f} minutes of pre-training in all. Made by `pirl study`; to make tables
@@ -145,7 +188,8 @@ Per cent of the test images, mean +- standard deviation over seeds, on res5's av
 The last column is the paper's, for a ResNet-50 on ImageNet: another scale, given to compare the order.
 
 {table(content)}
-
+{further}
+{swept}
 ## The paper's findings
 
 Held, not held, or within the noise: a difference below twice its standard error. The standard error is that of means

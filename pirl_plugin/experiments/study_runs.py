@@ -29,6 +29,7 @@ from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 FEWEST_EPOCHS, FEWEST_IMAGES = 12, 1000
 OVERHEAD = 12.0  # seconds per run, for starting up
+RATE_EPOCHS, RATE_IMAGES = 3, 0.8  # a learning rate is tried for a third of the epochs on four fifths of the images
 SAY_EVERY = 60.0  # seconds
 
 
@@ -66,11 +67,15 @@ def make_plan(
     costs = [(method.cost, seeds) for method in study.methods.values()]
     costs += [(point.cost, sweep_seeds) for point in study.points.values()]
     number, total = sum(count for _, count in costs), sum(cost * count for cost, count in costs)
+    tried = [(method.cost, len(method.learning_rates)) for method in study.methods.values() if method.has_choice]
+    total += sum(cost * count for cost, count in tried) * RATE_IMAGES / RATE_EPOCHS
+    number_tried = sum(count for _, count in tried)
     per_image = seconds_per_image(1)
 
     def seconds(images: int, epochs: float) -> float:
-        # Evaluating takes about as long as training on each image once.
-        return per_image * (total * images * epochs + number * (images + tested)) + OVERHEAD * number
+        # Evaluating and fine-tuning take about as long as training on each image three times, and 5,000 more.
+        evaluated = number * (3 * (images + tested) + 5000) + number_tried * images
+        return per_image * (total * images * epochs + evaluated) + OVERHEAD * (number + number_tried)
 
     budget = 60 * budget_minutes * check_integer(jobs, "--jobs", 1)
     fewest = min(available, FEWEST_IMAGES)
@@ -117,7 +122,7 @@ class Run:
             f"config.SEED_VALUE={self.seed}",
             f"config.CHECKPOINT.DIR={quote(self.folder)}",
             *self.overrides,
-            *self.method.overrides,
+            *self.method.all_overrides(),
         ]
 
     def pretrain(self) -> None:

@@ -224,3 +224,9 @@ def test_levels_below_zero_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(np.linspace(-1, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "x.tif")
     levels = np.asarray(load_rgb(tmp_path / "x.tif"))[..., 0].reshape(-1)
     assert levels[0] == 0 and levels[-1] == 255 and np.unique(levels).size > 250
+
+
+def test_levels_above_zero_keep_their_distance_from_black(tmp_path):
+    Image.fromarray(np.linspace(0.6, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "x.tif")
+    levels = np.asarray(load_rgb(tmp_path / "x.tif"))[..., 0].reshape(-1)
+    assert levels[0] == 153 and levels[-1] == 255

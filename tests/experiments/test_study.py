@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import operator
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
-from pirl_plugin.experiments import study_command, study_runs
-from pirl_plugin.experiments.study import Method, read_study
+from pirl_plugin.experiments import study_command, study_finetuning, study_rates, study_runs
+from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_command import choose_plan
 from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
 from pirl_plugin.experiments.study_findings import (
@@ -31,9 +34,12 @@ from pirl_plugin.experiments.study_findings import (
     rising,
     verdict,
 )
+from pirl_plugin.experiments.study_finetuning import finetune_run, lay_out_share
+from pirl_plugin.experiments.study_rates import choose_rates
 from pirl_plugin.experiments.study_report import draw, report, table
 from pirl_plugin.experiments.study_runs import Plan, Run, lay_out_images, make_plan, run_all, runs_of
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.batchnorm_averages import recompute_averages
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import ConfigError
@@ -55,7 +61,8 @@ def test_the_shipped_study_has_the_papers_methods_and_sweeps():
 def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(photo_folder, tmp_path):
     photos = tmp_path / "list.txt"
     photos.write_text("\n".join(str(path) for path in sorted(photo_folder.rglob("*.jpg")) * 25))
-    runs = runs_of(read_study(), tmp_path, [3], [3], [])
+    rates = {"pirl_jigsaw": 0.03, "rotation": 0.12}
+    runs = runs_of(read_study(rates=rates), tmp_path, [3], [3], [])
     configs = {}
     for run in runs:
         if run.method.config is not None:
@@ -68,8 +75,13 @@ def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(phot
     assert all(config.SEED_VALUE == 3 for config in configs.values())
     assert configs["lambda_pirl_0.25"].LOSS.pirl_loss.lambda_ == 0.25
     assert configs["permutations_pirl_2000"].DATA.TRAIN.TRANSFORMS[0]["num_permutations"] == 2000
-    assert configs["permutations_jigsaw_100"].MODEL.HEAD.PARAMS[2][1]["dims"] == [576, 100]
-    assert configs["permutations_jigsaw_100"].DATA.TRAIN.TRANSFORMS[6]["num_permutations"] == 100
+    for name, permutations in (("jigsaw", 100), ("permutations_jigsaw_10000", 10000)):
+        assert configs[name].MODEL.HEAD.PARAMS[2][1]["dims"] == [576, permutations]
+        assert configs[name].DATA.TRAIN.TRANSFORMS[6]["num_permutations"] == permutations
+    schedules = {name: config.OPTIMIZER.param_schedulers.lr for name, config in configs.items()}
+    ends = {name: (schedule.start_value, schedule.end_value) for name, schedule in schedules.items()}
+    assert ends["pirl_jigsaw"] == ends["lambda_pirl_0.25"] == (0.03, 0.0003) and ends["rotation"] == (0.12, 0.0012)
+    assert ends["npid_plus_plus"] == (0.015, 0.00015)  # its config's
     loss = configs["negatives_pirl_128"].LOSS.pirl_loss
     assert (loss.negatives, loss.num_negatives) == ("per_image", 128)
 
@@ -84,6 +96,12 @@ def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(phot
         ("methods: {a: {config: x, cost: 1}}", "methods.a of .* has no title"),
         ("methods: {a: {title: A, config: x}}", "methods.a of .* has no cost"),
         ("methods: {a: {title: A, config: x, cost: 0}}", "cost of methods.a of .* is 0"),
+        ("methods: {a: {title: A, config: x, cost: 1, learning_rates: 1}}", "is 1; it must be a list of different"),
+        ("methods: {a: {title: A, config: x, cost: 1, learning_rates: [1, 1]}}", "must be a list of different numbers"),
+        (
+            "methods: {a: {title: A, config: x, cost: 1, learning_rates: [1, -2]}}",
+            "learning_rates of methods.a .* is -2",
+        ),
         ("methods: {a: {title: A}}", "has none with a config"),
         ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of strings"),
         (
@@ -166,20 +184,12 @@ def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(pho
         lay_out_images(other, tmp_path / "data", 20)
 
 
-def _number(run: int) -> int:
-    if run == 2:
-        raise ValueError("two")
-    return run
-
-
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
     runs = [SimpleNamespace(name=f"run{number}", seed=0, number=number) for number in range(4)]
-    failed = run_all(runs, 2, _complete_one)
-    assert failed == ["run2, seed 0: two"] and "4 of 4 runs done" in capsys.readouterr().out
-
-
-def _complete_one(run: SimpleNamespace) -> None:
-    _number(run.number)
+    runs[2].number = None
+    failed = run_all(runs, 2, operator.attrgetter("number.real"))  # importable in any process
+    assert failed == ["run2, seed 0: 'NoneType' object has no attribute 'real'"]
+    assert "4 of 4 runs done" in capsys.readouterr().out
 
 
 def test_few_labels_are_drawn_of_every_class_alike():
@@ -302,11 +312,20 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     assert "- failed: a, seed 0: why" in report({**content, "failed": ["a, seed 0: why"]}, pictures)
     assert "- epochs: 3" in text and "![study](study.png)" in text and "| PIRL (jigsaw) > NPID++ | held |" in text
     assert "none: findings need runs with the names" in report({**content, "runs": []}, [])
+    assert "| Figure 6, weight: kNN / linear | 0.0 | 0.5 |" in text
+    assert "| PIRL | 38.0 / 40.0 | 50.0 +- 2.8 / 52.0 +- 2.8 |" in text
+    assert "fine-tuned" not in text.split("## The paper's findings")[0].replace("(the paper fine-tunes", "")
+    for number, one in enumerate(content["runs"][:2]):
+        one |= {"knn_recomputed": 0.61, "linear_recomputed": 0.62, "finetuned_1percent": 0.2 + number / 10}
+        one["finetuned_10percent"] = 0.5
+    measured = report(content, pictures)
+    assert "| PIRL (jigsaw) | 61.0 +- 0.0 | 62.0 +- 0.0 | 25.0 +- 7.1 | 50.0 +- 0.0 |" in measured
+    assert "| NPID++ |" not in measured.split("averages recomputed |")[1].split("Points of the sweeps")[0]
 
 
 STUDY = """
 methods:
-  pirl_jigsaw: {title: PIRL, config: pretrain/pirl/jigsaw_small_images_cpu, cost: 1}
+  pirl_jigsaw: {title: PIRL, config: pretrain/pirl/jigsaw_small_images_cpu, cost: 1, learning_rates: [0.01, 0.02]}
   jigsaw:
     {title: Jigsaw, config: pretrain/jigsaw/covariant_small_images_cpu, cost: 1,
      overrides: ["config.MODEL.HEAD.PARAMS.0.1.dims=[64,64]"]}
@@ -347,8 +366,14 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     assert {one["name"] for one in content["runs"]} == {"pirl_jigsaw", "jigsaw", "random", "lambda_pirl_1.0"}
     for one in content["runs"]:
         assert 0 <= one["knn"] <= 1 and 0 <= one["labels_1percent"] <= 1
+        assert 0.25 <= one["finetuned_10percent"] <= 1 and 0 <= one["linear_recomputed"] <= 1
         assert ("heads, batch statistics" in one["invariance"]) == (one["name"] != "jigsaw")
         assert (one["minutes"] > 0) == (one["name"] != "random")
+    rates = re.search(
+        r"on a fifth of the training images: pirl_jigsaw (0.0[12]) \(0.01: ", content["settings"]["learning rates"]
+    )
+    overrides = json.loads((output / "runs" / "lambda_pirl_1.0" / "seed0" / "overrides.json").read_text())
+    assert f"config.OPTIMIZER.param_schedulers.lr.start_value={rates[1]}" in overrides
     text, picture = (output / "report.md").read_text(), (output / "study.png").read_bytes()
     assert "| PIRL (jigsaw) > Jigsaw |" in text and "lambda = 0.5 is best" in text
     # Of a run that is lost only its evaluation is done again; the rest is as it was.
@@ -400,12 +425,19 @@ def test_a_run_is_evaluated_by_the_measures_that_its_result_names(noisy_classes,
         linear_probe(features[0], train_labels, features[1], test_labels), abs=0.02
     )
     assert result["knn"] != result["linear"] and result["labels_1percent"] < result["linear"]
+    recompute_averages(trunk, train_files, center_view(32))
+    features = [embed(trunk, files, center_view(32)) for files in (train_files, test_files)]
+    for measure, accuracy in (("knn_recomputed", weighted_knn), ("linear_recomputed", linear_probe)):
+        expected = accuracy(features[0], train_labels, features[1], test_labels)
+        assert result[measure] == pytest.approx(expected, abs=0.02)
+    assert any(result[f"{measure}_recomputed"] != result[measure] for measure in ("knn", "linear"))
     wrong = tmp_path / "wrong"
     for label in range(3):
         shutil.copytree(test / f"class{label}", wrong / f"class{(label + 1) % 3}")
     turned = evaluate(run, Evaluation(train, wrong, config, ("random",)))
+    measures = {"knn", "linear", "labels_10percent", "conv1", "res5", "knn_recomputed", "linear_recomputed"}
     for right, other in ((result, turned), (result["layers"], turned["layers"])):
-        for measure in set(right) & {"knn", "linear", "labels_10percent", "conv1", "res5"}:
+        for measure in set(right) & measures:
             assert right[measure] > 0.45 > 0.4 > other[measure], measure
 
 
@@ -422,7 +454,12 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
             (run.folder / "result.json").write_text(json.dumps(result(run.name, run.seed, 0.5)))
         return failed
 
+    def choose_rates(study, *given):  # its own tests are below
+        seen.update(choice=given)
+        return {"pirl_jigsaw": {"rate": 0.02, "tried": {"0.01": 0.3, "0.02": 0.4}}}
+
     monkeypatch.setattr(study_command, "run_all", run_all)
+    monkeypatch.setattr(study_command, "choose_rates", choose_rates)
     (tmp_path / "study.yaml").write_text(STUDY)
     train, test = (str(noisy_classes[split]) for split in ("train", "test"))
     given = {"output": tmp_path / "out", "study": str(tmp_path / "study.yaml"), "train": train, "test": test,
@@ -438,6 +475,9 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
         "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2", "config.SEED=1",
     )  # fmt: skip
     assert (seen["jobs"], seen["seconds"]) == (2, None)
+    assert seen["choice"] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"])
+    rates = {run.name: run.method.learning_rates for run in seen["runs"]}
+    assert rates == {"pirl_jigsaw": (0.02,), "lambda_pirl_1.0": (0.02,), "jigsaw": (), "random": ()}
     data = tmp_path / "out" / "data"
     evaluation = seen["evaluation"]
     assert (evaluation.train, evaluation.test) == (data / "train", data / "test")
@@ -446,6 +486,7 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     settings = content["settings"]
     assert settings["data"] == f"60 images of {train}, measured on 60 of {test}" and settings["epochs"] == 9
     assert settings["budget"] == "--images and --epochs, as given; 2 runs at a time"
+    assert settings["learning rates"].endswith("of the training images: pirl_jigsaw 0.02 (0.01: 30.0%, 0.02: 40.0%)")
     assert len(content["runs"]) == 7 and content["failed"] == failed
     printed = capsys.readouterr().out
     assert printed.startswith("7 runs of 60 images, 9 epochs, 2 at a time\n")
@@ -461,6 +502,120 @@ def test_a_study_without_images_or_results_is_refused(tmp_path):
         study_command.run(Namespace(**given))
     with pytest.raises(ConfigError, match=r"There is no .*study.json: run the study first"):
         study_command.run(Namespace(**{**given, "report_only": True}))
+
+
+def study_run(folder: Path, name: str, method: Method, *overrides: str, seed: int = 2) -> Run:
+    config = "pretrain/pirl/jigsaw_small_images_cpu"
+    run = Run(name, seed, method, folder, ("config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125", *overrides), config)
+    run.begin()
+    return run
+
+
+def test_shares_of_the_labels_are_the_same_for_all_methods_of_a_seed(noisy_classes, tmp_path):
+    names = {}
+    for seed in (0, 0, 1):  # a second call finds the links of the first
+        assert lay_out_share(noisy_classes["train"], tmp_path / f"seed{seed}", 0.1, seed) == 9
+        files = sorted((tmp_path / f"seed{seed}").rglob("*.png"))
+        assert [file.parent.name for file in files] == [f"class{label}" for label in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
+        assert all(file.resolve().parent.name == file.parent.name for file in files)
+        names[seed] = [str(file.relative_to(tmp_path / f"seed{seed}")) for file in files]
+    assert names[0] != names[1]
+
+
+def test_a_run_is_finetuned_on_its_shares_from_its_weights_and_measured_after_the_last_epoch(
+    noisy_classes, tmp_path, monkeypatch
+):
+    trained = []
+
+    def finetune(command, **given):  # the fine-tuning itself: tests/experiments/test_finetune.py
+        config = compose(command[3:], check=False)
+        share = len(list(Path(config.DATA.TRAIN.DATA_PATHS[0]).rglob("*.png")))
+        trained.append((config, share))
+        folder = Path(config.CHECKPOINT.DIR)
+        rows = [{"test_accuracy_list_meter": {"top_1": {"res5": accuracy}}} for accuracy in (90.0, 10.0 * share)]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "model_final_checkpoint_phase1.torch").touch()
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(study_finetuning.subprocess, "run", finetune)
+    code = 0
+    train, test = tmp_path / "data" / "train", noisy_classes["test"]
+    shutil.copytree(noisy_classes["train"], train)
+    run = study_run(tmp_path, "pirl", Method("PIRL", "pretrain/pirl/jigsaw_small_images_cpu", 1.0))
+    checkpoint = run.folder / "model_final_checkpoint_phase0.torch"
+    torch.save({"iteration": 1, "classy_state_dict": {}}, checkpoint)
+    assert finetune_run(run, train, test) == {"finetuned_1percent": 0.3, "finetuned_10percent": 0.9}
+    for (config, images), epochs in zip(trained, (3200, 1067), strict=True):
+        assert [config.MODEL.WEIGHTS_INIT.PARAMS_FILE, *config.DATA.TEST.DATA_PATHS] == [str(checkpoint), str(test)]
+        assert config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER == 0.125 and config.MODEL.HEAD.PARAMS[0][1]["dims"] == [
+            64,
+            3,
+        ]
+        assert (config.OPTIMIZER.num_epochs, config.SEED_VALUE, config.TEST_EVERY_NUM_EPOCH) == (epochs, 2, epochs)
+        assert epochs * images >= 300 * 32 > (epochs - 1) * images
+        assert not list(Path(config.CHECKPOINT.DIR).glob("*.torch"))
+    assert checkpoint.exists()
+    trained.clear()
+    finetune_run(study_run(tmp_path, "random", Method("random")), train, test)
+    assert [config.MODEL.WEIGHTS_INIT.PARAMS_FILE for config, _ in trained] == ["", ""]
+    code = 1
+    with pytest.raises(
+        RuntimeError, match=r"fine-tuning failed: no output yet \(see .*finetuned_1percent/output.txt\)"
+    ):
+        finetune_run(run, train, test)
+
+
+def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images(
+    noisy_classes, tmp_path, monkeypatch, capsys
+):
+    accuracies, seen = {"a_0.1": 0.5, "a_0.2": 0.7, "b_0.1": 0.4, "b_0.3": 0.3}, {}
+
+    def run_all(runs, jobs, complete):
+        seen.update({run.name: run for run in runs}, evaluation=complete.keywords["evaluation"])
+        for run in runs:
+            run.begin()
+            (run.folder / "result.json").write_text(json.dumps({"linear": accuracies[run.name]}))
+        return []
+
+    monkeypatch.setattr(study_rates, "run_all", run_all)
+    config = "pretrain/pirl/jigsaw_small_images_cpu"
+    methods = {"a": Method("A", config, 1.0, learning_rates=(0.1, 0.2)), "c": Method("C", config, 1.0),
+               "b": Method("B", config, 1.0, learning_rates=(0.1, 0.3)), "random": Method("random")}  # fmt: skip
+    chosen = choose_rates(Study(methods, {}, {}), noisy_classes["train"], tmp_path / "rates", 5, 2, ["config.X=1"])
+    assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}},
+                      "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}}}  # fmt: skip
+    parts = {name: sorted((tmp_path / "rates" / "data" / name).rglob("*.png")) for name in ("train", "validation")}
+    assert {name: len(files) for name, files in parts.items()} == {"train": 72, "validation": 18}
+    assert {file.resolve() for files in parts.values() for file in files} == set(noisy_classes["train"].rglob("*.png"))
+    assert all(file.resolve().parent.name == file.parent.name for files in parts.values() for file in files)
+    evaluation = seen.pop("evaluation")
+    assert (evaluation.train, evaluation.test) == tuple(tmp_path / "rates" / "data" / name for name in parts)
+    composed = compose([one for one in seen["a_0.2"].launcher_overrides() if "config.X" not in one], check=False)
+    assert (composed.OPTIMIZER.param_schedulers.lr.start_value, composed.OPTIMIZER.num_epochs) == (0.2, 5)
+    assert list(composed.DATA.TRAIN.DATA_PATHS) == [str(evaluation.train)] and composed.SEED_VALUE == study_rates.SEED
+    assert seen["a_0.2"].overrides[0] == "config.X=1"
+    assert "a 0.2 (0.1: 50.0%, 0.2: 70.0%); b 0.1 (0.1: 40.0%, 0.3: 30.0%)" in capsys.readouterr().out
+    monkeypatch.setattr(study_rates, "run_all", lambda *given: ["a_0.1, seed 1000: why"])
+    with pytest.raises(ConfigError, match=r"A learning rate could not be tried: a_0.1, seed 1000: why"):
+        choose_rates(Study(methods, {}, {}), noisy_classes["train"], tmp_path / "rates", 5, 2, [])
+    assert choose_rates(Study({"c": methods["c"]}, {}, {}), noisy_classes["train"], tmp_path / "none", 5, 2, []) == {}
+
+
+def test_a_rate_is_judged_by_the_validation_images(noisy_classes, tmp_path):
+    """On the random network, whose accuracy with right labels is high, and with wrong ones low."""
+    wrong = tmp_path / "wrong"
+    for label in range(3):
+        shutil.copytree(noisy_classes["test"] / f"class{label}", wrong / f"class{(label + 1) % 3}")
+    found = {}
+    for name, validation in (("right", noisy_classes["test"]), ("wrong", wrong)):
+        run = study_run(tmp_path, name, Method("random"), f"config.DATA.TRAIN.DATA_PATHS=[{noisy_classes['train']}]")
+        evaluation = Evaluation(noisy_classes["train"], validation, run.base_config, ())
+        study_rates.try_rate(run, evaluation)
+        found[name] = json.loads((run.folder / "result.json").read_text())["linear"]
+        before = (run.folder / "result.json").stat().st_mtime_ns
+        study_rates.try_rate(run, evaluation)
+        assert (run.folder / "result.json").stat().st_mtime_ns == before
+    assert found["right"] > 0.45 > 0.4 > found["wrong"]
 
 
 def test_few_labels_are_those_of_the_training_images():

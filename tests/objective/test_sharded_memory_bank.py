@@ -126,3 +126,12 @@ def test_a_bank_of_another_size_is_refused_on_loading(bank_of):
         bank_of(0, 1, num_rows=51).load_state_dict(bank.state_dict())
     with pytest.raises(ConfigError, match="names no shard files"):
         bank_of(0, 1).load_state_dict(bank_of(0, 1).state_dict())
+
+
+def test_with_fill_first_a_row_is_filled_once_its_image_was_seen_and_its_values_are_those_of_its_holder(bank_of):
+    bank = bank_of(0, 1, num_rows=6, fill_first=True)
+    assert not bank.is_filled(torch.arange(6)).any()
+    bank.update(torch.tensor([0, 4]), torch.eye(4)[:2])
+    assert bank.is_filled(torch.arange(6)).tolist() == [True, False, False, False, True, False]
+    assert torch.equal(bank.lookup(torch.tensor([[0, 4], [4, 1]])), bank.rows[torch.tensor([[0, 4], [4, 1]])])
+    assert bank_of(0, 1, num_rows=6).is_filled(torch.arange(6)).all()

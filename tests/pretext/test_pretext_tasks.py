@@ -211,6 +211,9 @@ def test_a_cell_is_covered_pixel_by_pixel(grid_size):
         ("affine_transform", {"degrees": 0, "shear": 0, "translation": 0, "scale": [1, 1]}, "only the identity"),
         ("affine_transform", {"scale": [0, 1]}, "scale"),
         ("rotation_transform", {"std": 0.2}, "must be three numbers"),
+        ("rotation_transform", {"std": [0.2, 0.2, 1.1]}, "rotation_transform.std is 1.1"),
+        ("rotation_transform", {"std": [0.2, 0, 0.2]}, "rotation_transform.std is 0"),
+        ("rotation_transform", {"mean": [0, 1, 116]}, "rotation_transform.mean is 116"),
         ("rotation_jigsaw_transform", {"patch_crop_size": 43}, "does not divide"),
     ],
 )
@@ -233,6 +236,9 @@ def test_a_picture_of_all_tasks_is_drawn(tmp_path, make_photo):
     assert set(TASKS) <= set(drawn)
     width, height = Image.open(tmp_path / "x.png").size
     assert height > 20 * len(drawn) and width > 100
+    for wrong in ({"dpi": 9}, {"dpi": 1001}, {"columns": 0}, {"columns": 51}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(wrong))} is"):
+            draw(make_photo(1), tmp_path / "y.png", **wrong)
     with pytest.raises(ConfigError, match="image_view_transform has no pretext views"):
         draw(make_photo(1), tmp_path / "y.png", ["image_view_transform"])
     with pytest.raises(ConfigError, match="did you mean rotation_transform"):
@@ -264,3 +270,9 @@ def test_crops_are_anywhere_in_the_image_with_the_same_chance():
     assert (
         min(shares) > 0.195 and max(shares) < 0.305 and chisquare(np.histogram(shares, 5, (0.2, 0.3))[0]).pvalue > 1e-3
     )
+
+
+def test_crops_of_one_pixel_are_drawn_like_others():
+    generator = torch.Generator().manual_seed(0)
+    boxes = {draw_crop_box(1, 20, (0.04, 0.06), generator=generator) for _ in range(300)}
+    assert all((left, right, bottom - top) == (0, 1, 1) for left, top, right, bottom in boxes) and len(boxes) == 20

@@ -1,0 +1,102 @@
+"""Chooses the learning rate of each method of a study on a part of the training images, never on the test images."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pirl_plugin.data.image_files import labelled_class_folders, list_images
+from pirl_plugin.evaluation.measures import linear_probe
+from pirl_plugin.experiments.study import Study
+from pirl_plugin.experiments.study_evaluation import Evaluation, labelled_features
+from pirl_plugin.experiments.study_runs import Run, run_all
+from pirl_plugin.launch.composition import quote
+from pirl_plugin.paths import written_whole
+from pirl_plugin.validation import ConfigError
+
+SEED = 1000  # none of the study's own
+HELD_OUT = 5  # every fifth image of a class
+
+
+def split(source: Path, target: Path) -> tuple[Path, Path]:
+    """Links to four fifths of each class, to train on, and to every fifth image, to choose by; returns both folders."""
+    parts = target / "train", target / "validation"
+    for folder in labelled_class_folders(source):
+        for number, file in enumerate(list_images(folder)):
+            link = parts[number % HELD_OUT == HELD_OUT - 1] / folder.name / Path(file).name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(Path(file).resolve())
+    return parts
+
+
+def try_rate(run: Run, evaluation: Evaluation) -> None:
+    """Pre-train with a rate and write the linear accuracy on the validation images to result.json; once."""
+    run.begin()
+    path = run.folder / "result.json"
+    if path.is_file():
+        return
+    run.pretrain()
+    accuracy = linear_probe(*labelled_features(run, evaluation))
+    with written_whole(path) as file:
+        file.write(json.dumps({"name": run.name, "linear": accuracy}).encode() + b"\n")
+    for checkpoint in run.folder.glob("*.torch"):
+        checkpoint.unlink()
+
+
+def choose_rates(
+    study: Study, train: Path, output: Path, epochs: int, jobs: int, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Try all learning rates of each method that has several.
+
+    Args:
+        study: the study; `learning_rates` of its methods.
+        train: its training images, with one sub-folder per class.
+        output: a folder for the runs; the same folder continues.
+        epochs: of each run.
+        jobs: runs at a time.
+        overrides: of all runs.
+
+    Returns:
+        by method: {"rate": the best, "tried": {rate: linear accuracy in [0, 1] on the validation images}}.
+
+    Raises:
+        ConfigError: if a run failed.
+    """
+    methods = {name: method for name, method in study.methods.items() if method.has_choice}
+    if not methods:
+        return {}
+    parts = split(train, output / "data")
+    common = (*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{quote(parts[0])}]", f"config.OPTIMIZER.num_epochs={epochs}")
+    base = next(method.config for method in study.methods.values() if method.config)
+    runs = {
+        (name, rate): Run(f"{name}_{rate:g}", SEED, replace(method, learning_rates=(rate,)), output, common, base)
+        for name, method in methods.items()
+        for rate in method.learning_rates
+    }
+    print(f"{len(runs)} runs of {epochs} epochs to choose the learning rates", flush=True)
+    evaluation = Evaluation(*parts, base, ())
+    failed = run_all(list(runs.values()), jobs, functools.partial(try_rate, evaluation=evaluation))
+    if failed:
+        raise ConfigError(f"A learning rate could not be tried: {failed[0]}")
+    chosen: dict[str, Any] = {}
+    for name, method in methods.items():
+        results = {rate: runs[name, rate].folder / "result.json" for rate in method.learning_rates}
+        tried = {f"{rate:g}": json.loads(path.read_text())["linear"] for rate, path in results.items()}
+        best = max(tried, key=lambda rate: tried[rate])
+        chosen[name] = {"rate": float(best), "tried": tried}
+    print(rates_in_words(chosen), flush=True)
+    return chosen
+
+
+def rates_in_words(chosen: Mapping[str, Any]) -> str:
+    """What `choose_rates` found, in a line."""
+    each = []
+    for name, one in chosen.items():
+        tried = ", ".join(f"{rate}: {100 * accuracy:.1f}%" for rate, accuracy in one["tried"].items())
+        each.append(f"{name} {one['rate']:g} ({tried})")
+    return f"chosen by linear accuracy on a fifth of the training images: {'; '.join(each)}"
