@@ -2,6 +2,7 @@
 
 import subprocess
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,22 @@ def test_a_folder_without_detectron2_is_refused_before_pip_sees_it(monkeypatch, 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
     with pytest.raises(SystemExit, match="which has no folder detectron2"):
         install_detectron2.run(Namespace(checkout=tmp_path))
+
+
+def test_detectron2_replaces_what_was_there_without_its_compiled_files_and_with_its_licence(monkeypatch, tmp_path):
+    old = tmp_path / "site" / "detectron2" / "old.py"
+    old.parent.mkdir(parents=True)
+    old.touch()
+
+    def pip(command, check):
+        target = Path(command[command.index("--target") + 1])
+        for name in ("detectron2/__init__.py", "detectron2/_C.so", "detectron2/__pycache__/x.pyc", "other/LICENSE"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text(name)
+        assert check and Path(command[-1]).read_text() == install_detectron2.PACKAGE + "\n"
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    install_detectron2.from_index(tmp_path / "site")
+    files = {str(file.relative_to(tmp_path)) for file in (tmp_path / "site").rglob("*") if file.is_file()}
+    assert files == {"site/detectron2/__init__.py", "site/detectron2/LICENSE"}
+    assert [folder.name for folder in (tmp_path / "site").iterdir()] == ["detectron2"]

@@ -230,3 +230,15 @@ def test_levels_above_zero_keep_their_distance_from_black(tmp_path):
     Image.fromarray(np.linspace(0.6, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "x.tif")
     levels = np.asarray(load_rgb(tmp_path / "x.tif"))[..., 0].reshape(-1)
     assert levels[0] == 153 and levels[-1] == 255
+
+
+@pytest.mark.parametrize("transforms", [[{"name": "jigsaw_patch_transform"}], [{"name": "ToTensor"}]])
+def test_in_place_of_a_broken_file_comes_grey_of_the_kind_that_is_expected(tmp_path, make_photo, transforms):
+    make_photo(1).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    data = {"TRANSFORMS": transforms, "DROP_LAST": False, "BATCHSIZE_PER_REPLICA": 2}
+    images = ImageFiles({"DATA": {"TRAIN": data}}, "image_files", str(tmp_path), "TRAIN", "image_files")
+    (good, read), (grey, unread) = images[0], images[1]
+    assert read and not unread and type(good) is type(grey)
+    pixels = grey.permute(1, 2, 0).numpy() if isinstance(grey, torch.Tensor) else np.asarray(grey)
+    assert pixels.shape == (64, 64, 3) and (pixels == 128).all()

@@ -149,6 +149,8 @@ def test_noise_is_not_made_to_look_like_a_peak():
     np.testing.assert_allclose(segment[:, 1], [50, 54])  # mean 52, deviation 2
     line = next(line for line in axes.get_lines() if line.get_label() == "three")
     np.testing.assert_allclose(line.get_ydata(), [52, 53])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+    np.testing.assert_allclose(axes.get_xticks(), line.get_xdata())
 
 
 @pytest.mark.parametrize(("level", "title"), [("heads", "f(v_I) to g(v_It)"), ("trunk", "the trunk's features of I")])

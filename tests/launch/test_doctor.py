@@ -152,7 +152,10 @@ def test_a_verdict_is_that_of_the_launcher(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     eight = doctor.verdict("pretrain/pirl/jigsaw_8node")
     assert eight.lacks[:2] == ("8 nodes", "8 GPUs per node, found 2")
+    assert "NCCL" in eight.lacks or torch.distributed.is_nccl_available()
     assert not doctor.verdict("pretrain/pirl/jigsaw_1gpu").lacks
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert doctor.verdict("pretrain/pirl/jigsaw_8node").lacks == ("8 nodes", "8 GPUs per node, found 2", "NCCL")
     linear = doctor.verdict("benchmark/linear/small_images_cpu")
     assert linear.give == ("DATA.TRAIN.DATA_PATHS", "DATA.TEST.DATA_PATHS", "MODEL.WEIGHTS_INIT.PARAMS_FILE")
 

@@ -128,6 +128,44 @@ def test_submitit_requeues_at_once_unless_something_trains_which_then_writes_its
     assert asked[3:] == ["checkpoint"]
 
 
+def test_a_job_of_several_nodes_meets_at_its_first_and_is_requeued_where_its_run_was_asked_to_stop(
+    monkeypatch, tmp_path
+):
+    helpers = SimpleNamespace(DelayedSubmission=lambda job: job)
+    environment = SimpleNamespace(hostnames=["first", "second"], global_rank=1)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(JobEnvironment=lambda: environment, helpers=helpers))
+    monkeypatch.setattr(launcher.registration, "import_in_children", lambda: None)
+    monkeypatch.setattr(launcher.time, "sleep", lambda seconds: None)
+    called, requeued, codes = [], [], [1, 75]
+
+    def launch(config, node, engine):
+        called.append((config.DISTRIBUTED.INIT_METHOD, config.DISTRIBUTED.RUN_ID, node, engine))
+        handler = signal.getsignal(launcher.REQUEUE)
+        assert handler.func is launcher._checkpoint_before and handler.args == (requeue,)
+        raise SystemExit(codes.pop())
+
+    def requeue(number, frame):
+        requeued.append(number)
+
+    monkeypatch.setattr(launcher, "launch", launch)
+    config = config_of(tmp_path, SMALL, "config.DISTRIBUTED.NUM_NODES=2", "config.SLURM.PORT_ID=4321")
+    before = signal.getsignal(launcher.REQUEUE)
+    try:
+        for expected in ([launcher.REQUEUE], []):
+            signal.signal(launcher.REQUEUE, requeue)
+            requeued.clear()
+            job = launcher.SlurmJob("train", config).checkpoint()  # what submitit puts back into the queue
+            if expected:
+                job()
+            else:
+                with pytest.raises(SystemExit):
+                    job()
+            assert requeued == expected
+    finally:
+        signal.signal(launcher.REQUEUE, before)
+    assert called == [("tcp", "first:4321", 1, "train")] * 2
+
+
 def test_several_ranks_meet_and_only_those_of_several_nodes_watch_each_other(monkeypatch, tmp_path):
     joined, watched = [], []
     monkeypatch.setattr(launcher.process_group, "join", lambda config, *given: joined.append(given) or "store")

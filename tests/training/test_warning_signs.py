@@ -64,3 +64,8 @@ def test_a_bank_that_no_longer_moves_is_warned_of():
     (sentence,) = signs.after_epoch(2, 7.0, 20.0, same.clone())
     assert "hardly moved in epoch 2" in sentence
     assert list(signs.after_epoch(3, 7.0, 20.0, same)) == []  # once
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(3, 2), (4, 3), (9, 6), (10, 7)])
+def test_two_thirds_of_the_epochs_are_waited_for(epochs, first):
+    assert [epoch for epoch, _ in said([(8.0, 30.0)] * epochs)] == [first]
