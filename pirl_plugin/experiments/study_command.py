@@ -59,7 +59,8 @@ def run(options: Namespace) -> int:
     }
     print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)
     pirl = next(method.config for method in study.methods.values() if method.config)
-    evaluation = Evaluation(train, test, pirl, ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random"))
+    layers_of = ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random")
+    evaluation = Evaluation(train, test, pirl, layers_of, not options.no_finetuning)
     failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds)
     path = write(collect(study, output, settings, failed), output)
     print(f"\n{path.read_text()}\nWritten: {path}")

@@ -46,12 +46,14 @@ class Evaluation:
         train, test: folders with one sub-folder per class.
         pretext_config: the config whose view (size, mean and std) and pretext transform (for invariance) are used.
         layers_of: names of runs whose layers are measured (Figure 5).
+        finetune: whether networks are also fine-tuned, which takes longest.
     """
 
     train: Path
     test: Path
     pretext_config: str
     layers_of: tuple[str, ...]
+    finetune: bool = True
 
 
 def few_label_accuracy(
@@ -138,7 +140,9 @@ def complete(run: Run, evaluation: Evaluation) -> None:
     if path.is_file():
         return
     run.pretrain()
-    numbers = evaluate(run, evaluation) | finetune_run(run, evaluation.train, evaluation.test)
+    numbers = evaluate(run, evaluation)
+    if evaluation.finetune:
+        numbers |= finetune_run(run, evaluation.train, evaluation.test)
     minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
     result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
     unfinished = path.with_suffix(".unfinished")

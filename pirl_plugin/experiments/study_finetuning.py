@@ -21,7 +21,8 @@ from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.weights import Architecture
 
 SHARES = {"finetuned_1percent": 0.01, "finetuned_10percent": 0.1}
-FEWEST_EPOCHS, STEPS, BATCH = 20, 300, 32  # 20 epochs as in the paper, or more if they have fewer steps
+BATCH = 32
+FEWEST_EPOCHS, MOST_EPOCHS, STEPS = 20, 100, 300  # 20 epochs as in the paper; up to 100 if they are below 300 steps
 
 
 def some_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -77,7 +78,7 @@ def finetune_run(run: Run, train: Path, test: Path) -> dict[str, float]:
     for name, share in SHARES.items():
         labelled, folder = train.parent / f"{name}_seed{run.seed}", run.folder / name
         images = lay_out_share(train, labelled, share, run.seed)
-        epochs = max(FEWEST_EPOCHS, math.ceil(STEPS * BATCH / images))
+        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(images / BATCH))))
         start = None if run.method.config is None else run.checkpoint
         overrides = finetuning(network, wanted, start, labelled, test, folder, epochs, run.seed, Machine.here())
         overrides += [f"config.TEST_EVERY_NUM_EPOCH={epochs}", f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={epochs}"]

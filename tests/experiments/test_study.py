@@ -342,7 +342,7 @@ sweeps:
 
 
 @pytest.mark.slow
-def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp_path):
+def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp_path, monkeypatch):
     (tmp_path / "study.yaml").write_text(STUDY)
     output = tmp_path / "out"
 
@@ -356,7 +356,7 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
 
     def study(*options: str) -> subprocess.CompletedProcess:
         data = ["--train", str(photo_folder), "--test", str(photo_folder), "--study", str(tmp_path / "study.yaml")]
-        size = ["--images", "40", "--epochs", "1", "--seeds", "0", "--jobs", "2"]
+        size = ["--images", "40", "--epochs", "1", "--seeds", "0", "--jobs", "2", "--no-finetuning"]
         return run(*data, *size, *options, "--", "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125")
 
     first = study()
@@ -366,7 +366,7 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     assert {one["name"] for one in content["runs"]} == {"pirl_jigsaw", "jigsaw", "random", "lambda_pirl_1.0"}
     for one in content["runs"]:
         assert 0 <= one["knn"] <= 1 and 0 <= one["labels_1percent"] <= 1
-        assert 0.25 <= one["finetuned_10percent"] <= 1 and 0 <= one["linear_recomputed"] <= 1
+        assert 0 <= one["linear_recomputed"] <= 1 and "finetuned_10percent" not in one
         assert ("heads, batch statistics" in one["invariance"]) == (one["name"] != "jigsaw")
         assert (one["minutes"] > 0) == (one["name"] != "random")
     rates = re.search(
@@ -374,6 +374,14 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     )
     overrides = json.loads((output / "runs" / "lambda_pirl_1.0" / "seed0" / "overrides.json").read_text())
     assert f"config.OPTIMIZER.param_schedulers.lr.start_value={rates[1]}" in overrides
+    study_of_one = read_study(tmp_path / "study.yaml", {"pirl_jigsaw": float(rates[1])})
+    narrow = "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125"
+    (one, *_) = runs_of(study_of_one, output, [0], [0], [narrow])
+    monkeypatch.setattr(study_finetuning, "SHARES", {"finetuned_10percent": 0.1})
+    monkeypatch.setattr(study_finetuning, "MOST_EPOCHS", 2)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    figures = finetune_run(one, output / "data" / "train", output / "data" / "test")
+    assert set(figures) == {"finetuned_10percent"} and 0 <= figures["finetuned_10percent"] <= 1
     text, picture = (output / "report.md").read_text(), (output / "study.png").read_bytes()
     assert "| PIRL (jigsaw) > Jigsaw |" in text and "lambda = 0.5 is best" in text
     # Of a run that is lost only its evaluation is done again; the rest is as it was.
@@ -464,7 +472,7 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     train, test = (str(noisy_classes[split]) for split in ("train", "test"))
     given = {"output": tmp_path / "out", "study": str(tmp_path / "study.yaml"), "train": train, "test": test,
              "images": 60, "epochs": 9, "seeds": [3, 4], "sweep_seeds": [3], "jobs": 2, "budget_minutes": None,
-             "report_only": False, "overrides": ["config.SEED=1"]}  # fmt: skip
+             "report_only": False, "no_finetuning": False, "overrides": ["config.SEED=1"]}  # fmt: skip
     assert study_command.run(Namespace(**given)) == len(failed)
     assert [(run.name, run.seed) for run in seen["runs"]] == [
         ("pirl_jigsaw", 3), ("jigsaw", 3), ("random", 3), ("pirl_jigsaw", 4), ("jigsaw", 4), ("random", 4),
@@ -522,6 +530,18 @@ def test_shares_of_the_labels_are_the_same_for_all_methods_of_a_seed(noisy_class
     assert names[0] != names[1]
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(3, 100), (100, 75), (250, 38), (1000, 20), (5000, 20)])
+def test_few_labels_are_seen_for_more_epochs(images, epochs, monkeypatch, tmp_path, noisy_classes):
+    asked = []
+    monkeypatch.setattr(study_finetuning, "SHARES", {"finetuned": 0.5})
+    monkeypatch.setattr(study_finetuning, "lay_out_share", lambda *given: images)
+    monkeypatch.setattr(study_finetuning, "finetuning", lambda *given: asked.append(given[6]) or [])
+    monkeypatch.setattr(study_finetuning.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(study_finetuning, "last_test", lambda *given: {"res5": 40.0})
+    run = study_run(tmp_path, "random", Method("random"))
+    assert finetune_run(run, noisy_classes["train"], noisy_classes["test"]) == {"finetuned": 0.4} and asked == [epochs]
+
+
 def test_a_run_is_finetuned_on_its_shares_from_its_weights_and_measured_after_the_last_epoch(
     noisy_classes, tmp_path, monkeypatch
 ):
@@ -545,14 +565,14 @@ def test_a_run_is_finetuned_on_its_shares_from_its_weights_and_measured_after_th
     checkpoint = run.folder / "model_final_checkpoint_phase0.torch"
     torch.save({"iteration": 1, "classy_state_dict": {}}, checkpoint)
     assert finetune_run(run, train, test) == {"finetuned_1percent": 0.3, "finetuned_10percent": 0.9}
-    for (config, images), epochs in zip(trained, (3200, 1067), strict=True):
+    for (config, images), epochs in zip(trained, (100, 100), strict=True):
         assert [config.MODEL.WEIGHTS_INIT.PARAMS_FILE, *config.DATA.TEST.DATA_PATHS] == [str(checkpoint), str(test)]
         assert config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER == 0.125 and config.MODEL.HEAD.PARAMS[0][1]["dims"] == [
             64,
             3,
         ]
         assert (config.OPTIMIZER.num_epochs, config.SEED_VALUE, config.TEST_EVERY_NUM_EPOCH) == (epochs, 2, epochs)
-        assert epochs * images >= 300 * 32 > (epochs - 1) * images
+        assert images == (9 if "10percent" in config.CHECKPOINT.DIR else 3)
         assert not list(Path(config.CHECKPOINT.DIR).glob("*.torch"))
     assert checkpoint.exists()
     trained.clear()
