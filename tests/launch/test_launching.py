@@ -39,6 +39,28 @@ def test_under_torchrun_nodes_processes_and_the_meeting_place_are_torchruns(monk
     assert (distributed.INIT_METHOD, distributed.RUN_ID) == ("tcp", "node7:29501")
 
 
+@pytest.mark.parametrize("rank", [0, 6])
+def test_under_torchrun_this_process_is_a_rank_of_its_own(monkeypatch, tmp_path, rank):
+    given = {launcher.TORCHRUN: "a", "GROUP_RANK": str(rank // 4), "LOCAL_RANK": str(rank % 4), "RANK": str(rank)}
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    for patched in ("_distributed_worker", "get_resume_checkpoint", "get_node_id", "setup_logging"):
+        monkeypatch.setattr(distributed_launcher, patched, getattr(distributed_launcher, patched))
+    monkeypatch.setattr(distributed_launcher, "setup_logging", lambda name: None)
+    monkeypatch.setattr(distributed_launcher, "launch_distributed", lambda **_: pytest.fail("VISSL would start ranks"))
+    monkeypatch.setattr(launcher.checkpoint_folder, "newest", lambda config, folder: f"{folder}/newest.torch")
+    started = []
+    monkeypatch.setattr(launcher, "distributed_worker", lambda *given: started.append(given))
+    config = config_of(tmp_path / "run", SMALL, "config.DISTRIBUTED.RUN_ID='first:2950'")
+    launcher.launch(config, 0, "train")
+    newest = f"{tmp_path}/run/newest.torch" if rank == 0 else None  # the first one's goes to all
+    hooks = launcher.hook_generator
+    assert started == [(rank % 4, config, rank // 4, "first:2950", "train", newest, str(tmp_path / "run"), hooks)]
+    (tmp_path / "run" / "model_final_checkpoint_phase11.torch").touch()
+    launcher.launch(config, 0, "train")
+    assert len(started) == 1  # it was finished before
+
+
 def test_only_the_first_process_of_a_training_holds_its_folder(tmp_path):
     config = config_of(tmp_path / "run")
     for engine, primary, held in (("train", True, True), ("train", False, False), ("extract_features", True, False)):

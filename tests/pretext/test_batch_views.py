@@ -100,3 +100,17 @@ def test_a_transform_that_a_batch_cannot_do_is_refused():
         jigsaw_views(transform(augment_on="workers"), images, drawn)
     with pytest.raises(ConfigError, match="no form for a whole batch"):
         jigsaw_views(transform(RotationJigsawTransform), images, drawn)
+
+
+def test_ten_boxes_are_tried_before_the_central_one_is_taken():
+    """Of 97% of the area, few boxes fit; the central one is the whole image, which no other box is."""
+    width, height, scale = 200, 160, (0.97, 0.97)
+    aspects = np.exp(np.random.default_rng(0).uniform(np.log(3 / 4), np.log(4 / 3), 1_000_000))
+    area = scale[0] * width * height
+    fits = (np.round(np.sqrt(area * aspects)) <= width) & (np.round(np.sqrt(area / aspects)) <= height)
+    share = (1 - fits.mean()) ** 10
+    generator = torch.Generator().manual_seed(0)
+    singles = [draw_crop_box(width, height, scale, generator=generator) for _ in range(4000)]
+    for boxes in (draw_crop_boxes(20_000, width, height, scale, generator), np.array(singles)):
+        whole = (boxes == (0, 0, width, height)).all(1).mean()
+        assert abs(whole - share) < 3.5 * np.sqrt(share * (1 - share) / len(boxes)), (whole, share)
