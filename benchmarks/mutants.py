@@ -4,10 +4,10 @@
 
 Faults are drawn over all modules: another comparison, sign, constant, order of arguments, or a deleted statement. For
 each, the fast tests that run the line run until the first failure; pytest-cov first records which tests these are
-(--map, in one and a half times the time of the fast tests). If there are none, and for faults that survive unless
---lines-only is given, all tests of the module's room (folder) run. A test that also fails without the fault does not
-count. The table at the end has the kill rate by room; the JSON has every fault, and a restarted run resumes. A survivor
-is a fault that no test notices, or no fault at all: look at it.
+(--map, in one and a half times the time of the fast tests). If there are none, for lines that run on import, and for
+faults that survive unless --lines-only is given, all tests of the module's room (folder) run. A test that also fails
+without the fault does not count. The table at the end has the kill rate by room; the JSON has every fault, and a
+restarted run resumes. A survivor is a fault that no test notices, or no fault at all: look at it.
 """
 
 from __future__ import annotations
@@ -197,9 +197,18 @@ def tests_by_line(file: Path) -> dict[tuple[str, int], list[str]]:
     return {place: sorted(tests, key=lambda test: sizes[test]) for place, tests in lines.items()}
 
 
+def runs_on_import(path: Path, line: int) -> bool:
+    """Whether a line is outside of all functions."""
+    functions = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                 if isinstance(node, (ast.FunctionDef, ast.Lambda)))  # fmt: skip
+    return not any(node.lineno <= line <= (node.end_lineno or 0) for node in functions)
+
+
 def tests_for(name: str, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
     """At most MOST_TESTS of the tests that run the line of a fault, and MOST_CASES of each test's cases."""
     file, line, _ = name.split(":")
+    if runs_on_import(ROOT / file, int(line)):
+        return []  # only the test that imports the module first is known to run it
     for above in range(4):  # of a multi-line statement, the first line is recorded
         if found := by_line.get((file, int(line) - above)):
             cases: dict[str, list[str]] = collections.defaultdict(list)

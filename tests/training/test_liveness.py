@@ -5,11 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
+from pirl_plugin.training.liveness import Liveness
 from runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,3 +191,21 @@ print(store.timeout.total_seconds(), torch.get_num_threads())
     ]
     wanted = asked_for or max(1, len(os.sched_getaffinity(0)) // 2)
     assert [rank.communicate(timeout=60)[0].split()[-2:] for rank in ranks] == [["420.0", str(wanted)]] * 2
+
+
+def test_the_first_rank_stays_only_until_the_others_are_done():
+    port = free_port()
+    server = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    stores = [TCPStore("localhost", port, is_master=False) for _ in range(2)]
+    ranks = [Liveness(store, rank, 2, 1, silence=300.0) for rank, store in enumerate(stores)]  # it may stay 20 s
+    second = threading.Thread(target=ranks[1].__enter__)
+    second.start()
+    ranks[0].__enter__()
+    second.join()
+    ended = threading.Timer(1.5, ranks[1].__exit__)
+    ended.start()
+    began = time.monotonic()
+    ranks[0].__exit__()
+    assert 1.4 < time.monotonic() - began < 10
+    ended.join()
+    del server
