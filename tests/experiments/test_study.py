@@ -105,6 +105,10 @@ def test_every_run_of_the_shipped_study_composes_and_has_what_its_name_says(phot
         ("methods: {a: {title: A}}", "has none with a config"),
         ("methods: {a: {title: A, config: x, cost: 1, overrides: b=1}}", "it must be a list of strings"),
         (
+            "{methods: {a: {title: A, config: x, cost: 1}}, sweeps: {s: {title: S, label: s, log: 1, series: {}}}}",
+            "sweeps.s of .* has no key 'log'; it knows label, logarithmic",
+        ),
+        (
             "{methods: {a: {title: A, config: x, cost: 1}}, sweeps: {s: {title: S, label: s, series: {l: {1: {}}}}}}",
             "series.l.1 of sweeps.s of .* has no method",
         ),

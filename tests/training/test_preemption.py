@@ -133,3 +133,9 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (75, "")
     assert "Asked to stop, but the step did not end within 0 s" in done.stderr and time.monotonic() - began < 15
+
+
+def test_a_process_that_ends_without_stopping_the_watch_is_not_held_up_by_it():
+    code = "from pirl_plugin.training.preemption import PreemptionHook\nPreemptionHook(print).on_start(None)\n"
+    done = subprocess.run([sys.executable, "-c", code + "raise SystemExit(3)"], timeout=60)
+    assert done.returncode == 3
