@@ -1,6 +1,7 @@
 """Processes that the kernel really kills for want of memory, in a cgroup with a limit."""
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -84,6 +85,18 @@ def test_a_kernel_that_does_not_count_is_not_quoted(monkeypatch, tmp_path):
     monkeypatch.setattr(out_of_memory, "COUNTERS", tmp_path / "none")
     assert out_of_memory.kills() is None
     assert out_of_memory.cause_of_a_kill().startswith("most likely by the kernel, because memory ran out;")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [(3, 5, r"by the kernel, because memory ran out \(2 killed since the start\); use fewer"),
+     (5, 5, "not by the kernel, which had memory left$"), (None, 5, "most likely by the kernel")],
+)  # fmt: skip
+def test_kills_are_counted_from_the_start_of_the_program(monkeypatch, tmp_path, before, now, reason):
+    (tmp_path / "vmstat").write_text(f"pgfault 12\noom_kill {now}\noom_kill_other 9\n")
+    monkeypatch.setattr(out_of_memory, "COUNTERS", tmp_path / "vmstat")
+    monkeypatch.setattr(out_of_memory, "_before", before)
+    assert out_of_memory.kills() == now and re.match(reason, out_of_memory.cause_of_a_kill())
 
 
 def test_a_gpu_without_room_is_a_sentence_with_what_to_do(capsys):

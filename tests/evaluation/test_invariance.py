@@ -20,11 +20,13 @@ from pirl_plugin.evaluation.invariance import (
     distances_between_images,
     embed_pairs,
     figures_of,
+    pairs_of_checkpoint,
     transformation,
 )
 from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies, pooled
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.figures import new_figure, save
+from pirl_plugin.launch import composition
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.features import center_view
 from pirl_plugin.network.heads import PIRLHead
@@ -219,3 +221,15 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
     refused = analyse("invariance", jigsaw, *images)
     assert refused.returncode != 0 and refused.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert len(labelled_images(photo_folder)[0]) == 48
+
+
+def test_a_checkpoints_pairs_are_of_one_draw_an_image_unless_more_are_asked_for(tmp_path, photo_folder):
+    overrides = ["config=pretrain/pirl/jigsaw_small_images_cpu", f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]"]
+    config = composition.compose([*overrides, f"config.CHECKPOINT.DIR={tmp_path}"], write_config=True).config
+    heads = nn.ModuleList(PIRLHead(**arguments) for _, arguments in config.MODEL.HEAD.PARAMS)
+    model = {"trunk": build_trunk(config).state_dict(), "heads": heads.state_dict()}
+    torch.save({"classy_state_dict": {"base_model": {"model": model}}}, tmp_path / "checkpoint.torch")
+    files = list_images(photo_folder)[:6]
+    for more, count in (({}, 6), ({"draws": 3}, 18)):
+        first, second = pairs_of_checkpoint(tmp_path / "checkpoint.torch", files, **more)
+        assert len(first) == len(second) == count

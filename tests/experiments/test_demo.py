@@ -205,7 +205,7 @@ def test_a_run_that_fails_shows_the_end_of_its_log(tmp_path, monkeypatch):
 
 
 def test_long_work_says_how_much_is_done_and_how_long_the_rest_takes(monkeypatch, capsys):
-    clock = iter([0.0, 4.0, 10.0])
+    clock = iter([0.0, 4.0, 10.0, 0.0, 4.0, 10.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show = progress_line("copied")
@@ -213,6 +213,11 @@ def test_long_work_says_how_much_is_done_and_how_long_the_rest_takes(monkeypatch
     show(5, 5)
     assert capsys.readouterr().out.split("\r") == ["", "      copied 2 of 5, 6 s left   ",
                                                    "      copied 5 of 5, 0 s left   \n"]  # fmt: skip
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    show = progress_line("copied")
+    show(2, 5)
+    show(5, 5)
+    assert capsys.readouterr().out == "\r      copied 5 of 5, 0 s left   \n"
 
 
 @pytest.mark.slow

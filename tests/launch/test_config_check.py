@@ -454,3 +454,10 @@ def test_a_config_that_is_edited_is_read_again_in_the_same_process(tmp_path, mon
     path.write_text(f"{head}config:\n  MINE: [2]\n")
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 5))
     assert list(compose(arguments).MINE) == [1]
+
+
+@pytest.mark.parametrize("key", ["start_value", "end_value"])
+def test_a_learning_rate_with_which_nothing_could_learn_is_refused(key):
+    setting = f"config.OPTIMIZER.param_schedulers.lr.{key}"
+    with pytest.raises(ConfigError, match=rf"lr.{key} is 1500000.0; it must be a number at least 0 and at most 1"):
+        compose(["config=pretrain/pirl/jigsaw_small_images_cpu", f"{setting}=1.5e6"])

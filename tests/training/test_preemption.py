@@ -136,6 +136,8 @@ finally:
 
 
 def test_a_process_that_ends_without_stopping_the_watch_is_not_held_up_by_it():
-    code = "from pirl_plugin.training.preemption import PreemptionHook\nPreemptionHook(print).on_start(None)\n"
-    done = subprocess.run([sys.executable, "-c", code + "raise SystemExit(3)"], timeout=60)
-    assert done.returncode == 3
+    code = "import os, signal\nfrom pirl_plugin.training.preemption import PreemptionHook\n"
+    code += "hook = PreemptionHook(print, grace=40)\nhook.on_start(None)\n"
+    for asked in ("", "os.kill(os.getpid(), signal.SIGUSR1)\nhook.requested.wait()\n"):
+        done = subprocess.run([sys.executable, "-c", code + asked + "raise SystemExit(3)"], timeout=30)
+        assert done.returncode == 3
