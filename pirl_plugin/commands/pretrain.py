@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="checkpoints and logs; default: runs/<name of the folder>")
     parser.add_argument("--epochs", type=int, help="default: about 1,000 steps on a CPU, 20,000 on a GPU")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--heads", choices=("batch_norm", "paper"), default="batch_norm",
+        help="paper: without batch normalisation; better for many photos of many kinds, if its loss ends lower",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the settings and the command, and stop")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="config.KEY=value", help="overrides that take precedence"
@@ -36,4 +40,6 @@ def run(options: argparse.Namespace) -> None:
     registration.import_in_children()
     from pirl_plugin.experiments.recipe import pretrain
 
-    pretrain(options.photos, options.output, options.epochs, options.seed, tuple(options.set), options.dry_run)
+    pretrain(
+        options.photos, options.output, options.epochs, options.seed, tuple(options.set), options.dry_run, options.heads
+    )

@@ -150,6 +150,9 @@ def test_pretraining_and_finetuning_print_the_launchers_command_with_what_was_as
     own = ["--seed", 9, "--epochs", 3, "--dry-run", "--set", "config.LOG_FREQUENCY=7"]
     pirl("pretrain", photo_folder, "--output", tmp_path / "run", *own)
     pretraining = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    pirl("pretrain", photo_folder, "--heads", "paper", *own)
+    heads = compose(shlex.split(capsys.readouterr().out.strip().splitlines()[-1])[2:]).MODEL.HEAD.PARAMS
+    assert not any(head.get("batch_norm") for _, head in heads)
     pirl("finetune", checkpoint, "--train", photo_folder, "--test", photo_folder, "--output", tmp_path / "run", *own)
     finetuning = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
     for command in (pretraining, finetuning):

@@ -24,6 +24,7 @@ LAUNCHERS = {"run_distributed_engines.py", "pirl train", "pirl train-svm", "pirl
 # Run by the walk below, in this order, in a folder with photos/, held_out/, labelled/ and photo.jpg.
 WALK = [
     "pirl pretrain photos",
+    "pirl pretrain photos --heads paper --output runs/photos_paper",
     "pirl embed runs/photos/checkpoint.torch photos --output features.npy",
     "pirl evaluate runs/photos/checkpoint.torch --train photos --test held_out",
     "pirl sample-images photos --count 40 --seed 0 --output some.txt",

@@ -67,6 +67,23 @@ def test_the_launcher_takes_every_recipe(count, side, machine, tmp_path):
         assert choice.chosen in str(recipe) and choice.why in str(recipe)
 
 
+def test_with_the_papers_heads_only_the_heads_and_their_rate_are_others(tmp_path):
+    recipes = [
+        recipe_for(Photos(tmp_path, 5000, 32), CPU, tmp_path / "run", heads=heads) for heads in ("batch_norm", "paper")
+    ]
+    configs = [compose(list(recipe.overrides), check=False) for recipe in recipes]
+    assert [head.get("batch_norm", False) for _, head in configs[1].MODEL.HEAD.PARAMS] == [False, False]
+    assert [head["branch"] for _, head in configs[1].MODEL.HEAD.PARAMS] == ["image", "jigsaw"]
+    schedules = [config.OPTIMIZER.param_schedulers.lr for config in configs]
+    assert [(one.start_value, one.end_value) for one in schedules] == [(0.015, 0.00015), (0.06, 0.0006)]
+    assert "0.06 for a batch of 32" in str(recipes[1]) and "as in the paper" in str(recipes[1])
+    differ = {one.split("=")[0] for one in set(recipes[0].overrides) ^ set(recipes[1].overrides)}
+    lr = "config.OPTIMIZER.param_schedulers.lr"
+    assert differ == {"config.MODEL.HEAD.PARAMS", f"{lr}.start_value", f"{lr}.end_value"}
+    with pytest.raises(ConfigError, match=r"--heads is 'papers' .did you mean paper"):
+        recipe_for(Photos(tmp_path, 5000, 32), CPU, tmp_path / "run", heads="papers")
+
+
 def test_what_is_asked_for_wins(photo_folder, tmp_path, capsys):
     others = ("config.LOSS.pirl_loss.negatives=per_image", "config.LOSS.pirl_loss.num_negatives=20")
     pretrain(photo_folder, tmp_path / "run", epochs=3, seed=5, others=others, dry_run=True)
