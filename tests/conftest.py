@@ -13,7 +13,8 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
 
-from pirl_plugin.launch import registration  # noqa: F401
+from pirl_plugin.launch import registration  # noqa: F401, I001
+from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -26,6 +27,16 @@ def smooth_photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vissl_catalogue():
+    """Data sets that a module's tests register with VISSL are forgotten at its end."""
+    registered = VisslDatasetCatalog._VisslDatasetCatalog__REGISTERED_DATASETS
+    before = dict(registered)
+    yield
+    registered.clear()
+    registered.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,7 @@ def mend() -> list[str]:
     warnings.filterwarnings("ignore", message=".*transforms._functional_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*transforms._transforms_video.* deprecated")
     warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated")
+    warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
     applied = []
     for name, apply in _BEFORE_IMPORT.items():
         with contextlib.suppress(ImportError):  # without NumPy or torchvision nothing needs mending

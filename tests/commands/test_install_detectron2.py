@@ -25,10 +25,14 @@ def test_a_folder_without_detectron2_is_refused_before_pip_sees_it(monkeypatch, 
         install_detectron2.run(Namespace(checkout=tmp_path))
 
 
-def test_detectron2_replaces_what_was_there_without_its_compiled_files_and_with_its_licence(monkeypatch, tmp_path):
-    old = tmp_path / "site" / "detectron2" / "old.py"
-    old.parent.mkdir(parents=True)
-    old.touch()
+@pytest.mark.parametrize("before", [True, False])
+def test_detectron2_replaces_what_was_there_without_its_compiled_files_and_with_its_licence(
+    monkeypatch, tmp_path, before
+):
+    (tmp_path / "site").mkdir()
+    if before:
+        (tmp_path / "site" / "detectron2").mkdir()
+        (tmp_path / "site" / "detectron2" / "old.py").touch()
 
     def pip(command, check):
         target = Path(command[command.index("--target") + 1])
