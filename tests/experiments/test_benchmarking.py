@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,12 +169,12 @@ def test_a_benchmark_says_how_far_it_is_and_ends_with_its_figures(monkeypatch, t
     run = Run("knn_small_images", tmp_path, ("config.A=1",))
     result = run.run("[1/2] ")
     assert result["figures"] == {"res5avg": pytest.approx(43.21)} and result["overrides"] == ["config.A=1"]
-    assert run.result() == result and 0.01 < result["minutes"] < 0.2
+    assert run.result() == result and 0.01 < result["minutes"] < 1
     said = capsys.readouterr().out.splitlines()
     log = tmp_path / "knn_small_images" / "log.txt"
     assert said[0] == f"[1/2] knn_small_images: started, log in {log}"
-    assert said[1] == "[1/2] knn_small_images: 0.0 min; half"
-    assert said[-1] == "[1/2] knn_small_images: done in 0.0 min" and last_line(log) == "all of it"
+    assert any(re.fullmatch(r"\[1/2\] knn_small_images: 0\.\d min; half", line) for line in said)
+    assert re.fullmatch(r"\[1/2\] knn_small_images: done in 0\.\d min", said[-1]) and last_line(log) == "all of it"
     assert run.run() == result and capsys.readouterr().out == "knn_small_images: done before\n"
 
 

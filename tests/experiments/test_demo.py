@@ -182,7 +182,7 @@ log(3, 9, "loss 1.25")
 """)  # fmt: skip
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     state = pretrain(["config=a"], tmp_path, tmp_path / "run", 1, 9, budget_seconds=2.0)
-    assert state.epochs in (2, 3)  # of 0.5 s and a little
+    assert state.epochs in (2, 3, 4)  # of about 0.5 s
     assert state.losses == [(5, 2.5), (5, 2.5), (9, 1.25)]
     calls = [line.split()[-2:] for line in started.read_text().splitlines()]
     assert calls == [["config=a", f"config.OPTIMIZER.num_epochs={epochs}"] for epochs in (9, state.epochs)]
@@ -309,7 +309,7 @@ def test_the_machines_speed_is_measured_with_one_thread_for_each_process():
     threads = torch.get_num_threads()
     seconds = {processes: demo.seconds_per_image(processes) for processes in (1, 4)}
     assert torch.get_num_threads() == threads
-    assert 2 < seconds[1] / seconds[4] < 8
+    assert 1.3 < seconds[1] / seconds[4] < 12
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
