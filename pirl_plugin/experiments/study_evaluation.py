@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,19 +133,15 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
 def complete(run: Run, evaluation: Evaluation) -> None:
     """Pre-train and evaluate, skipping what is done; writes the figures to result.json in the run's folder."""
-    run.begin()
-    path = run.folder / "result.json"
-    if path.is_file():
-        return
-    run.pretrain()
-    numbers = evaluate(run, evaluation)
-    if evaluation.finetune:
-        numbers |= finetune_run(run, evaluation.train, evaluation.test)
-    minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
-    result = {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(unfinished, path)
+
+    def measure() -> dict[str, Any]:
+        numbers = evaluate(run, evaluation)
+        if evaluation.finetune:
+            numbers |= finetune_run(run, evaluation.train, evaluation.test)
+        minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
+        return {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
+
+    run.complete(measure)
 
 
 def _lines(path: Path) -> list[str]:

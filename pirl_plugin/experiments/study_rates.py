@@ -15,7 +15,6 @@ from pirl_plugin.experiments.study import Study
 from pirl_plugin.experiments.study_evaluation import Evaluation, labelled_features
 from pirl_plugin.experiments.study_runs import Run, run_all
 from pirl_plugin.launch.composition import quote
-from pirl_plugin.paths import written_whole
 from pirl_plugin.validation import ConfigError
 
 SEED = 1000  # none of the study's own
@@ -36,14 +35,7 @@ def split(source: Path, target: Path) -> tuple[Path, Path]:
 
 def try_rate(run: Run, evaluation: Evaluation) -> None:
     """Pre-train with a rate and write the linear accuracy on the validation images to result.json; once."""
-    run.begin()
-    path = run.folder / "result.json"
-    if path.is_file():
-        return
-    run.pretrain()
-    accuracy = linear_probe(*labelled_features(run, evaluation))
-    with written_whole(path) as file:
-        file.write(json.dumps({"name": run.name, "linear": accuracy}).encode() + b"\n")
+    run.complete(lambda: {"name": run.name, "linear": linear_probe(*labelled_features(run, evaluation))})
     for checkpoint in run.folder.glob("*.torch"):
         checkpoint.unlink()
 

@@ -24,6 +24,7 @@ from pirl_plugin.experiments.demo import seconds_per_image
 from pirl_plugin.experiments.study import Method, Study
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.doctor import processor
+from pirl_plugin.paths import written_whole
 from pirl_plugin.training.checkpoint_folder import iteration_of
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
@@ -146,6 +147,17 @@ class Run:
         if code or self.checkpoint is None:
             output = self.folder / "output.txt"
             raise RuntimeError(f"pre-training failed: {last_line(output)} (see {output})")
+
+    def complete(self, measure: Callable[[], dict[str, Any]]) -> None:
+        """Pre-train, and write what `measure` returns to result.json in the folder, skipping what is done."""
+        self.begin()
+        path = self.folder / "result.json"
+        if path.is_file():
+            return
+        self.pretrain()
+        result = measure()
+        with written_whole(path) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
 
     def begin(self) -> None:
         """Make the folder, or check that it belongs to the same run.
