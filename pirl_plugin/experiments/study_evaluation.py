@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pirl_plugin.evaluation.invariance import (
     LEVELS,
@@ -32,6 +33,7 @@ from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import center_view_of, embed
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.network.trunks import STAGES
+from pirl_plugin.pretext.base import PretextTransform
 
 SUBSETS = 5  # draws of the labelled images, for 1% and 10% of the labels
 
@@ -65,13 +67,19 @@ def few_label_accuracy(
     return float(np.mean([linear_probe(train[rows], train_labels[rows], test, test_labels) for rows in draws]))
 
 
+def _network(run: Run, evaluation: Evaluation) -> tuple[Any, dict[str, Any] | None, nn.Module, PretextTransform]:
+    """A run's config, checkpoint (None for the untrained network) and trunk, and the evaluation's transformation."""
+    config = compose(run.launcher_overrides(), check=False)
+    path = None if run.method.config is None else run.checkpoint
+    checkpoint = None if path is None else load_checkpoint(path)
+    pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
+    return config, checkpoint, build_trunk(config, checkpoint, seed=run.seed), transformation(pretext)
+
+
 def labelled_features(run: Run, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A run's features of res5, averaged, and classes: of the images to learn from, and of those to measure on."""
-    config = compose(run.launcher_overrides(), check=False)
-    trunk = build_trunk(config, load_checkpoint(run.checkpoint) if run.checkpoint else None, seed=run.seed)
-    view = center_view_of(
-        transformation(compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0])
-    )
+    _, _, trunk, task = _network(run, evaluation)
+    view = center_view_of(task)
     splits, compute = map(labelled_images, (evaluation.train, evaluation.test)), Compute(choose_device())
     (train, train_labels), (test, test_labels) = (
         (embed(trunk, files, view, compute=compute), y) for files, y in splits
@@ -87,12 +95,7 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         and BatchNorm statistics (`with_histogram`); knn_recomputed and linear_recomputed, with BatchNorm's averages
         recomputed on the training images alone.
     """
-    config = compose(run.launcher_overrides(), check=False)
-    path = None if run.method.config is None else run.checkpoint
-    checkpoint = None if path is None else load_checkpoint(path)
-    trunk = build_trunk(config, checkpoint, seed=run.seed)
-    pretext = compose([f"config={evaluation.pretext_config}"], check=False).DATA.TRAIN.TRANSFORMS[0]
-    task = transformation(pretext)
+    config, checkpoint, trunk, task = _network(run, evaluation)
     view = center_view_of(task)
     (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
     of_layers = run.name in evaluation.layers_of
