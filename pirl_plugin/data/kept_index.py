@@ -28,7 +28,8 @@ class Index:
     """
 
     def __init__(self, entries: np.ndarray) -> None:
-        self.entries, self.names, self.by_name = entries, entries["name"], entries["by_name"]
+        # As plain arrays: a memmap takes several times as long to give one element.
+        self.entries, self.names, self.by_name = map(np.asarray, (entries, entries["name"], entries["by_name"]))
 
     def place(self, name: bytes) -> int | None:
         """The number of the entry of a name; None where there is none."""
