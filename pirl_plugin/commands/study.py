@@ -3,8 +3,8 @@
     pirl study --train cifar10/train --test cifar10/test --output study --budget-minutes 120
 
 Pre-trains and evaluates each method of a YAML file (configs/study, or your own), draws Figures 4 to 8 and writes
-study.json, from which --report-only makes the report again. An interrupted study resumes. Arguments after -- are
-overrides for all runs, e.g. for a GPU:
+study.json, from which --report-only makes the report again. An interrupted study resumes, on another machine from
+study.json alone; --only does a part. Arguments after -- are overrides for all runs, e.g. for a GPU:
 
     -- config.MACHINE.DEVICE=gpu config.DISTRIBUTED.BACKEND=nccl config.DATA.NUM_DATALOADER_WORKERS=4
 """
@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the methods")
     parser.add_argument("--sweep-seeds", type=int, nargs="*", default=[0], help="seeds of runs only in sweeps")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="only the runs of these methods and sweeps; the report has all so far"
+    )
     parser.add_argument("--budget-minutes", type=float, help="time for all runs on this machine")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each; default 1")
     parser.add_argument("--images", type=int, help="images to train on; with --epochs, instead of a budget")

@@ -23,6 +23,7 @@ class Method:
         cost: seconds per image, relative to PIRL (jigsaw); above 0 if there is a config.
         paper: the paper's figures in per cent, by measure.
         learning_rates: those to choose among; none keeps the config's, one replaces it.
+        variant_of: for a point of a sweep, the method of which it has all but its own overrides.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Method:
     overrides: tuple[str, ...] = ()
     paper: Mapping[str, float] | None = None
     learning_rates: tuple[float, ...] = ()
+    variant_of: str | None = None
 
     @property
     def has_choice(self) -> bool:
@@ -117,7 +119,8 @@ def read_study(name: str | Path = DEFAULT, rates: Mapping[str, float] | None = N
                     replaced = {one.partition("=")[0] for one in own}
                     kept = [one for one in methods[method].overrides if one.partition("=")[0] not in replaced]
                     own = (*kept, *own)
-                    points[run] = replace(methods[method], overrides=own, title=f"{line}, {sweep['label']} = {value}")
+                    title = f"{line}, {sweep['label']} = {value}"
+                    points[run] = replace(methods[method], overrides=own, title=title, variant_of=method)
                 series[line][str(value)] = run
         sweeps[key] = Sweep(sweep["title"], sweep["label"], bool(sweep.get("logarithmic")), series)
     return Study(methods, points, sweeps)

@@ -10,8 +10,9 @@ from argparse import Namespace
 from pirl_plugin.data.image_files import check_same_classes, list_images
 from pirl_plugin.experiments.study import Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
+from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
 from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
-from pirl_plugin.experiments.study_report import collect, write
+from pirl_plugin.experiments.study_report import collect, write, write_content
 from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.validation import ConfigError
@@ -44,25 +45,34 @@ def run(options: Namespace) -> int:
         f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={max(1, plan.epochs // 4)}",
         *options.overrides,
     ]
-    chosen = choose_rates(
-        study, train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs, options.overrides
-    )
-    study = read_study(options.study, {name: one["rate"] for name, one in chosen.items()})
+    before, names = content_before(stored), names_of(study, options.only)
+    rates = before.get("rates", {})
+    rate_epochs, undecided = max(4, plan.epochs // RATE_EPOCHS), methods_of(study, names) - set(rates)
+    rates |= choose_rates(study, undecided, train, output / "rates", rate_epochs, options.jobs, options.overrides)
+    study = read_study(options.study, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
+    data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
+    restore(before, runs, data)
     given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
     settings = {
-        "data": f"{images} images of {options.train}, measured on {tested} of {options.test}",
+        "data": data,
         "epochs": plan.epochs,
         "budget": f"{given}; {options.jobs} runs at a time",
-        **({"learning rates": rates_in_words(chosen)} if chosen else {}),
+        **({"learning rates": rates_in_words(rates)} if rates else {}),
         **machine(),
     }
+    runs = [run for run in runs if run.name in names]
     print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)
     pirl = next(method.config for method in study.methods.values() if method.config)
     layers_of = ("pirl_jigsaw", "npid_plus_plus", "jigsaw", "random")
     evaluation = Evaluation(train, test, pirl, layers_of, not options.no_finetuning)
-    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds)
-    path = write(collect(study, output, settings, failed), output)
+
+    def keep() -> None:
+        write_content(collect(study, output, settings, rates=rates), output)
+
+    keep()  # an interrupted study has a report, too, and the rates that were chosen
+    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds, keep)
+    path = write(collect(study, output, settings, failed, rates), output)
     print(f"\n{path.read_text()}\nWritten: {path}")
     return 1 if failed else 0
 

@@ -25,7 +25,7 @@ from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
 from pirl_plugin.experiments.study_finetuning import finetune_run, some_labels
-from pirl_plugin.experiments.study_runs import Run
+from pirl_plugin.experiments.study_runs import Run, machine
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.batchnorm_averages import recompute_averages
 from pirl_plugin.network.checkpoints import load_checkpoint
@@ -142,7 +142,8 @@ def complete(run: Run, evaluation: Evaluation) -> None:
         if evaluation.finetune:
             numbers |= finetune_run(run, evaluation.train, evaluation.test)
         minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
-        return {"name": run.name, "seed": run.seed, "title": run.method.title, "minutes": sum(minutes), **numbers}
+        told = {"name": run.name, "seed": run.seed, "title": run.method.title, "overrides": run.settings()}
+        return {**told, **machine(), "minutes": sum(minutes), **numbers}
 
     run.complete(measure)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,13 @@ def try_rate(run: Run, evaluation: Evaluation) -> None:
 
 
 def choose_rates(
-    study: Study, train: Path, output: Path, epochs: int, jobs: int, overrides: Sequence[str]
+    study: Study, names: Collection[str], train: Path, output: Path, epochs: int, jobs: int, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Try all learning rates of each method that has several.
 
     Args:
         study: the study; `learning_rates` of its methods.
+        names: of the methods.
         train: its training images, with one sub-folder per class.
         output: a folder for the runs; the same folder continues.
         epochs: of each run.
@@ -59,7 +60,7 @@ def choose_rates(
     Raises:
         ConfigError: if a run failed.
     """
-    methods = {name: method for name, method in study.methods.items() if method.has_choice}
+    methods = {name: method for name, method in study.methods.items() if name in names and method.has_choice}
     if not methods:
         return {}
     parts = split(train, output / "data")

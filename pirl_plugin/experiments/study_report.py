@@ -14,6 +14,7 @@ from pirl_plugin.evaluation.figures import draw_invariance, draw_lines
 from pirl_plugin.experiments.study import Study
 from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of_seeds
 from pirl_plugin.figures import new_figure, save
+from pirl_plugin.paths import written_whole
 
 MEASURES = {
     "knn": "kNN (k = 200)",
@@ -29,8 +30,14 @@ FURTHER = {
 }
 
 
-def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Sequence[str] = ()) -> dict[str, Any]:
-    """The data of a report: settings, methods, sweeps, the results of finished runs, and failures."""
+def collect(
+    study: Study,
+    output: Path,
+    settings: Mapping[str, Any],
+    failed: Sequence[str] = (),
+    rates: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The data of a report: settings, methods, sweeps, the results of finished runs, failures, and chosen rates."""
     results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*/seed*/result.json"))]
     methods = {
         name: {"title": method.title, "paper": dict(method.paper or {})} for name, method in study.methods.items()
@@ -44,7 +51,12 @@ def collect(study: Study, output: Path, settings: Mapping[str, Any], failed: Seq
         }
         for name, sweep in study.sweeps.items()
     }
-    return {"settings": dict(settings), "methods": methods, "sweeps": sweeps, "runs": results, "failed": list(failed)}
+    machines = dict.fromkeys(
+        one["machine"] for one in results if "machine" in one
+    )  # a study may go from one to another
+    settings = {**settings, **({"machine": "; ".join(machines)} if machines else {})}
+    told = {"settings": settings, "rates": dict(rates or {}), "methods": methods, "sweeps": sweeps}
+    return {**told, "runs": results, "failed": list(failed)}
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -211,7 +223,13 @@ statistics.
 
 def write(content: Mapping[str, Any], output: Path) -> Path:
     """Write study.json, the plots and report.md to `output`; returns the report's path."""
-    (output / "study.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_content(content, output)
     path = output / "report.md"
     path.write_text(report(content, draw(content, output)))
     return path
+
+
+def write_content(content: Mapping[str, Any], output: Path) -> None:
+    """Write study.json alone."""
+    with written_whole(output / "study.json") as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")

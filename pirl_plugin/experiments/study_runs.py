@@ -126,6 +126,11 @@ class Run:
             *self.method.all_overrides(),
         ]
 
+    def settings(self) -> list[str]:
+        """`launcher_overrides` without the paths, which differ from machine to machine."""
+        paths = ("config.CHECKPOINT.DIR=", "config.DATA.TRAIN.DATA_PATHS=")
+        return [one for one in self.launcher_overrides() if not one.startswith(paths)]
+
     def pretrain(self) -> None:
         """Pre-train, unless that is done; an interrupted run is resumed.
 
@@ -234,13 +239,18 @@ def machine() -> dict[str, str]:
 
 
 def run_all(
-    runs: Sequence[Run], jobs: int, complete: Callable[[Run], Any], expected_seconds: float | None = None
+    runs: Sequence[Run],
+    jobs: int,
+    complete: Callable[[Run], Any],
+    expected_seconds: float | None = None,
+    after_each: Callable[[], Any] = lambda: None,
 ) -> list[str]:
     """Complete all runs, `jobs` at a time with one thread each, and print progress.
 
     Args:
         complete: called for each run, in a separate process.
         expected_seconds: total time of all runs, if known.
+        after_each: called when a run has ended.
 
     Returns:
         failures, one sentence each.
@@ -261,6 +271,7 @@ def run_all(
                 if error is not None:
                     failed.append(f"{run.name}, seed {run.seed}: {error}")
                     print(f"failed: {failed[-1]}", flush=True)
+                after_each()
             minutes = (time.monotonic() - started) / 60
             expected = expected_seconds / 60 / jobs - minutes if expected_seconds else None
             remaining = minutes / done * (len(runs) - done) if done else expected

@@ -460,11 +460,15 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
 ):
     seen = {}
 
-    def run_all(runs, jobs, complete, seconds):  # each run: test_a_run_is_evaluated_by_the_measures_that_...
+    def run_all(runs, jobs, complete, seconds, keep):  # each run: test_a_run_is_evaluated_by_the_measures_that_...
         seen.update(runs=runs, jobs=jobs, seconds=seconds, evaluation=complete.keywords["evaluation"])
         for run in runs:
             run.folder.mkdir(parents=True)
             (run.folder / "result.json").write_text(json.dumps(result(run.name, run.seed, 0.5)))
+            keep()
+            content = json.loads((tmp_path / "out" / "study.json").read_text())  # what an interrupted study has
+            assert (run.name, run.seed) in {(one["name"], one["seed"]) for one in content["runs"]}
+            assert content["rates"]["pirl_jigsaw"]["rate"] == 0.02
         return failed
 
     def choose_rates(study, *given):  # its own tests are below
@@ -477,7 +481,7 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     train, test = (str(noisy_classes[split]) for split in ("train", "test"))
     given = {"output": tmp_path / "out", "study": str(tmp_path / "study.yaml"), "train": train, "test": test,
              "images": 60, "epochs": 9, "seeds": [3, 4], "sweep_seeds": [3], "jobs": 2, "budget_minutes": None,
-             "report_only": False, "no_finetuning": False, "overrides": ["config.SEED=1"]}  # fmt: skip
+             "report_only": False, "no_finetuning": False, "only": None, "overrides": ["config.SEED=1"]}  # fmt: skip
     assert study_command.run(Namespace(**given)) == len(failed)
     assert [(run.name, run.seed) for run in seen["runs"]] == [
         ("pirl_jigsaw", 3), ("jigsaw", 3), ("random", 3), ("pirl_jigsaw", 4), ("jigsaw", 4), ("random", 4),
@@ -488,7 +492,8 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
         "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2", "config.SEED=1",
     )  # fmt: skip
     assert (seen["jobs"], seen["seconds"]) == (2, None)
-    assert seen["choice"] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"])
+    assert seen["choice"][0] == {"pirl_jigsaw", "jigsaw", "random"}
+    assert seen["choice"][1:] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"])
     rates = {run.name: run.method.learning_rates for run in seen["runs"]}
     assert rates == {"pirl_jigsaw": (0.02,), "lambda_pirl_1.0": (0.02,), "jigsaw": (), "random": ()}
     data = tmp_path / "out" / "data"
@@ -606,7 +611,8 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     config = "pretrain/pirl/jigsaw_small_images_cpu"
     methods = {"a": Method("A", config, 1.0, learning_rates=(0.1, 0.2)), "c": Method("C", config, 1.0),
                "b": Method("B", config, 1.0, learning_rates=(0.1, 0.3)), "random": Method("random")}  # fmt: skip
-    chosen = choose_rates(Study(methods, {}, {}), noisy_classes["train"], tmp_path / "rates", 5, 2, ["config.X=1"])
+    study, train = Study(methods, {}, {}), noisy_classes["train"]
+    chosen = choose_rates(study, methods, train, tmp_path / "rates", 5, 2, ["config.X=1"])
     assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}},
                       "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}}}  # fmt: skip
     parts = {name: sorted((tmp_path / "rates" / "data" / name).rglob("*.png")) for name in ("train", "validation")}
@@ -622,8 +628,9 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     assert "a 0.2 (0.1: 50.0%, 0.2: 70.0%); b 0.1 (0.1: 40.0%, 0.3: 30.0%)" in capsys.readouterr().out
     monkeypatch.setattr(study_rates, "run_all", lambda *given: ["a_0.1, seed 1000: why"])
     with pytest.raises(ConfigError, match=r"A learning rate could not be tried: a_0.1, seed 1000: why"):
-        choose_rates(Study(methods, {}, {}), noisy_classes["train"], tmp_path / "rates", 5, 2, [])
-    assert choose_rates(Study({"c": methods["c"]}, {}, {}), noisy_classes["train"], tmp_path / "none", 5, 2, []) == {}
+        choose_rates(study, ["a"], train, tmp_path / "rates", 5, 2, [])
+    assert choose_rates(study, ["c", "random"], train, tmp_path / "none", 5, 2, []) == {}
+    assert choose_rates(study, [], train, tmp_path / "none", 5, 2, []) == {}
 
 
 def test_a_rate_is_judged_by_the_validation_images(noisy_classes, tmp_path):

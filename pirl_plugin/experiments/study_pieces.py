@@ -1,0 +1,73 @@
+"""A study in pieces: some of its runs, and a study that goes on, on any machine, from its study.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pirl_plugin.experiments.study import Study
+from pirl_plugin.experiments.study_runs import Run
+from pirl_plugin.paths import written_whole
+from pirl_plugin.validation import ConfigError, check_choice
+
+
+def names_of(study: Study, only: Sequence[str] | None) -> set[str]:
+    """The runs that `--only` asks for, by name: of each method, and of each sweep all points; without it, all.
+
+    Raises:
+        ConfigError: for a name that is neither.
+    """
+    if only is None:
+        return {*study.methods, *study.points}
+    names: set[str] = set()
+    for name in only:
+        check_choice(name, [*study.methods, *study.sweeps], "--only")
+        series = study.sweeps[name].series.values() if name in study.sweeps else [{"": name}]
+        names.update(run for line in series for run in line.values())
+    return names
+
+
+def methods_of(study: Study, names: set[str]) -> set[str]:
+    """The methods of runs: those themselves, and those of which points of a sweep are variants."""
+    return {name if name in study.methods else str(study.points[name].variant_of) for name in names}
+
+
+def restore(before: Mapping[str, Any], runs: Sequence[Run], data: str) -> None:
+    """Write result.json of the runs that a study.json has and whose folders have none, so that they count as done.
+
+    Args:
+        before: the content of the study.json.
+        runs: all runs of the study.
+        data: what `settings` of the study.json must have under that name.
+
+    Raises:
+        ConfigError: where it is of other images, or has a run with other settings.
+    """
+    stored = {(one["name"], one["seed"]): one for one in before["runs"]}
+    missing = [run for run in runs if (run.name, run.seed) in stored and not (run.folder / "result.json").is_file()]
+    if not missing:
+        return
+    path = missing[0].output / "study.json"
+    if before["settings"]["data"] != data:
+        raise ConfigError(f"{path} is of {before['settings']['data']}, not of {data}: give another --output.")
+    for run in missing:
+        result = stored[run.name, run.seed]
+        if result.get("overrides") != run.settings():
+            raise ConfigError(
+                f"{path} has {run.name}, seed {run.seed}, with other settings ({_in_words(result)}) than are asked for "
+                f"({' '.join(run.settings())}); give those, or another --output."
+            )
+        run.begin()
+        with written_whole(run.folder / "result.json") as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    return " ".join(result.get("overrides", ["of an older version, which did not write them"]))
+
+
+def content_before(stored: Path) -> dict[str, Any]:
+    """What an earlier call left in study.json: runs, settings, rates; without one, no runs."""
+    return json.loads(stored.read_text()) if stored.is_file() else {"runs": [], "settings": {}}

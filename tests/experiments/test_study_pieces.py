@@ -1,0 +1,85 @@
+"""A study in pieces: which runs are asked for, and that it goes on from study.json alone, with the same runs only."""
+
+import copy
+import json
+
+import pytest
+
+from pirl_plugin.experiments.study import read_study
+from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
+from pirl_plugin.experiments.study_runs import runs_of
+from pirl_plugin.validation import ConfigError
+
+DATA = "60 images of a, measured on 50 of b"
+
+
+def test_a_piece_is_of_methods_and_whole_sweeps():
+    study = read_study()
+    assert names_of(study, None) == {*study.methods, *study.points}
+    assert names_of(study, ["pirl_jigsaw", "random"]) == {"pirl_jigsaw", "random"}
+    of_sweep = names_of(study, ["lambda"])
+    points = {"lambda_pirl_0.25", "lambda_pirl_0.75", "lambda_pirl_1.0"}
+    assert of_sweep == {"npid_plus_plus", "pirl_jigsaw", *points}
+    with pytest.raises(ConfigError, match=r"--only is 'pirl_jigsa' .did you mean pirl_jigsaw.*random, lambda"):
+        names_of(study, ["pirl_jigsa"])
+
+
+def test_a_learning_rate_is_chosen_for_the_methods_of_which_a_piece_has_variants():
+    study = read_study()
+    assert methods_of(study, {"random", "lambda_pirl_0.25"}) == {"random", "pirl_jigsaw"}
+    assert methods_of(study, {"permutations_jigsaw_2000"}) == {"jigsaw"}
+    assert methods_of(study, names_of(study, None)) == set(study.methods)
+
+
+def runs_at(output, epochs=3, rate=0.03):
+    overrides = [f"config.DATA.TRAIN.DATA_PATHS=[{output}/data]", f"config.OPTIMIZER.num_epochs={epochs}"]
+    return runs_of(read_study(rates={"pirl_jigsaw": rate}), output, [0, 1], [0], overrides)
+
+
+@pytest.fixture
+def before(tmp_path):
+    """The study.json of a study of which two runs are done, in another folder."""
+    done = [run for run in runs_at(tmp_path / "there") if run.name in ("pirl_jigsaw", "lambda_pirl_1.0")][:2]
+    results = [{"name": run.name, "seed": run.seed, "overrides": run.settings(), "knn": 0.5} for run in done]
+    (tmp_path / "study.json").write_text(json.dumps({"settings": {"data": DATA}, "runs": results}))
+    return content_before(tmp_path / "study.json")
+
+
+def test_a_study_goes_on_from_its_json_alone(before, tmp_path):
+    assert [(one["name"], one["seed"]) for one in before["runs"]] == [("pirl_jigsaw", 0), ("pirl_jigsaw", 1)]
+    output = tmp_path / "here"
+    runs = runs_at(output)
+    restore(before, runs, DATA)
+    found = sorted(output.glob("runs/*/*/result.json"))
+    assert [path.parent.relative_to(output / "runs").as_posix() for path in found] == [
+        "pirl_jigsaw/seed0", "pirl_jigsaw/seed1",
+    ]  # fmt: skip
+    assert [json.loads(path.read_text()) for path in found] == before["runs"]
+
+    def measure():
+        raise AssertionError("a run that was restored is measured again")
+
+    runs[0].complete(measure)
+    changed = copy.deepcopy(before)
+    changed["runs"][0]["knn"] = 0.1  # the folder's own result counts
+    restore(changed, runs, DATA)
+    assert json.loads(found[0].read_text())["knn"] == 0.5
+
+
+def test_a_study_of_other_images_or_settings_is_not_mixed_in(before, tmp_path):
+    with pytest.raises(ConfigError, match=r"study.json is of 60 images of a, .* not of 70 .*: give another --output"):
+        restore(before, runs_at(tmp_path / "here"), "70 images of a, measured on 50 of b")
+    for other in ({"epochs": 4}, {"rate": 0.015}):
+        with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 0, with other settings .*num_epochs=3"):
+            restore(before, runs_at(tmp_path / "here", **other), DATA)
+    del before["runs"][0]["overrides"]
+    with pytest.raises(
+        ConfigError, match=r"seed 0, with other settings .of an older version, which"
+    ):
+        restore(before, runs_at(tmp_path / "here"), DATA)
+    assert not list((tmp_path / "here").glob("runs/*/*/result.json"))
+
+
+def test_without_a_study_json_nothing_is_known(tmp_path):
+    assert content_before(tmp_path / "study.json") == {"runs": [], "settings": {}}
+    restore(content_before(tmp_path / "study.json"), runs_at(tmp_path), DATA)
