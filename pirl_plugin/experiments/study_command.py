@@ -6,16 +6,21 @@ import dataclasses
 import functools
 import json
 from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from pirl_plugin.data.image_files import check_same_classes, list_images
-from pirl_plugin.experiments.study import Study, read_study
+from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
 from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
 from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write, write_content
 from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
+from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
+
+OWN = "pirl_train_step"
 
 
 def run(options: Namespace) -> int:
@@ -33,7 +38,7 @@ def run(options: Namespace) -> int:
         return 0
     if not options.train or not options.test:
         raise ConfigError("--train and --test must each name a folder with one sub-folder per class.")
-    study = read_study(options.study)
+    study = study_of(options)
     check_same_classes(options.train, options.test)
     plan = choose_plan(options, study)
     train, test = output / "data" / "train", output / "data" / "test"
@@ -49,7 +54,7 @@ def run(options: Namespace) -> int:
     rates = before.get("rates", {})
     rate_epochs, undecided = max(4, plan.epochs // RATE_EPOCHS), methods_of(study, names) - set(rates)
     rates |= choose_rates(study, undecided, train, output / "rates", rate_epochs, options.jobs, options.overrides)
-    study = read_study(options.study, {name: one["rate"] for name, one in rates.items()})
+    study = study_of(options, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
     restore(before, runs, data)
@@ -59,6 +64,7 @@ def run(options: Namespace) -> int:
         "epochs": plan.epochs,
         "budget": f"{given}; {options.jobs} runs at a time",
         **({"learning rates": rates_in_words(rates)} if rates else {}),
+        **({"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}),
         **machine(),
     }
     runs = [run for run in runs if run.name in names]
@@ -75,6 +81,24 @@ def run(options: Namespace) -> int:
     path = write(collect(study, output, settings, failed, rates), output)
     print(f"\n{path.read_text()}\nWritten: {path}")
     return 1 if failed else 0
+
+
+def study_of(options: Namespace, rates: Mapping[str, float] | None = None) -> Study:
+    """The study that is asked for, with `--bfloat16` in its methods that can."""
+    study = read_study(options.study, rates)
+    return in_bfloat16(study) if options.bfloat16 else study
+
+
+def in_bfloat16(study: Study) -> Study:
+    """A study whose pre-training computes in bfloat16, except of methods that use VISSL's train step."""
+
+    def changed(method: Method) -> Method:
+        if method.config is None or compose([f"config={method.config}"], check=False).TRAINER.TRAIN_STEP_NAME != OWN:
+            return method
+        return replace(method, overrides=("config.TRAINER.PIRL_TRAIN_STEP.precision=bfloat16", *method.overrides))
+
+    methods, points = ({name: changed(one) for name, one in of.items()} for of in (study.methods, study.points))
+    return replace(study, methods=methods, points=points)
 
 
 def choose_plan(options: Namespace, study: Study) -> Plan:

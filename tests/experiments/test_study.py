@@ -481,7 +481,8 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     train, test = (str(noisy_classes[split]) for split in ("train", "test"))
     given = {"output": tmp_path / "out", "study": str(tmp_path / "study.yaml"), "train": train, "test": test,
              "images": 60, "epochs": 9, "seeds": [3, 4], "sweep_seeds": [3], "jobs": 2, "budget_minutes": None,
-             "report_only": False, "no_finetuning": False, "only": None, "overrides": ["config.SEED=1"]}  # fmt: skip
+             "report_only": False, "no_finetuning": False, "only": None, "bfloat16": False,
+             "overrides": ["config.SEED=1"]}  # fmt: skip
     assert study_command.run(Namespace(**given)) == len(failed)
     assert [(run.name, run.seed) for run in seen["runs"]] == [
         ("pirl_jigsaw", 3), ("jigsaw", 3), ("random", 3), ("pirl_jigsaw", 4), ("jigsaw", 4), ("random", 4),

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from pirl_plugin.experiments.study import read_study
+from pirl_plugin.experiments.study_command import in_bfloat16
 from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
 from pirl_plugin.experiments.study_runs import runs_of
+from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
 
 DATA = "60 images of a, measured on 50 of b"
@@ -73,9 +75,7 @@ def test_a_study_of_other_images_or_settings_is_not_mixed_in(before, tmp_path):
         with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 0, with other settings .*num_epochs=3"):
             restore(before, runs_at(tmp_path / "here", **other), DATA)
     del before["runs"][0]["overrides"]
-    with pytest.raises(
-        ConfigError, match=r"seed 0, with other settings .of an older version, which"
-    ):
+    with pytest.raises(ConfigError, match=r"seed 0, with other settings .of an older version, which"):
         restore(before, runs_at(tmp_path / "here"), DATA)
     assert not list((tmp_path / "here").glob("runs/*/*/result.json"))
 
@@ -83,3 +83,14 @@ def test_a_study_of_other_images_or_settings_is_not_mixed_in(before, tmp_path):
 def test_without_a_study_json_nothing_is_known(tmp_path):
     assert content_before(tmp_path / "study.json") == {"runs": [], "settings": {}}
     restore(content_before(tmp_path / "study.json"), runs_at(tmp_path), DATA)
+
+
+def test_bfloat16_is_for_the_methods_with_pirls_train_step_alone():
+    study, precision = read_study(), "config.TRAINER.PIRL_TRAIN_STEP.precision=bfloat16"
+    changed = in_bfloat16(study)
+    own = {name for name, one in {**changed.methods, **changed.points}.items() if precision in one.overrides}
+    others = {"jigsaw", "rotation", "supervised", "random", "permutations_jigsaw_2000", "permutations_jigsaw_10000"}
+    assert own == names_of(study, None) - others
+    point = changed.points["lambda_pirl_0.25"]
+    config = compose([f"config={point.config}", *point.all_overrides()], check=False)
+    assert (config.TRAINER.PIRL_TRAIN_STEP.precision, config.LOSS.pirl_loss.lambda_) == ("bfloat16", 0.25)
