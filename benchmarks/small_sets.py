@@ -2,11 +2,11 @@
 
     python benchmarks/small_sets.py --cifar cifar10 --output small_sets [--sets digits tiny] [--seeds 0 1 2] [--jobs 2]
 
-Sets are made from scikit-learn's digits and a folder with CIFAR-10's photos, cifar10/{train,test}/<class>/. Each is
-trained by the launcher twice: with heads as in the paper, a learning rate of 0.06 and 12 epochs (`paper's heads`), and
-by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing changed. Held-out photos are evaluated
-like in `pirl evaluate`, compared with the untrained network. A call resumes where the last one ended; the table is over
-seeds.
+Sets are made from scikit-learn's digits, scikit-image's textures and a folder with CIFAR-10's photos,
+cifar10/{train,test}/<class>/. Each is trained by the launcher twice: with heads as in the paper, a learning rate of
+0.06 and 12 epochs (`paper's heads`), and by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing
+changed. Held-out photos are evaluated like in `pirl evaluate`, compared with the untrained network. A call resumes
+where the last one ended; the table is over seeds.
 """
 
 from __future__ import annotations
@@ -70,6 +70,23 @@ def photos(folder: Path, cifar: Path | None, classes: tuple[str, ...], count: in
                     shutil.copy(files[number], target)
 
 
+def textures(folder: Path, cifar: Path | None, count: int) -> None:
+    """Tiles of 64 pixels of three grey photos that come with scikit-image; held-out ones of other parts of them."""
+    import skimage.data
+
+    rng = np.random.default_rng(0)
+    for name in ("brick", "grass", "gravel"):
+        photo = Image.open(Path(skimage.data.__file__).parent / f"{name}.png").convert("L")
+        width, height = photo.size
+        for split, most, first, last in (("train", count, 0.0, 0.65), ("test", HELD_OUT, 0.7, 1.0)):
+            target = folder / split / name
+            target.mkdir(parents=True)
+            for number in range(most // 3):
+                left = int(rng.integers(first * width, last * width - 64))
+                top = int(rng.integers(0, height - 64))
+                photo.crop((left, top, left + 64, top + 64)).save(target / f"{number:04}.png")
+
+
 SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
     "digits": ("1,200 digits, grey", lambda folder, cifar: digits(folder, cifar, 1200)),
     "few digits": ("300 digits, grey", lambda folder, cifar: digits(folder, cifar, 300)),
@@ -77,6 +94,7 @@ SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
     "grey vehicles": ("600 vehicles, grey, 4 classes", lambda f, c: photos(f, c, VEHICLES, 600, grey=True)),
     "cats and dogs": ("1,500 cats and dogs", lambda folder, cifar: photos(folder, cifar, ("cat", "dog"), 1500)),
     "cars": ("1,500 cars and trucks", lambda folder, cifar: photos(folder, cifar, ("automobile", "truck"), 1500)),
+    "textures": ("300 tiles of 64 px, three grey textures", lambda folder, cifar: textures(folder, cifar, 300)),
     "mixed": ("2,000 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 2000)),
 }
 LOSS, OPTIMIZER, TRANSFORM = "config.LOSS.pirl_loss", "config.OPTIMIZER", "config.DATA.TRAIN.TRANSFORMS.0"
@@ -98,6 +116,13 @@ RECIPES: dict[str, list[str]] = {
     "paper's heads at the recipe's rate": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
                                            f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
     "recipe's heads at 0.06, 12 epochs": PAPERS_HEADS[1:],
+    "recipe, warm-up": [
+        f"{OPTIMIZER}.param_schedulers.lr.name=composite",
+        f"{OPTIMIZER}.param_schedulers.lr.schedulers=[{{name:linear,start_value:0.00015,end_value:0.015}},"
+        "{name:cosine,start_value:0.015,end_value:0.00015}]",
+        f"{OPTIMIZER}.param_schedulers.lr.lengths=[0.1,0.9]",
+        f"{OPTIMIZER}.param_schedulers.lr.interval_scaling=[rescaled,rescaled]",
+    ],
 }  # fmt: skip
 
 
