@@ -77,7 +77,8 @@ def run(options: Namespace) -> int:
         write_content(collect(study, output, settings, rates=rates), output)
 
     keep()  # an interrupted study has a report, too, and the rates that were chosen
-    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), plan.seconds, keep)
+    seconds = None if options.only else plan.seconds  # expected, of all
+    failed = run_all(runs, options.jobs, functools.partial(complete, evaluation=evaluation), seconds, keep)
     path = write(collect(study, output, settings, failed, rates), output)
     print(f"\n{path.read_text()}\nWritten: {path}")
     return 1 if failed else 0
