@@ -78,7 +78,7 @@ def draw_lines(
         axes.set_xscale("log")
     axes.set_xticks(list(places.values()), list(places))
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * axes.get_ylim()[1])  # room for the markers at the top
     axes.legend(fontsize=8, frameon=False)
     style(axes, title, label, ylabel)
 

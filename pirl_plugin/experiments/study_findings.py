@@ -13,6 +13,13 @@ from scipy.stats import spearmanr
 LEVEL = "trunk, batch statistics"  # the level at which distances of different models are compared
 HELD, NOT_HELD, NOISE, UNKNOWN = "held", "not held", "within the noise", "not known: no seeds to tell the noise from"
 MARGIN = 0.02  # accuracy by which "at least as good" may be worse
+COMPARED = {
+    "linear": "linear",
+    "knn": "kNN",
+    "linear_recomputed": "linear, averages recomputed",
+    "knn_recomputed": "kNN, averages recomputed",
+    "finetuned_10percent": "10% of the labels, fine-tuned",
+}
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -39,8 +46,8 @@ def by_name(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def of_seeds(runs: Runs, name: str, measure: str) -> list[float]:
-    """A figure of each seed of a run; empty if it was not run."""
-    return [float(result[measure]) for result in runs.get(name, [])]
+    """A figure of each seed of a run; empty if it was not run or not measured."""
+    return [float(result[measure]) for result in runs.get(name, []) if measure in result]
 
 
 def pooled_deviation(samples: Sequence[Sequence[float]]) -> float:
@@ -69,13 +76,13 @@ def verdict(difference: float, error: float) -> str:
 
 
 def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False) -> list[Finding]:
-    """Whether one run's linear and kNN accuracies are above another's; empty if one of them is missing.
+    """Whether one run's accuracies are above another's, each of COMPARED that both have.
 
     Args:
         equal: whether the claim is >=, which also holds if being worse by more than MARGIN is excluded.
     """
     findings = []
-    for measure, title in (("linear", "linear"), ("knn", "kNN")):
+    for measure, title in COMPARED.items():
         first, second = of_seeds(runs, better, measure), of_seeds(runs, worse, measure)
         if not first or not second:
             continue

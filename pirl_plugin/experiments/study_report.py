@@ -112,7 +112,8 @@ def sweep_tables(content: Mapping[str, Any]) -> str:
             pairs = [[cell(of_seeds(runs, line.get(value, ""), measure)) for measure in ("knn", "linear")]
                      for value in values]  # fmt: skip
             lines.append(f"| {name} | {' | '.join(' / '.join(pair) for pair in pairs)} |")
-        if any(run in runs for line in sweep["series"].values() for run in line.values()):
+        done = {run for line in sweep["series"].values() for run in line.values()} & set(runs)
+        if len(done) > 1:  # one run is no sweep
             tables.append("\n".join(lines))
     return "\n\n".join(tables)
 

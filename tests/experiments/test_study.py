@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pirl_plugin.evaluation.figures import draw_lines
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments import study_command, study_finetuning, study_rates, study_runs
@@ -38,6 +39,7 @@ from pirl_plugin.experiments.study_finetuning import finetune_run, lay_out_share
 from pirl_plugin.experiments.study_rates import choose_rates
 from pirl_plugin.experiments.study_report import draw, report, table
 from pirl_plugin.experiments.study_runs import Plan, Run, lay_out_images, make_plan, run_all, runs_of
+from pirl_plugin.figures import new_figure
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.batchnorm_averages import recompute_averages
 from pirl_plugin.network.features import center_view, embed
@@ -251,6 +253,16 @@ def test_each_measure_is_compared_by_its_own_figures():
     )
 
 
+def test_measures_that_only_some_studies_have_are_compared_where_both_runs_have_them():
+    more = {"a": {"knn_recomputed": 0.9, "finetuned_10percent": 0.8}, "b": {"knn_recomputed": 0.5}, "c": {}}
+    runs = by_name({"runs": [result(name, seed, 0.5, **{key: value + seed / 100 for key, value in own.items()})
+                             for name, own in more.items() for seed in (0, 1)]})  # fmt: skip
+    found = compare(runs, "a > b", "a", "b")
+    assert [one.verdict for one in found] == ["within the noise", "within the noise", "held"]
+    assert found[2].evidence == "kNN, averages recomputed 90.5 and 50.5, +40.0 (standard error 0.7)"
+    assert len(compare(runs, "a > c", "a", "c")) == 2
+
+
 def test_sweeps_are_judged_by_where_they_are_best_and_whether_they_rise():
     runs = runs_with(low=[0.40, 0.41], mid=[0.50, 0.51], high=[0.45, 0.46])
     line = {"1": "low", "2": "mid", "3": "high"}
@@ -289,6 +301,13 @@ def test_the_best_layer_is_told_from_noise():
     assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res5")[0].verdict == "held"
     assert best_layer(runs((0.4, 0.5), (0.41, 0.51)), "c", "a", "res4")[0].verdict == "not held"
     assert best_layer(runs((0.4, 0.405), (0.41, 0.411)), "c", "a", "res5")[0].verdict == "within the noise"
+
+
+def test_lines_are_drawn_from_zero_with_room_above_the_highest_point():
+    axes = new_figure(5, 3).subplots()
+    draw_lines(axes, {"a": {"1": [0.41, 0.43], "2": [0.452]}}, "title", "label")
+    bottom, top = axes.get_ylim()
+    assert bottom == 0 and top > 1.03 * 45.2
 
 
 def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
