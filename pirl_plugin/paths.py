@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def unfinished(path: Path) -> Path:
@@ -27,6 +28,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(torn, path)
     finally:
         torn.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file with `written_whole`."""
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def cache_of(path: str, ending: str) -> Path:

@@ -14,13 +14,12 @@ from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
 from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
 from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
-from pirl_plugin.experiments.study_report import collect, write, write_content
+from pirl_plugin.experiments.study_report import collect, write
 from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.paths import write_json
 from pirl_plugin.validation import ConfigError
-
-OWN = "pirl_train_step"
 
 
 def run(options: Namespace) -> int:
@@ -51,9 +50,10 @@ def run(options: Namespace) -> int:
         *options.overrides,
     ]
     before, names = content_before(stored), names_of(study, options.only)
-    rates = before.get("rates", {})
-    rate_epochs, undecided = max(4, plan.epochs // RATE_EPOCHS), methods_of(study, names) - set(rates)
-    rates |= choose_rates(study, undecided, train, output / "rates", rate_epochs, options.jobs, options.overrides)
+    known = before.get("rates", {})
+    rate_epochs, undecided = max(4, plan.epochs // RATE_EPOCHS), methods_of(study, names) - set(known)
+    chosen = choose_rates(study, undecided, train, output / "rates", rate_epochs, options.jobs, options.overrides)
+    rates = {**known, **chosen}
     study = study_of(options, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
@@ -74,7 +74,7 @@ def run(options: Namespace) -> int:
     evaluation = Evaluation(train, test, pirl, layers_of, not options.no_finetuning)
 
     def keep() -> None:
-        write_content(collect(study, output, settings, rates=rates), output)
+        write_json(stored, collect(study, output, settings, rates=rates))
 
     keep()  # an interrupted study has a report, too, and the rates that were chosen
     seconds = None if options.only else plan.seconds  # expected, of all
@@ -90,11 +90,17 @@ def study_of(options: Namespace, rates: Mapping[str, float] | None = None) -> St
     return in_bfloat16(study) if options.bfloat16 else study
 
 
+@functools.cache  # sweeps have many runs of one config
+def train_step_of(config: str) -> str:
+    """The train step of a config, by name."""
+    return str(compose([f"config={config}"], check=False).TRAINER.TRAIN_STEP_NAME)
+
+
 def in_bfloat16(study: Study) -> Study:
     """A study whose pre-training computes in bfloat16, except of methods that use VISSL's train step."""
 
     def changed(method: Method) -> Method:
-        if method.config is None or compose([f"config={method.config}"], check=False).TRAINER.TRAIN_STEP_NAME != OWN:
+        if method.config is None or train_step_of(method.config) != "pirl_train_step":
             return method
         return replace(method, overrides=("config.TRAINER.PIRL_TRAIN_STEP.precision=bfloat16", *method.overrides))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pirl_plugin.experiments.study import Study
 from pirl_plugin.experiments.study_runs import Run
-from pirl_plugin.paths import written_whole
+from pirl_plugin.paths import write_json
 from pirl_plugin.validation import ConfigError, check_choice
 
 
@@ -60,8 +60,7 @@ def restore(before: Mapping[str, Any], runs: Sequence[Run], data: str) -> None:
                 f"({' '.join(run.settings())}); give those, or another --output."
             )
         run.begin()
-        with written_whole(run.folder / "result.json") as file:
-            file.write(json.dumps(result, indent=1).encode() + b"\n")
+        write_json(run.folder / "result.json", result)
 
 
 def _in_words(result: Mapping[str, Any]) -> str:

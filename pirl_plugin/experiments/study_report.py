@@ -14,7 +14,7 @@ from pirl_plugin.evaluation.figures import draw_invariance, draw_lines
 from pirl_plugin.experiments.study import Study
 from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of_seeds
 from pirl_plugin.figures import new_figure, save
-from pirl_plugin.paths import written_whole
+from pirl_plugin.paths import write_json
 
 MEASURES = {
     "knn": "kNN (k = 200)",
@@ -51,9 +51,8 @@ def collect(
         }
         for name, sweep in study.sweeps.items()
     }
-    machines = dict.fromkeys(
-        one["machine"] for one in results if "machine" in one
-    )  # a study may go from one to another
+    # A study may go from one machine to another.
+    machines = dict.fromkeys(one["machine"] for one in results if "machine" in one)
     settings = {**settings, **({"machine": "; ".join(machines)} if machines else {})}
     told = {"settings": settings, "rates": dict(rates or {}), "methods": methods, "sweeps": sweeps}
     return {**told, "runs": results, "failed": list(failed)}
@@ -224,13 +223,7 @@ statistics.
 
 def write(content: Mapping[str, Any], output: Path) -> Path:
     """Write study.json, the plots and report.md to `output`; returns the report's path."""
-    write_content(content, output)
+    write_json(output / "study.json", content)
     path = output / "report.md"
     path.write_text(report(content, draw(content, output)))
     return path
-
-
-def write_content(content: Mapping[str, Any], output: Path) -> None:
-    """Write study.json alone."""
-    with written_whole(output / "study.json") as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")

@@ -24,7 +24,7 @@ from pirl_plugin.experiments.demo import seconds_per_image
 from pirl_plugin.experiments.study import Method, Study
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.doctor import processor
-from pirl_plugin.paths import written_whole
+from pirl_plugin.paths import write_json
 from pirl_plugin.training.checkpoint_folder import iteration_of
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
@@ -160,9 +160,7 @@ class Run:
         if path.is_file():
             return
         self.pretrain()
-        result = measure()
-        with written_whole(path) as file:
-            file.write(json.dumps(result, indent=1).encode() + b"\n")
+        write_json(path, measure())
 
     def begin(self) -> None:
         """Make the folder, or check that it belongs to the same run.

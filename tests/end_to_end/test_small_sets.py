@@ -51,6 +51,7 @@ def test_the_launcher_takes_every_recipe(recipe, photo_folder, tmp_path, capsys)
         "rate 0.004": 0.004,
         "paper's heads at the recipe's rate": 0.015,
         "recipe": 0.005625,
-        "recipe, warm-up": config.OPTIMIZER.param_schedulers.lr.start_value,
+        "recipe, warm-up": 0.005625,
     }  # of a batch of 12
     assert config.OPTIMIZER.param_schedulers.lr.start_value == rates.get(recipe, 0.06)
+    assert (config.OPTIMIZER.param_schedulers.lr.name == "composite") == (recipe == "recipe, warm-up")
