@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,23 @@ def restore(before: Mapping[str, Any], runs: Sequence[Run], data: str) -> None:
         data: what `settings` of the study.json must have under that name.
 
     Raises:
-        ConfigError: where it is of other images, or has a run with other settings.
+        ConfigError: where it is of other images, or has a run with other settings, or one that is not of the study and
+            would be lost.
     """
-    stored = {(one["name"], one["seed"]): one for one in before["runs"]}
-    missing = [run for run in runs if (run.name, run.seed) in stored and not (run.folder / "result.json").is_file()]
-    if not missing:
-        return
-    path = missing[0].output / "study.json"
-    if before["settings"]["data"] != data:
-        raise ConfigError(f"{path} is of {before['settings']['data']}, not of {data}: give another --output.")
-    for run in missing:
-        result = stored[run.name, run.seed]
+    path = runs[0].output / "study.json"
+    all_runs = {(run.name, run.seed): run for run in runs}
+    for result in before["runs"]:
+        key = result["name"], result["seed"]
+        run = all_runs.get(key) or replace(runs[0], name=key[0], seed=key[1])
+        if (run.folder / "result.json").is_file():
+            continue
+        if before["settings"]["data"] != data:
+            raise ConfigError(f"{path} is of {before['settings']['data']}, not of {data}: give another --output.")
+        if key not in all_runs:
+            raise ConfigError(
+                f"{path} has {run.name}, seed {run.seed}, which is not of this study and would be lost: add it "
+                f"(--seeds, --sweep-seeds, --study), or give another --output."
+            )
         if result.get("overrides") != run.settings():
             raise ConfigError(
                 f"{path} has {run.name}, seed {run.seed}, with other settings ({_in_words(result)}) than are asked for "

@@ -80,6 +80,15 @@ def test_a_study_of_other_images_or_settings_is_not_mixed_in(before, tmp_path):
     assert not list((tmp_path / "here").glob("runs/*/*/result.json"))
 
 
+def test_a_result_that_this_study_would_not_have_is_not_lost(before, tmp_path):
+    output = tmp_path / "here"
+    first = [run for run in runs_at(output) if run.seed == 0]
+    with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 1, which is not of this study and would be lost"):
+        restore(before, first, DATA)
+    restore(before, runs_at(output), DATA)
+    restore(before, first, DATA)  # the folder has it
+
+
 def test_without_a_study_json_nothing_is_known(tmp_path):
     assert content_before(tmp_path / "study.json") == {"runs": [], "settings": {}}
     restore(content_before(tmp_path / "study.json"), runs_at(tmp_path), DATA)
