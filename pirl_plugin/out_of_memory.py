@@ -5,6 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+# The main process fetches a tensor from the worker that made it, and may find that out before the worker's death.
+_CONNECTION = "ConnectionResetError|ConnectionRefusedError|BrokenPipeError|EOFError|FileNotFoundError"
+WORKER_GONE = (
+    r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly)"
+    rf"|in rebuild_storage_fd$(?s:.*)^({_CONNECTION})\b"
+)
 COUNTERS = Path("/proc/vmstat")
 LESS = (
     "use fewer workers (DATA.NUM_DATALOADER_WORKERS) or smaller batches (DATA.TRAIN.BATCHSIZE_PER_REPLICA), or ask for "
@@ -38,9 +44,9 @@ def in_words(error: str) -> str:
     """A sentence for an error caused by lack of memory; '' for any other error.
 
     Args:
-        error: its text, or a traceback that contains it.
+        error: its text, or better its traceback.
     """
-    if re.search(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly)", error):
+    if re.search(WORKER_GONE, error, flags=re.MULTILINE):
         return f"A worker that reads images was killed {cause_of_a_kill()}."
     if re.search(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Bus error", error):
         return f"A worker that reads images found no room in shared memory (/dev/shm); {LESS} there."

@@ -7,7 +7,10 @@ import difflib
 import errno
 import inspect
 import re
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -155,15 +158,32 @@ def one_sentence_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         sys.exit(f"Error: {error}")
-    except OSError as error:
-        if error.errno not in USERS_TO_MEND:
-            raise
-        file = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
-        sys.exit(f"Error: {file}: {error.strerror}.")
     except Exception as error:
-        # A ConfigError raised in a rank arrives as the text of its traceback.
-        found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)
-        sentence = found[-1] if found else out_of_memory.in_words(str(error))
+        with _workers_die_in_silence():
+            sentence = _in_one_sentence(error)
         if not sentence:
             raise
         sys.exit(f"Error: {sentence}")
+
+
+def _in_one_sentence(error: Exception) -> str:
+    """What happened, if the user can mend it, else ''."""
+    if isinstance(error, OSError) and error.errno in USERS_TO_MEND:
+        file = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
+        return f"{file}: {error.strerror}."
+    # A ConfigError raised in a rank arrives as the text of its traceback.
+    found = re.findall(r"^pirl_plugin\.validation\.\w+Error: (.*)$", str(error), flags=re.MULTILINE)
+    return found[-1] if found else out_of_memory.in_words("".join(traceback.format_exception(error, chain=False)))
+
+
+@contextlib.contextmanager
+def _workers_die_in_silence() -> Iterator[None]:
+    """While an error is put into words: PyTorch's handler of SIGCHLD would raise another, anywhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler runs
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

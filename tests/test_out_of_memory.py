@@ -6,7 +6,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -63,22 +65,65 @@ def run(what: str, cgroup: Path | None = None) -> str:
         capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    return done.stderr.strip().splitlines()[-1]
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    return sentence  # the other worker may print after it that nobody listens any more
 
 
 @pytest.mark.skipif(out_of_memory.kills() is None, reason="this kernel does not count what it kills")
 def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_called_that(cgroup):
-    last = run("hungry", cgroup)
-    assert last.startswith("Error: A worker that reads images was killed by the kernel, because memory ran out")
-    assert "DATA.NUM_DATALOADER_WORKERS" in last
+    sentence = run("hungry", cgroup)
+    assert sentence.startswith("Error: A worker that reads images was killed by the kernel, because memory ran out")
+    assert "DATA.NUM_DATALOADER_WORKERS" in sentence
 
 
 def test_a_worker_that_somebody_kills_is_not_said_to_have_lacked_memory():
     before = out_of_memory.kills()
-    last = run("killed")
+    sentence = run("killed")
     others = out_of_memory.kills() != before  # of another test at the same time
-    assert last.startswith("Error: A worker that reads images was killed ")
-    assert ("not by the kernel" in last) == (before is not None and not others)
+    assert sentence.startswith("Error: A worker that reads images was killed ")
+    assert ("not by the kernel" in sentence) == (before is not None and not others)
+
+
+def test_a_worker_that_is_gone_when_its_tensor_is_fetched_is_said_to_have_been_killed():
+    """The main process may notice this before PyTorch hears of the death, which then ends in other errors."""
+    reading, writing = os.pipe()
+    worker = os.fork()
+    if not worker:
+        os.write(writing, bytes(ForkingPickler.dumps(torch.zeros(3))))
+        time.sleep(600)
+    os.close(writing)
+    passed = os.read(reading, 100_000)
+    os.close(reading)
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    with pytest.raises(SystemExit, match=r"^Error: A worker that reads images was killed "), one_sentence_errors():
+        ForkingPickler.loads(passed)
+
+
+def test_the_death_of_a_worker_does_not_disturb_the_sentence_and_is_heard_of_after(monkeypatch):
+    def disturbed(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    def cause_of_a_kill():
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return "by nobody"
+
+    monkeypatch.setattr(out_of_memory, "cause_of_a_kill", cause_of_a_kill)
+    before = signal.signal(signal.SIGCHLD, disturbed)
+    try:
+        with pytest.raises(SystemExit, match="killed by nobody"), one_sentence_errors():
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        assert signal.getsignal(signal.SIGCHLD) is disturbed
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize("end", ["ConnectionResetError: [Errno 104] Connection reset by peer", "EOFError"])
+def test_a_worker_may_go_at_any_time_of_passing_and_other_connections_are_not_meant(end):
+    frame = '  File "/torch/multiprocessing/reductions.py", line 540, in rebuild_storage_fd\n    fd = df.detach()\n'
+    assert out_of_memory.in_words(f"Traceback (most recent call last):\n{frame}{end}\n").startswith("A worker that ")
+    assert not out_of_memory.in_words(f"Traceback (most recent call last):\n{frame}ValueError: of another kind\n")
+    assert not out_of_memory.in_words(f"Traceback (most recent call last):\n{end}\n")
 
 
 def test_a_kernel_that_does_not_count_is_not_quoted(monkeypatch, tmp_path):

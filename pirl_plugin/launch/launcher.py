@@ -73,6 +73,7 @@ def distributed_worker(
     checkpoint.load_and_broadcast_checkpoint = checkpoint_folder.load_on_every_rank
     with _among_the_ranks(cfg, node_id, local_rank, dist_run_id):
         _vissl_worker(local_rank, cfg, node_id, dist_run_id, *args, **kwargs)
+    process_group.leave()
 
 
 def _among_the_ranks(

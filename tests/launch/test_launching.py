@@ -18,6 +18,7 @@ from pirl_plugin.launch.run_lock import NAME
 from pirl_plugin.training import preemption
 from pirl_plugin.validation import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL, EVALUATION = "pretrain/pirl/jigsaw_small_images_cpu", "benchmark/linear/small_images_cpu"
 
 
@@ -273,3 +274,34 @@ def test_a_run_that_was_stopped_before_its_end_is_no_success(monkeypatch, tmp_pa
     launcher._run_here(whole)  # another node says nothing
     assert capsys.readouterr().out == ""
     assert os.environ.get("RANK") is None
+
+
+RANK = """
+import sys
+import torch.distributed as dist
+from pirl_plugin.launch import composition, launcher
+
+def trains(*_, **__):
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+    if sys.argv[2] == "fails":
+        raise RuntimeError("no")
+
+launcher._vissl_worker = trains
+overrides = ["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DATA.TRAIN.DATA_PATHS=[/]"]
+config = composition.compose(overrides, check=False).config
+try:
+    launcher.distributed_worker(0, config, 0, "localhost:1")
+finally:
+    print(dist.is_initialized())
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "left"), [("ends", 0, "False"), ("fails", 1, "True")])
+def test_a_rank_that_ended_well_leaves_the_process_group_and_one_that_failed_waits_for_nobody(
+    tmp_path, how, code, left
+):
+    """Else a thread of gloo may abort the process at its end, see process_group.leave."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", RANK, str(tmp_path / "meet"), how], env=environment,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert (done.returncode, done.stdout.split()[-1]) == (code, left), done.stderr[-2000:]

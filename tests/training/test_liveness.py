@@ -182,6 +182,7 @@ config = compose(["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DISTRI
 config.TRAINER.PIRL_TRAIN_STEP.timeout_minutes = 7
 store = process_group.join(config, "localhost:{free_port()}", int(sys.argv[1]), int(sys.argv[1]))
 print(store.timeout.total_seconds(), torch.get_num_threads())
+process_group.leave()
 """
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(asked_for)} if asked_for else {})

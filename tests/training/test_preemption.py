@@ -43,6 +43,7 @@ with watched(store, "localhost", rank, count, 1, 30.0):
         seconds.append(time.perf_counter() - began)
     hook.on_end(None)
     distributed.barrier()
+distributed.destroy_process_group()
 if rank == 0:
     print(json.dumps(list(np.percentile(seconds[10:], [50, 90]))))
     for _ in range(count - 1):

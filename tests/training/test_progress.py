@@ -78,6 +78,7 @@ hook = ProgressHook(sys.argv[3])
 hook.losses, hook.indices = [torch.tensor(1.0 + 4 * rank), torch.tensor(2.0)], [[0], [1]]
 task = SimpleNamespace(base_loss=SimpleNamespace(report={}), losses=[])
 print(hook._read(task, 2)[0], task.losses)
+dist.destroy_process_group()
 """
 
 
@@ -92,7 +93,7 @@ def test_losses_are_means_over_the_ranks(tmp_path):
     ]
     for rank in ranks:
         printed, _ = rank.communicate(timeout=500)
-        assert printed.strip() == "2.5 [3.0, 2.0]"
+        assert rank.returncode == 0 and printed.strip() == "2.5 [3.0, 2.0]"
 
 
 def test_rows_beyond_where_a_run_goes_on_are_dropped(tmp_path):

@@ -162,6 +162,7 @@ dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank,
 read = load_on_every_rank("{tmp_path}/model.torch" if rank == 0 else "/nowhere/model.torch")
 assert read["iteration"] == 3 and torch.equal(read["weights"], torch.arange(1000.0))
 assert load_on_every_rank("{tmp_path}/model.torch")["iteration"] == 3
+dist.destroy_process_group()
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(rank)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
