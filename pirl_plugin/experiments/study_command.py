@@ -50,10 +50,10 @@ def run(options: Namespace) -> int:
         *options.overrides,
     ]
     before, names = content_before(stored), names_of(study, options.only)
-    known = before.get("rates", {})
-    rate_epochs, undecided = max(4, plan.epochs // RATE_EPOCHS), methods_of(study, names) - set(known)
-    chosen = choose_rates(study, undecided, train, output / "rates", rate_epochs, options.jobs, options.overrides)
-    rates = {**known, **chosen}
+    rates = choose_rates(
+        study, methods_of(study, names), train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs,
+        options.overrides, before.get("rates", {}),
+    )  # fmt: skip
     study = study_of(options, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pirl_plugin.data.image_files import labelled_class_folders, list_images
 from pirl_plugin.evaluation.measures import linear_probe
-from pirl_plugin.experiments.study import Study
+from pirl_plugin.experiments.study import Method, Study
 from pirl_plugin.experiments.study_evaluation import Evaluation, labelled_features
 from pirl_plugin.experiments.study_runs import Run, run_all
 from pirl_plugin.launch.composition import quote
@@ -41,9 +41,16 @@ def try_rate(run: Run, evaluation: Evaluation) -> None:
 
 
 def choose_rates(
-    study: Study, names: Collection[str], train: Path, output: Path, epochs: int, jobs: int, overrides: Sequence[str]
+    study: Study,
+    names: Collection[str],
+    train: Path,
+    output: Path,
+    epochs: int,
+    jobs: int,
+    overrides: Sequence[str],
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Try all learning rates of each method that has several.
+    """Try all learning rates of each method that has several, except those that were tried before.
 
     Args:
         study: the study; `learning_rates` of its methods.
@@ -53,43 +60,67 @@ def choose_rates(
         epochs: of each run.
         jobs: runs at a time.
         overrides: of all runs.
+        known: what an earlier call returned; a study whose lists of rates have grown goes on from that.
 
     Returns:
-        by method: {"rate": the best, "tried": {rate: linear accuracy in [0, 1] on the validation images}}.
+        by method, also of `known`: {"rate": the best, "tried": {rate: linear accuracy in [0, 1] on the validation
+        images}}.
 
     Raises:
         ConfigError: if a run failed.
     """
     methods = {name: method for name, method in study.methods.items() if name in names and method.has_choice}
-    if not methods:
-        return {}
+    tried = {name: dict(known.get(name, {}).get("tried", {})) for name in methods}
+    new = {
+        (name, rate): replace(method, learning_rates=(rate,))
+        for name, method in methods.items()
+        for rate in method.learning_rates
+        if f"{rate:g}" not in tried[name]
+    }
+    if new:
+        measured = _accuracies(new, study, train, output, epochs, jobs, overrides)
+        for (name, rate), accuracy in measured.items():
+            tried[name][f"{rate:g}"] = accuracy
+    chosen = {}
+    for name, method in methods.items():
+        best = max(method.learning_rates, key=lambda rate: tried[name][f"{rate:g}"])
+        chosen[name] = {"rate": best, "tried": tried[name]}
+    if new:
+        print(rates_in_words(chosen), flush=True)
+    return {**known, **chosen}
+
+
+def _accuracies(
+    asked: Mapping[tuple[str, float], Method],
+    study: Study,
+    train: Path,
+    output: Path,
+    epochs: int,
+    jobs: int,
+    overrides: Sequence[str],
+) -> dict[tuple[str, float], float]:
+    """Linear accuracy on the validation images by (method, learning rate)."""
     parts = split(train, output / "data")
     common = (*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{quote(parts[0])}]", f"config.OPTIMIZER.num_epochs={epochs}")
     base = next(method.config for method in study.methods.values() if method.config)
     runs = {
-        (name, rate): Run(f"{name}_{rate:g}", SEED, replace(method, learning_rates=(rate,)), output, common, base)
-        for name, method in methods.items()
-        for rate in method.learning_rates
+        (name, rate): Run(f"{name}_{rate:g}", SEED, method, output, common, base)
+        for (name, rate), method in asked.items()
     }
     print(f"{len(runs)} runs of {epochs} epochs to choose the learning rates", flush=True)
     evaluation = Evaluation(*parts, base, ())
     failed = run_all(list(runs.values()), jobs, functools.partial(try_rate, evaluation=evaluation))
     if failed:
         raise ConfigError(f"A learning rate could not be tried: {failed[0]}")
-    chosen: dict[str, Any] = {}
-    for name, method in methods.items():
-        results = {rate: runs[name, rate].folder / "result.json" for rate in method.learning_rates}
-        tried = {f"{rate:g}": json.loads(path.read_text())["linear"] for rate, path in results.items()}
-        best = max(tried, key=lambda rate: tried[rate])
-        chosen[name] = {"rate": float(best), "tried": tried}
-    print(rates_in_words(chosen), flush=True)
-    return chosen
+    return {key: json.loads((run.folder / "result.json").read_text())["linear"] for key, run in runs.items()}
 
 
 def rates_in_words(chosen: Mapping[str, Any]) -> str:
-    """What `choose_rates` found, in a line."""
+    """What `choose_rates` found, in a line; it says where a better rate may lie beyond those tried."""
     each = []
     for name, one in chosen.items():
+        rates = [float(rate) for rate in one["tried"]]
+        edge = {max(rates): ", the highest", min(rates): ", the lowest"}.get(one["rate"], "")
         tried = ", ".join(f"{rate}: {100 * accuracy:.1f}%" for rate, accuracy in one["tried"].items())
-        each.append(f"{name} {one['rate']:g} ({tried})")
+        each.append(f"{name} {one['rate']:g}{edge} ({tried})")
     return f"chosen by linear accuracy on a fifth of the training images: {'; '.join(each)}"

@@ -513,7 +513,7 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     )  # fmt: skip
     assert (seen["jobs"], seen["seconds"]) == (2, None)
     assert seen["choice"][0] == {"pirl_jigsaw", "jigsaw", "random"}
-    assert seen["choice"][1:] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"])
+    assert seen["choice"][1:] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"], {})
     rates = {run.name: run.method.learning_rates for run in seen["runs"]}
     assert rates == {"pirl_jigsaw": (0.02,), "lambda_pirl_1.0": (0.02,), "jigsaw": (), "random": ()}
     data = tmp_path / "out" / "data"
@@ -524,7 +524,9 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     settings = content["settings"]
     assert settings["data"] == f"60 images of {train}, measured on 60 of {test}" and settings["epochs"] == 9
     assert settings["budget"] == "--images and --epochs, as given; 2 runs at a time"
-    assert settings["learning rates"].endswith("of the training images: pirl_jigsaw 0.02 (0.01: 30.0%, 0.02: 40.0%)")
+    assert settings["learning rates"].endswith(
+        "of the training images: pirl_jigsaw 0.02, the highest (0.01: 30.0%, 0.02: 40.0%)"
+    )
     assert len(content["runs"]) == 7 and content["failed"] == failed
     printed = capsys.readouterr().out
     assert printed.startswith("7 runs of 60 images, 9 epochs, 2 at a time\n")
@@ -618,7 +620,7 @@ def test_a_run_is_finetuned_on_its_shares_from_its_weights_and_measured_after_th
 def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images(
     noisy_classes, tmp_path, monkeypatch, capsys
 ):
-    accuracies, seen = {"a_0.1": 0.5, "a_0.2": 0.7, "b_0.1": 0.4, "b_0.3": 0.3}, {}
+    accuracies, seen = {"a_0.1": 0.5, "a_0.2": 0.7, "a_0.4": 0.8, "a_0.8": 0.6, "b_0.1": 0.4, "b_0.3": 0.3}, {}
 
     def run_all(runs, jobs, complete):
         seen.update({run.name: run for run in runs}, evaluation=complete.keywords["evaluation"])
@@ -632,7 +634,7 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     methods = {"a": Method("A", config, 1.0, learning_rates=(0.1, 0.2)), "c": Method("C", config, 1.0),
                "b": Method("B", config, 1.0, learning_rates=(0.1, 0.3)), "random": Method("random")}  # fmt: skip
     study, train = Study(methods, {}, {}), noisy_classes["train"]
-    chosen = choose_rates(study, methods, train, tmp_path / "rates", 5, 2, ["config.X=1"])
+    chosen = choose_rates(study, methods, train, tmp_path / "rates", 5, 2, ["config.X=1"], {})
     assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}},
                       "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}}}  # fmt: skip
     parts = {name: sorted((tmp_path / "rates" / "data" / name).rglob("*.png")) for name in ("train", "validation")}
@@ -645,12 +647,24 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     assert (composed.OPTIMIZER.param_schedulers.lr.start_value, composed.OPTIMIZER.num_epochs) == (0.2, 5)
     assert list(composed.DATA.TRAIN.DATA_PATHS) == [str(evaluation.train)] and composed.SEED_VALUE == study_rates.SEED
     assert seen["a_0.2"].overrides[0] == "config.X=1"
-    assert "a 0.2 (0.1: 50.0%, 0.2: 70.0%); b 0.1 (0.1: 40.0%, 0.3: 30.0%)" in capsys.readouterr().out
+    assert (
+        "a 0.2, the highest (0.1: 50.0%, 0.2: 70.0%); b 0.1, the lowest (0.1: 40.0%, 0.3: 30.0%)"
+        in capsys.readouterr().out
+    )
     monkeypatch.setattr(study_rates, "run_all", lambda *given: ["a_0.1, seed 1000: why"])
     with pytest.raises(ConfigError, match=r"A learning rate could not be tried: a_0.1, seed 1000: why"):
-        choose_rates(study, ["a"], train, tmp_path / "rates", 5, 2, [])
-    assert choose_rates(study, ["c", "random"], train, tmp_path / "none", 5, 2, []) == {}
-    assert choose_rates(study, [], train, tmp_path / "none", 5, 2, []) == {}
+        choose_rates(study, ["a"], train, tmp_path / "rates", 5, 2, [], {})
+    assert choose_rates(study, ["c", "random"], train, tmp_path / "none", 5, 2, [], {}) == {}
+    assert choose_rates(study, [], train, tmp_path / "none", 5, 2, [], chosen) == chosen
+    monkeypatch.setattr(study_rates, "run_all", run_all)
+    methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.2, 0.4, 0.8))  # the best was the highest
+    seen.clear()
+    wider = choose_rates(study, methods, train, tmp_path / "elsewhere", 5, 2, [], chosen)
+    assert set(seen) == {"a_0.4", "a_0.8", "evaluation"} and wider["b"] == chosen["b"]
+    assert wider["a"] == {"rate": 0.4, "tried": {"0.1": 0.5, "0.2": 0.7, "0.4": 0.8, "0.8": 0.6}}
+    methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.8))  # a narrower list is chosen from as it is
+    assert choose_rates(study, ["a"], train, tmp_path / "none", 5, 2, [], wider)["a"] == {**wider["a"], "rate": 0.8}
+    assert "a 0.4 (0.1: 50.0%, 0.2: 70.0%, 0.4: 80.0%, 0.8: 60.0%); b" in capsys.readouterr().out
 
 
 def test_a_rate_is_judged_by_the_validation_images(noisy_classes, tmp_path):
