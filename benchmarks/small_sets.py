@@ -5,8 +5,8 @@
 Sets are made from scikit-learn's digits, scikit-image's textures and a folder with CIFAR-10's photos,
 cifar10/{train,test}/<class>/. Each is trained by the launcher twice: with heads as in the paper, a learning rate of
 0.06 and 12 epochs (`paper's heads`), and by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing
-changed. Held-out photos are evaluated like in `pirl evaluate`, compared with the untrained network. A call resumes
-where the last one ended; the table is over seeds.
+changed. Held-out photos are evaluated like in `pirl evaluate`, compared with the untrained network, and once more after
+`pirl recompute-batchnorm`. A call resumes where the last one ended; the table is over seeds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TextIO
 
 import numpy as np
 from measuring import machine, print_table
@@ -127,26 +128,39 @@ RECIPES: dict[str, list[str]] = {
 
 
 def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
-    """Train and evaluate; returns what `pirl evaluate --json` wrote. An existing result is reused."""
+    """Train and evaluate, also with BatchNorm's averages recomputed on the training photos.
+
+    Returns:
+        the networks `untrained`, `PIRL` and `recomputed` of `pirl evaluate --json`, and `effective_rank`. An existing
+        result is reused.
+    """
     folder = output / name.replace(" ", "_")
     run = folder / f"{''.join(c if c.isalnum() or c == '.' else '_' for c in recipe.replace(chr(39), ''))}_{seed}"
-    json_file = Path(f"{run}.json")
+    json_file, train = Path(f"{run}.json"), folder / "train"
     if not json_file.exists():
         started = time.time()
-        pirl = [sys.executable, "-m", "pirl_plugin.commands"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        train = [*pirl, "pretrain", folder / "train", "--output", run, "--seed", str(seed)]
-        train += ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
-        evaluate = [*pirl, "evaluate", run / "checkpoint.torch", "--train", folder / "train", "--test", folder / "test"]
+
+        def pirl(log: TextIO, *arguments: object) -> None:
+            command, environment = (
+                [sys.executable, "-m", "pirl_plugin.commands"],
+                {**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            subprocess.run([*command, *map(str, arguments)], env=environment, stdout=log, stderr=log, check=True)
+
+        def evaluated(log: TextIO, checkpoint: Path) -> dict:
+            own = run / "accuracies.json"
+            pirl(log, "evaluate", checkpoint, "--train", train, "--test", folder / "test", "--json", own)
+            return json.loads(own.read_text())
+
         with open(f"{run}.log", "w") as log:
-            for command in (train, [*evaluate, "--json", json_file]):
-                subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+            others = ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
+            pirl(log, "pretrain", train, "--output", run, "--seed", seed, *others)
+            pirl(log, "recompute-batchnorm", run / "checkpoint.torch", train)
+            results = evaluated(log, run / "checkpoint.torch")
+            results["recomputed"] = evaluated(log, run / "checkpoint_batchnorm.torch")["PIRL"]
+        json_file.write_text(json.dumps(results))
         minutes = (time.time() - started) / 60
-        results = json.loads(json_file.read_text())
-        print(
-            f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {results['untrained']} -> {results['PIRL']}",
-            flush=True,
-        )
+        print(f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {results}", flush=True)
         for checkpoint in run.glob("*.torch"):
             checkpoint.unlink()
     with open(run / "monitor.csv", newline="") as file:
@@ -158,6 +172,11 @@ def mean_of(values: list[float]) -> str:
     """Mean and standard deviation over seeds, in per cent."""
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.1f}{spread}"
+
+
+def accuracies(of_seeds: list[dict[str, float]]) -> str:
+    """kNN / linear, over seeds."""
+    return " / ".join(mean_of([one[key] for one in of_seeds]) for key in of_seeds[0])
 
 
 def main() -> None:
@@ -176,22 +195,20 @@ def main() -> None:
     tasks = [(name, recipe, seed) for seed in options.seeds for name in options.sets for recipe in options.recipes]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(tasks, pool.map(lambda task: measure(options.output.absolute(), *task), tasks), strict=True))
-    rows = [["", "untrained", *options.recipes]]
+    rows = [["", "untrained", *(cell for recipe in options.recipes for cell in (recipe, "recomputed"))]]
     for name in options.sets:
-        cells = []
-        for which in ("untrained", *options.recipes):
-            recipe, network = (options.recipes[0], which) if which == "untrained" else (which, "PIRL")
-            accuracies = [found[name, recipe, seed][network] for seed in options.seeds]
-            cells.append(" / ".join(mean_of([one[key] for one in accuracies]) for key in accuracies[0]))
-            if which != "untrained":
-                ranks = [found[name, which, seed]["effective_rank"] for seed in options.seeds]
-                cells[-1] += f" / {mean(ranks):.1f}"
+        seeds = {recipe: [found[name, recipe, seed] for seed in options.seeds] for recipe in options.recipes}
+        cells = [accuracies([one["untrained"] for one in seeds[options.recipes[0]]])]
+        for of_recipe in seeds.values():
+            rank = mean([one["effective_rank"] for one in of_recipe])
+            cells.append(f"{accuracies([one['PIRL'] for one in of_recipe])} / {rank:.1f}")
+            cells.append(accuracies([one["recomputed"] for one in of_recipe]))
         rows.append([SETS[name][0], *cells])
-    title = f"kNN / linear of held-out photos, % / effective rank, {len(options.seeds)} seed(s)"
+    title = f"kNN / linear of held-out photos, % / effective rank; averages recomputed, {len(options.seeds)} seed(s)"
     if len(rows) < len(rows[0]):
         rows = [list(column) for column in zip(*rows, strict=True)]
     print_table(f"{title}, {machine()['processor']}", rows)
-    table = {f"{name}, {recipe}, seed {seed}": accuracies for (name, recipe, seed), accuracies in found.items()}
+    table = {f"{name}, {recipe}, seed {seed}": results for (name, recipe, seed), results in found.items()}
     (options.output / "results.json").write_text(json.dumps({"machine": machine(), "results": table}, indent=2) + "\n")
 
 
