@@ -5,8 +5,8 @@
 Sets are made from scikit-learn's digits, scikit-image's textures and a folder with CIFAR-10's photos,
 cifar10/{train,test}/<class>/. Each is trained by the launcher twice: with heads as in the paper, a learning rate of
 0.06 and 12 epochs (`paper's heads`), and by `pirl pretrain` (`recipe`); `--recipes` names others, each with one thing
-changed. Held-out photos are evaluated like in `pirl evaluate`, compared with the untrained network, and once more after
-`pirl recompute-batchnorm`. A call resumes where the last one ended; the table is over seeds.
+changed. Held-out photos are evaluated like in `pirl evaluate`, compared with the untrained network, and once more with
+BatchNorm's averages recomputed. A call resumes where the last one ended; the table is over seeds.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HELD_OUT = 1000
+NETWORKS = ("untrained", "PIRL", "PIRL, recomputed")
 PAPERS_HEADS = [
     "config.MODEL.HEAD.PARAMS=[[pirl_heads,{branch:image}],[pirl_heads,{branch:jigsaw}]]",
     "config.OPTIMIZER.param_schedulers.lr.start_value=0.06",
@@ -131,8 +132,7 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
     """Train and evaluate, also with BatchNorm's averages recomputed on the training photos.
 
     Returns:
-        the networks `untrained`, `PIRL` and `recomputed` of `pirl evaluate --json`, and `effective_rank`. An existing
-        result is reused.
+        the NETWORKS of `pirl evaluate --json`, and `effective_rank`. An existing result is reused.
     """
     folder = output / name.replace(" ", "_")
     run = folder / f"{''.join(c if c.isalnum() or c == '.' else '_' for c in recipe.replace(chr(39), ''))}_{seed}"
@@ -147,20 +147,14 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
             )
             subprocess.run([*command, *map(str, arguments)], env=environment, stdout=log, stderr=log, check=True)
 
-        def evaluated(log: TextIO, checkpoint: Path) -> dict:
-            own = run / "accuracies.json"
-            pirl(log, "evaluate", checkpoint, "--train", train, "--test", folder / "test", "--json", own)
-            return json.loads(own.read_text())
-
         with open(f"{run}.log", "w") as log:
             others = ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
             pirl(log, "pretrain", train, "--output", run, "--seed", seed, *others)
-            pirl(log, "recompute-batchnorm", run / "checkpoint.torch", train)
-            results = evaluated(log, run / "checkpoint.torch")
-            results["recomputed"] = evaluated(log, run / "checkpoint_batchnorm.torch")["PIRL"]
-        json_file.write_text(json.dumps(results))
-        minutes = (time.time() - started) / 60
-        print(f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {results}", flush=True)
+            measured = ["--train", train, "--test", folder / "test", "--recompute-batchnorm", "--json", json_file]
+            pirl(log, "evaluate", run / "checkpoint.torch", *measured)
+        minutes, results = (time.time() - started) / 60, json.loads(json_file.read_text())
+        found = " -> ".join(str(results[network]) for network in NETWORKS)
+        print(f"{name}, {recipe}, seed {seed}, {minutes:.1f} minutes: {found}", flush=True)
         for checkpoint in run.glob("*.torch"):
             checkpoint.unlink()
     with open(run / "monitor.csv", newline="") as file:
@@ -202,7 +196,7 @@ def main() -> None:
         for of_recipe in seeds.values():
             rank = mean([one["effective_rank"] for one in of_recipe])
             cells.append(f"{accuracies([one['PIRL'] for one in of_recipe])} / {rank:.1f}")
-            cells.append(accuracies([one["recomputed"] for one in of_recipe]))
+            cells.append(accuracies([one[NETWORKS[2]] for one in of_recipe]))
         rows.append([SETS[name][0], *cells])
     title = f"kNN / linear of held-out photos, % / effective rank; averages recomputed, {len(options.seeds)} seed(s)"
     if len(rows) < len(rows[0]):

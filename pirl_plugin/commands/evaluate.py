@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit-train", type=int, help="use at most this many training images")
     parser.add_argument("--limit-test", type=int, help="use at most this many test images")
     parser.add_argument("--evaluations", nargs="+", default=["knn", "linear"], help="names; default: knn linear")
+    parser.add_argument(
+        "--recompute-batchnorm", action="store_true",
+        help="measure also with BatchNorm's averages of --train's images; in training they blend images and patches",
+    )  # fmt: skip
     add_compute_arguments(parser)
     parser.add_argument("--json", type=Path, help="also write the figures here")
 
@@ -42,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
         options.limit_test,
         evaluations=options.evaluations,
         compute=Compute.of_options(options),
+        recompute=options.recompute_batchnorm,
     )
     print(comparison)
     if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from torch import Tensor
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_knn
+from pirl_plugin.network.batchnorm_averages import recompute_averages
 from pirl_plugin.network.checkpoints import load_checkpoint, run_config
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.preprocessing import Preprocessing, preprocessing_of, usual_size
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import check_integer
+
+RECOMPUTED = "PIRL, recomputed"  # with BatchNorm's averages of whole images, see network.batchnorm_averages
+MOST_RECOMPUTED = 10_000  # images
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
@@ -59,6 +63,7 @@ def compare_with_untrained(
     evaluations: Sequence[str] = ("knn", "linear"),
     unreadable: Unreadable | None = None,
     compute: Compute | None = None,
+    recompute: bool = False,
 ) -> tuple[dict[str, dict[str, float]], tuple[np.ndarray, np.ndarray]]:
     """Figures in [0, 1] of evaluations that learn from `train` and are measured on `test`.
 
@@ -72,10 +77,11 @@ def compare_with_untrained(
         evaluations: names in EVALUATIONS.
         unreadable: receives the files that cannot be read, which are left out; None: such a file raises.
         compute: where and how features are computed, as for pirl_plugin.network.features.embed.
+        recompute: measure the trained network also with BatchNorm's averages recomputed on `train`.
 
     Returns:
-        {"untrained": {...}, "PIRL": {...}} and the trained network's features of train and test, NaN for unreadable
-        files.
+        {"untrained": {...}, "PIRL": {...}}, with `recompute` also RECOMPUTED, and the trained network's features of
+        train and test, NaN for unreadable files.
     """
     measures = {name: EVALUATIONS.find(name, "--evaluations") for name in evaluations}
     device = None if compute is None else compute.device
@@ -84,29 +90,38 @@ def compare_with_untrained(
     if "knn" in measures:
         measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
         measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k, device=device)
-    results = {}
-    for name, weights in (("untrained", None), ("PIRL", checkpoint)):
-        trunk = build_trunk(config, weights, seed=seed)
-        features = (
+    results, features = {}, {}
+    for name in ("untrained", "PIRL", *([RECOMPUTED] if recompute else [])):
+        trunk = build_trunk(config, None if name == "untrained" else checkpoint, seed=seed)
+        if name == RECOMPUTED:
+            files = train[0][:: -(-len(train[0]) // MOST_RECOMPUTED)]
+            recompute_averages(trunk, files, view, on_unreadable=unreadable, compute=compute)
+        features[name] = (
             embed(trunk, train[0], view, progress=progress(name), on_unreadable=unreadable, compute=compute),
             embed(trunk, test[0], view, on_unreadable=unreadable, compute=compute),
         )
         arguments = list[np.ndarray]()
-        for (files, labels), found in zip((train, test), features, strict=True):
+        for (files, labels), found in zip((train, test), features[name], strict=True):
             read = np.ones(len(files), bool) if unreadable is None else unreadable.read(files)
             arguments += [found[read], labels[read]]
         results[name] = {label: measure(*arguments) for label, measure in measures.items()}
-    return results, features
+    return results, features["PIRL"]
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """The results as an aligned text table, in per cent, with the difference."""
     measures = list(results["PIRL"])
-    lines = [f"{'held-out accuracy, %':22}" + "".join(f"{m:>20}" for m in measures)]
-    for name in ("untrained", "PIRL"):
-        lines.append(f"{name:22}" + "".join(f"{100 * results[name][m]:20.1f}" for m in measures))
-    difference = [100 * (results["PIRL"][m] - results["untrained"][m]) for m in measures]
-    lines.append(f"{'difference':22}" + "".join(f"{d:+20.1f}" for d in difference))
+
+    def line(name: str, values: Iterable[float], form: str) -> str:
+        return f"{name:22}" + "".join(f"{100 * value:{form}}" for value in values)
+
+    lines = [f"{'held-out accuracy, %':22}" + "".join(f"{measure:>20}" for measure in measures)]
+    for name in ("untrained", "PIRL", *([RECOMPUTED] if RECOMPUTED in results else [])):
+        accuracies = results[name]
+        lines.append(line(name, accuracies.values(), "20.1f"))
+        if name != "untrained":
+            gained = (accuracies[measure] - results["untrained"][measure] for measure in measures)
+            lines.append(line("difference", gained, "+20.1f"))
     return "\n".join(lines)
 
 
@@ -115,7 +130,7 @@ class Comparison:
     """A checkpoint compared with the same network untrained.
 
     Attributes:
-        accuracies: {"untrained": {...}, "PIRL": {...}}, each in [0, 1].
+        accuracies: {"untrained": {...}, "PIRL": {...}}, each in [0, 1], and perhaps RECOMPUTED.
         preprocessing: how images were preprocessed.
         images: how many were learned from, and measured on.
         unreadable: the files that were left out.
@@ -130,6 +145,8 @@ class Comparison:
         """The table, and what it was measured on."""
         lines = [table(self.accuracies), f"{self.images[0]} training and {self.images[1]} test images"]
         lines[1] += f", {self.preprocessing}"
+        if RECOMPUTED in self.accuracies:
+            lines.append("recomputed: BatchNorm's averages of the training images; pirl recompute-batchnorm keeps them")
         return "\n".join([*lines, *([str(self.unreadable)] if self.unreadable else [])])
 
     def as_json(self) -> dict[str, Any]:
@@ -148,12 +165,14 @@ def evaluate_checkpoint(
     k: int = 200,
     evaluations: Sequence[str] = ("knn", "linear"),
     compute: Compute | None = None,
+    recompute: bool = False,
 ) -> Comparison:
     """`compare_with_untrained` for a checkpoint file and two folders with one sub-folder per class.
 
     Args:
         size: of the views, in pixels; default: as in the training.
         compute: where and how features are computed; default: the GPU if there is one, without workers.
+        recompute: as `compare_with_untrained`.
     """
     check_same_classes(train_folder, test_folder)
     splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
@@ -174,6 +193,7 @@ def evaluate_checkpoint(
         evaluations,
         unreadable,
         compute,
+        recompute,
     )
     counts = [int(unreadable.read(files).sum()) for files, _ in splits]
     return Comparison(accuracies, wanted, (counts[0], counts[1]), unreadable)

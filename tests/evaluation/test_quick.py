@@ -11,6 +11,7 @@ from PIL import Image
 from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.evaluation.analyses import ANALYSES
 from pirl_plugin.evaluation.quick import evaluate_checkpoint, labelled_images
+from pirl_plugin.launch import composition
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.heads import PIRLHead
@@ -40,8 +41,6 @@ def checkpoint(tmp_path_factory, coloured) -> Path:
     """Of a network whose first convolution is 0: it sees nothing, where the untrained one sees colours."""
     folder = tmp_path_factory.mktemp("run")
     overrides = [SMALL, f"config.DATA.TRAIN.DATA_PATHS=[{coloured['train']}]", "config.SEED_VALUE=3"]
-    from pirl_plugin.launch import composition
-
     config = composition.compose([*overrides, f"config.CHECKPOINT.DIR={folder}"], write_config=True).config
     trunk, heads = build_trunk(config, seed=8), torch.nn.ModuleList()
     heads.extend(PIRLHead(**arguments) for _, arguments in config.MODEL.HEAD.PARAMS)
@@ -67,6 +66,30 @@ def test_the_blind_network_is_the_trained_one_and_the_seeing_one_the_untrained(c
     for measure in ("kNN (k = 200)", "linear"):
         assert accuracies["PIRL"][measure] == pytest.approx(1 / 3)
         assert accuracies["untrained"][measure] > 0.9
+
+
+def test_averages_recomputed_on_the_training_images_are_a_third_row(coloured, tmp_path, capsys):
+    """Of a network that sees, with averages so wrong that no difference is left of its features."""
+    config = composition.compose(
+        [SMALL, f"config.DATA.TRAIN.DATA_PATHS=[{coloured['train']}]", f"config.CHECKPOINT.DIR={tmp_path}"],
+        write_config=True,
+    ).config
+    trunk = build_trunk(config, seed=8)
+    last = [module for module in trunk.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in last:
+        norm.running_mean.fill_(1e4)
+    torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": trunk.state_dict(), "heads": {}}}}},
+               tmp_path / "checkpoint.torch")  # fmt: skip
+    before = (tmp_path / "checkpoint.torch").read_bytes()
+    command = ["evaluate", tmp_path / "checkpoint.torch", "--train", coloured["train"], "--test", coloured["test"]]
+    with pytest.raises(SystemExit):
+        pirl([*map(str, command), "--recompute-batchnorm", "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    for measure in ("kNN (k = 200)", "linear"):
+        assert found["PIRL"][measure] == pytest.approx(1 / 3) and found["PIRL, recomputed"][measure] > 0.9, measure
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[:6] == ["held-out accuracy, %", "untrained", "PIRL", "difference", "PIRL, recomputed", "difference"]
+    assert (tmp_path / "checkpoint.torch").read_bytes() == before
 
 
 def test_classifiers_learn_from_the_training_images_and_are_measured_on_the_others(checkpoint, coloured, tmp_path):
