@@ -17,6 +17,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
+STARTER = "PIRL_STARTER"  # in the environment: the process with which this one shall end
 PR_SET_PDEATHSIG = 1  # prctl(2) option: the signal that a process gets when its parent ends
 
 
@@ -66,16 +67,34 @@ def shield_resource_tracker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def end_with_parent(parent: int | None) -> None:
+def end_with_parent(parent: int | None, number: signal.Signals = signal.SIGKILL) -> None:
     """From now on, let the kernel end this process when its parent ends, however that happens (on Linux).
+
+    The parent counts as ended when the thread that started this process has.
 
     Args:
         parent: the process that should still be the parent; if it has ended already, so does this one.
+        number: the signal that this process then gets.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def environment_of_child() -> dict[str, str]:
+    """The environment for a `pirl` or launcher of its own that must not outlive this process."""
+    return {**os.environ, STARTER: str(os.getpid())}
+
+
+def end_with_starter() -> None:
+    """If a process started this one with `environment_of_child`, get SIGTERM when that ends, even if it is killed.
+
+    A training then writes its checkpoint first.
+    """
+    starter = os.environ.pop(STARTER, None)  # what this one starts is not meant
+    if starter is not None:
+        end_with_parent(int(starter), signal.SIGTERM)
 
 
 def is_early(handler: object) -> bool:

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pirl_plugin
 from pirl_plugin import commands
+from pirl_plugin.early_stop import end_with_starter
 from pirl_plugin.validation import nearest, one_sentence_errors
 
 
@@ -82,6 +83,7 @@ def complete_in_the_shell() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script `pirl`."""
+    end_with_starter()
     complete_in_the_shell()
     commands.spin_briefly()
     given = list(sys.argv[1:] if arguments is None else arguments)

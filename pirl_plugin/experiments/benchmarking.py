@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from pirl_plugin.early_stop import environment_of_child
 from pirl_plugin.experiments.benchmarks import BENCHMARKS, DETECTOR
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.network.export import export
@@ -136,7 +137,13 @@ class Run:
         started, log = time.monotonic(), self.folder / "log.txt"
         print(f"{position}{self.name}: {'resumed' if before else 'started'}, log in {log}", flush=True)
         with log.open("ab") as file:
-            process = subprocess.Popen(self.command(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                self.command(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment_of_child(),
+                start_new_session=True,
+            )
             try:
                 while (code := _exit_code(process, SAY_EVERY)) is None:
                     minutes = (time.monotonic() - started) / 60

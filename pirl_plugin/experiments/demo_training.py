@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pirl_plugin.early_stop import environment_of_child
 from pirl_plugin.validation import ConfigError
 
 LINE = re.compile(
@@ -118,7 +119,7 @@ def affordable_epochs(first_epoch: float, budget: float) -> int:
 
 def _train(command: Sequence[str], log_path: Path, processes: int, state: Pretraining, clock: Clock) -> str:
     """Run the trainer once; returns `done`, `late`, or `slower` with a smaller number of epochs in `state`."""
-    environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
+    environment = dict(environment_of_child(), OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // processes)))
     launcher = [sys.executable, "-u", "-m", "pirl_plugin.launch.launcher", *command]
     late = threading.Event()
     measured = bool(state.losses) or clock.spent > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pirl_plugin.data.image_files import labelled_class_folders
+from pirl_plugin.early_stop import environment_of_child
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments.benchmarking import last_line
 from pirl_plugin.experiments.benchmarks import last_test
@@ -86,7 +87,9 @@ def finetune_run(run: Run, train: Path, test: Path) -> dict[str, float]:
         log = folder / "output.txt"
         with log.open("ab") as file:
             command = [sys.executable, "-m", "pirl_plugin.launch.launcher", *overrides]
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment_of_child(), check=False
+            ).returncode
         if code:
             raise RuntimeError(f"fine-tuning failed: {last_line(log)} (see {log})")
         figures[name] = next(iter(last_test(folder, "top_1").values())) / 100

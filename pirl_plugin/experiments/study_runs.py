@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pirl_plugin.data.image_files import labelled_class_folders, list_images
+from pirl_plugin.early_stop import end_with_parent, environment_of_child
 from pirl_plugin.experiments.benchmarking import last_line
 from pirl_plugin.experiments.demo import seconds_per_image
 from pirl_plugin.experiments.study import Method, Study
@@ -144,7 +145,7 @@ class Run:
             with (self.folder / "output.txt").open("ab") as log:
                 code = subprocess.run(
                     [sys.executable, "-m", "pirl_plugin.launch.launcher", *self.launcher_overrides()],
-                    stdout=log, stderr=subprocess.STDOUT, check=False,
+                    stdout=log, stderr=subprocess.STDOUT, env=environment_of_child(), check=False,
                 ).returncode  # fmt: skip
         finally:
             with (self.folder / "minutes.txt").open("a") as file:
@@ -236,6 +237,12 @@ def machine() -> dict[str, str]:
     return {"machine": f"{processor()}{gpu}, {os.cpu_count()} cores", **versions}
 
 
+def _begin_worker(study: int) -> None:
+    """One thread, and an end with the process of the study: a worker that outlives it would go on with its queue."""
+    end_with_parent(study)
+    torch.set_num_threads(1)
+
+
 def run_all(
     runs: Sequence[Run],
     jobs: int,
@@ -258,7 +265,7 @@ def run_all(
     failed: list[str] = []
     started, done = time.monotonic(), 0
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),))
     try:
         left: dict[Future, Run] = {pool.submit(complete, run): run for run in runs}
         while left:

@@ -225,7 +225,8 @@ def _sweep(runs: list[list[str]]) -> None:
     """Run a sweep, each run in its own process, to which signals are forwarded."""
     for number, one in enumerate(runs, start=1):
         print(f"Sweep: run {number} of {len(runs)}: {' '.join(one)}", flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "pirl_plugin.launch.launcher", *one])
+        command = [sys.executable, "-m", "pirl_plugin.launch.launcher", *one]
+        process = subprocess.Popen(command, env=early_stop.environment_of_child())
 
         def forward(number: int, frame: Any, process: subprocess.Popen = process) -> None:
             process.send_signal(number)
@@ -308,6 +309,7 @@ def run(overrides: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `run_distributed_engines.py`."""
+    early_stop.end_with_starter()
     early_stop.end_when_asked()
     with one_sentence_errors():
         run(sys.argv[1:] if arguments is None else arguments)

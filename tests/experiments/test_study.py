@@ -1,6 +1,7 @@
 """The study: what it plans, that it goes on, and that its report says what its numbers say."""
 
 import dataclasses
+import itertools
 import json
 import operator
 import os
@@ -197,6 +198,33 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
     assert failed == ["run2, seed 0: 'NoneType' object has no attribute 'real'"]
     counts = [int(number) for number in re.findall(r"^(\S+) of 4 runs done", capsys.readouterr().out, re.MULTILINE)]
     assert counts[-1] == 4 and counts == sorted(counts) and counts[0] >= 0
+
+
+RUNNING = """
+import os, sys, time
+from types import SimpleNamespace
+
+def complete(run):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    import running
+    from pirl_plugin.experiments.study_runs import run_all
+    run_all([SimpleNamespace(name="run", seed=seed) for seed in range(5)], 2, running.complete)
+"""
+
+
+def test_the_runs_of_a_study_that_is_killed_end_and_none_of_its_queue_begins(tmp_path):
+    (tmp_path / "running.py").write_text(RUNNING)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    study = subprocess.Popen(
+        [sys.executable, tmp_path / "running.py"], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    list(itertools.islice((line for line in study.stdout if line.strip().isdigit()), 2))  # two have begun
+    study.kill()
+    after, _ = study.communicate(timeout=30)  # until the last process that could write has ended
+    assert after == ""
 
 
 def test_few_labels_are_drawn_of_every_class_alike():

@@ -1,5 +1,6 @@
 """A signal before training has begun is no failure: the job goes back into the queue."""
 
+import ast
 import atexit
 import contextlib
 import os
@@ -37,6 +38,40 @@ def test_a_process_that_only_starts_ends_with_the_code_for_trying_again(number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (75, early_stop.MESSAGE)
+
+
+STARTED = """
+import os, subprocess, sys, time
+from pirl_plugin import early_stop
+if sys.argv[1] == "starter":
+    subprocess.Popen([sys.executable, "-c", sys.argv[2], "started", sys.argv[2]], env=early_stop.environment_of_child())
+else:
+    early_stop.end_with_starter()
+    print(os.getpid(), os.environ.get(early_stop.STARTER), flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_process_started_ends_with_it_even_if_it_is_killed():
+    starter = subprocess.Popen([sys.executable, "-c", STARTED, "starter", STARTED], stdout=subprocess.PIPE, text=True,
+                               env=ENVIRONMENT)  # fmt: skip
+    pid, passed_on = starter.stdout.readline().split()
+    assert passed_on == "None"  # what the started one starts in turn is its own affair
+    os.kill(int(pid), 0)
+    starter.kill()
+    starter.wait()
+    assert starter.stdout.read() == ""  # which ends when the last of both has
+
+
+def test_every_process_that_the_plugin_starts_to_compute_is_told_to_end_with_it():
+    starts = []
+    for path in sorted((ROOT / "pirl_plugin").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("subprocess.run", "subprocess.Popen"):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                starts.append((path.stem, given.get("env")))
+    others = {name for name, environment in starts if environment is None}
+    assert others == {"install_detectron2"} and len(starts) >= 8  # which waits for git and pip
 
 
 AT_THE_END = """
