@@ -118,13 +118,8 @@ RECIPES: dict[str, list[str]] = {
     "paper's heads at the recipe's rate": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
                                            f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
     "recipe's heads at 0.06, 12 epochs": PAPERS_HEADS[1:],
-    "recipe, warm-up": [
-        f"{OPTIMIZER}.param_schedulers.lr.name=composite",
-        f"{OPTIMIZER}.param_schedulers.lr.schedulers=[{{name:linear,start_value:0.00015,end_value:0.015}},"
-        "{name:cosine,start_value:0.015,end_value:0.00015}]",
-        f"{OPTIMIZER}.param_schedulers.lr.lengths=[0.1,0.9]",
-        f"{OPTIMIZER}.param_schedulers.lr.interval_scaling=[rescaled,rescaled]",
-    ],
+    "recipe, no warm-up": [f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
+                           f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
 }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ FEWEST_PHOTOS = 32
 SAMPLE = 200  # photos whose size is examined
 LARGEST_EXACT = 65_536  # images; up to this many, all others are the negatives
 RATES = {"batch_norm": 0.015 / 32, "paper": 0.06 / 32}  # learning rate per image of the batch, by heads
+SCHEDULE = "config.OPTIMIZER.param_schedulers.lr"
+WARM_UP = 0.1  # of the training, in which the rate rises from a hundredth
 HEADS = {
     "batch_norm": ("with batch normalisation", "without it, small data sets end worse than untrained"),
     "paper": ("as in the paper", "better for many photos of many kinds, if the loss ends lower"),
@@ -154,8 +156,29 @@ def epochs_for(count: int, batch: int, kind: str) -> int:
     return int(np.clip(-(-STEPS[kind] // steps_an_epoch), FEWEST_EPOCHS, MOST_EPOCHS[kind]))
 
 
+def schedule(rate: float, warm_up: bool) -> list[str]:
+    """Overrides: a cosine from `rate` to a hundredth, perhaps after a rise from there in WARM_UP of the training."""
+    lowest = rate / 100
+    if not warm_up:
+        return [f"{SCHEDULE}.start_value={rate:g}", f"{SCHEDULE}.end_value={lowest:g}"]
+    rise = f"{{name:linear,start_value:{lowest:g},end_value:{rate:g}}}"
+    fall = f"{{name:cosine,start_value:{rate:g},end_value:{lowest:g}}}"
+    return [
+        f"{SCHEDULE}.name=composite",
+        f"{SCHEDULE}.schedulers=[{rise},{fall}]",
+        f"{SCHEDULE}.lengths=[{WARM_UP:g},{1 - WARM_UP:g}]",
+        f"{SCHEDULE}.interval_scaling=[rescaled,rescaled]",
+    ]
+
+
 def recipe_for(
-    photos: Photos, machine: Machine, output: Path, epochs: int | None = None, seed: int = 0, heads: str = "batch_norm"
+    photos: Photos,
+    machine: Machine,
+    output: Path,
+    epochs: int | None = None,
+    seed: int = 0,
+    heads: str = "batch_norm",
+    warm_up: bool = True,
 ) -> Recipe:
     """The run for some photos on a machine.
 
@@ -163,6 +186,7 @@ def recipe_for(
         output: the checkpoint folder.
         epochs: None for the number from `epochs_for`.
         heads: `batch_norm`, or `paper` for the paper's, which are better where the loss ends lower with them.
+        warm_up: let the learning rate rise at first (not with the paper's heads, with which it was not tried).
     """
     gpu = machine.kind == "gpu"
     sizes = geometry_for(photos.side, machine.kind)
@@ -172,6 +196,7 @@ def recipe_for(
     batch = per_gpu * processes
     count = epochs or epochs_for(photos.count, batch, machine.kind)
     rate = RATES[check_choice(heads, RATES, "--heads")] * batch
+    warm_up &= heads == "batch_norm"
     exact = photos.count <= LARGEST_EXACT
     wide = gpu and sizes.view > 96 and photos.count >= 20_000
     width, depth = (1.0, 50 if wide else 18) if gpu else (0.25, 18)
@@ -179,7 +204,7 @@ def recipe_for(
     precision = "bfloat16" if gpu and machine.bfloat16 else "float32"
 
     transform, trunk = "config.DATA.TRAIN.TRANSFORMS.0", "config.MODEL.TRUNK.RESNETS"
-    schedule, loss = "config.OPTIMIZER.param_schedulers.lr", "config.LOSS.pirl_loss"
+    loss = "config.LOSS.pirl_loss"
     overrides = [
         f"config={CONFIG}",
         f"config.DATA.TRAIN.DATA_PATHS=[{override_value(photos.source)}]",
@@ -194,8 +219,7 @@ def recipe_for(
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={per_gpu}",
         f"config.DATA.NUM_DATALOADER_WORKERS={workers}",
         f"config.OPTIMIZER.num_epochs={count}",
-        f"{schedule}.start_value={rate:g}",
-        f"{schedule}.end_value={rate / 100:g}",
+        *schedule(rate, warm_up),
         f"{loss}.negatives={'all' if exact else 'per_image'}",
     ]
     if not exact:
@@ -211,6 +235,7 @@ def recipe_for(
         ]
     used = f"{processes} GPU{'s' * (processes > 1)}, {precision}" if gpu else f"{machine.cores} CPU cores, {precision}"
     largest = f"a {machine.kind.upper()} takes up to {LARGEST_VIEW[machine.kind]} here"
+    rise = f"a rise for {WARM_UP:.0%} of the steps, then " if warm_up else ""
     tried = "at least four steps per epoch" if per_gpu < (128 if gpu else 32) else "as the recipe was tried"
     choices = (
         Choice("photos", f"{photos.count:,}", f"of about {photos.side} pixels, in {photos.source}"),
@@ -220,7 +245,11 @@ def recipe_for(
         Choice("heads", *HEADS[heads]),
         Choice("batch", f"{batch}", "not yet tried on a GPU" if gpu else tried),
         Choice("epochs", f"{count}", "as asked" if epochs else f"{count * (photos.count // batch):,} steps in all"),
-        Choice("learning rate", f"{rate:g}", f"{32 * RATES[heads]:g} for a batch of 32, in proportion; a cosine to 1%"),
+        Choice(
+            "learning rate",
+            f"{rate:g}",
+            f"{32 * RATES[heads]:g} for a batch of 32, in proportion; {rise}a cosine to 1%",
+        ),
         Choice(
             "negatives",
             "all other images" if exact else "32,000 per image",
@@ -243,7 +272,8 @@ def pretrain(
 
     Args:
         output: the checkpoint folder; None for runs/<name of the folder>.
-        others: overrides that take precedence over the recipe's.
+        others: overrides that take precedence over the recipe's; with any of the learning rate's schedule, there is no
+            warm-up.
         dry_run: only print the recipe.
         heads: as `recipe_for`.
 
@@ -254,7 +284,8 @@ def pretrain(
         check_integer(epochs, "--epochs", 2)
     photos = Photos.of(source.absolute())
     folder = (output or Path("runs") / (source.absolute().stem or "photos")).absolute()
-    recipe = recipe_for(photos, Machine.here(), folder, epochs, seed, heads)
+    own_schedule = any(one.lstrip("+~").startswith(f"{SCHEDULE}.") for one in others)  # would have no effect in ours
+    recipe = recipe_for(photos, Machine.here(), folder, epochs, seed, heads, warm_up=not own_schedule)
     launch_with(recipe.overrides, others, dry_run, f"{recipe}\n\n")
 
 

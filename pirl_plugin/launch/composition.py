@@ -167,12 +167,17 @@ def _shown(value: object) -> str:
 
 
 def _warn_of_replaced_values(overrides: list[str], schedule: AttrDict) -> None:
-    """Warn that VISSL's learning-rate scaling silently replaces an override."""
+    """Warn of an override that VISSL's learning-rate scaling replaces, or that its schedule does not read."""
     for override in OverridesParser.create().parse_overrides(overrides):
         prefix, _, key = override.key_or_group.rpartition(".")
         if prefix == "config.OPTIMIZER.param_schedulers.lr" and key in ("start_value", "end_value", "values"):
             value = override.value()
-            if schedule[key] != value and schedule.auto_lr_scaling.auto_scale:
+            if schedule.name == "composite":
+                logging.warning(
+                    f"{override.input_line} has no effect: {prefix}.name is composite, which reads only {prefix}."
+                    f"schedulers; override those, or name another schedule, such as cosine."
+                )
+            elif schedule[key] != value and schedule.auto_lr_scaling.auto_scale:
                 logging.warning(
                     f"{override.input_line} has no effect: VISSL scales the learning rate for the global batch and "
                     f"uses {schedule[key]}; override {prefix}.auto_lr_scaling.base_value, or set auto_scale there to "

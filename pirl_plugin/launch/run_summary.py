@@ -84,13 +84,21 @@ def _loss(config: Any) -> str:
 
 
 def _learning_rate(schedule: Any) -> str:
-    if schedule.name in ("cosine", "linear"):
-        values = f"{schedule.start_value:g} to {schedule.end_value:g}"
-    elif schedule.name == "multistep":
-        values = ", ".join(f"{value:g}" for value in schedule["values"]) + f" at epochs {list(schedule.milestones)}"
-    else:
-        return f"{schedule.name} learning rate"
-    return f"learning rate {values} ({schedule.name}, by {schedule.update_interval})"
+    return f"learning rate {_rates(schedule)} ({schedule.name}, by {schedule.update_interval})"
+
+
+def _rates(schedule: Any) -> str:
+    name = schedule["name"]
+    if name in ("cosine", "linear"):
+        return f"{schedule['start_value']:g} to {schedule['end_value']:g}"
+    if name == "multistep":
+        return ", ".join(f"{value:g}" for value in schedule["values"]) + f" at epochs {list(schedule['milestones'])}"
+    if name == "composite":
+        parts = zip(schedule["schedulers"], schedule["lengths"], strict=True)
+        return ", then ".join(
+            f"{_rates(part)} in {100 * length:g}% of the steps ({part['name']})" for part, length in parts
+        )
+    return "as given"
 
 
 def _step(trainer: Any) -> str:

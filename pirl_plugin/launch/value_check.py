@@ -42,18 +42,26 @@ def check_values(config: Any) -> None:
 
 def _check_schedule(schedule: Any, num_epochs: int) -> None:
     where = "OPTIMIZER.param_schedulers.lr"
-    check_choice(schedule.name, sorted(PARAM_SCHEDULER_REGISTRY), f"{where}.name")
     check_choice(schedule.update_interval, ["epoch", "step"], f"{where}.update_interval")
-    rates = {"cosine": ("start_value", "end_value"), "linear": ("start_value", "end_value")}.get(schedule.name, ())
+    _check_rates(schedule, num_epochs, where)
+    scaling = schedule.auto_lr_scaling
+    check_number(scaling.base_value, f"{where}.auto_lr_scaling.base_value", 0, LARGEST_LEARNING_RATE, above=True)
+    check_number(scaling.base_lr_batch_size, f"{where}.auto_lr_scaling.base_lr_batch_size", 1)
+
+
+def _check_rates(schedule: Any, num_epochs: int, where: str) -> None:
+    """Check a schedule or, of a composite one, its parts."""
+    name = check_choice(schedule["name"], sorted(PARAM_SCHEDULER_REGISTRY), f"{where}.name")
+    rates = {"cosine": ("start_value", "end_value"), "linear": ("start_value", "end_value")}.get(name, ())
     for key in rates:
         check_number(schedule[key], f"{where}.{key}", 0, LARGEST_LEARNING_RATE)
-    if rates and schedule.start_value < schedule.end_value and schedule.name == "cosine":
+    if rates and schedule["start_value"] < schedule["end_value"] and name == "cosine":
         raise ConfigError(
-            f"{where}.start_value is {schedule.start_value:g}, below end_value {schedule.end_value:g}: a cosine "
+            f"{where}.start_value is {schedule['start_value']:g}, below end_value {schedule['end_value']:g}: a cosine "
             f"schedule must fall."
         )
-    if schedule.name == "multistep":
-        milestones, values = list(schedule.milestones), list(schedule["values"])
+    if name == "multistep":
+        milestones, values = list(schedule["milestones"]), list(schedule["values"])
         if milestones != sorted(set(milestones)) or not all(0 < place < num_epochs for place in milestones):
             raise ConfigError(
                 f"{where}.milestones is {milestones}; they must rise and lie below OPTIMIZER.num_epochs {num_epochs}."
@@ -62,9 +70,22 @@ def _check_schedule(schedule: Any, num_epochs: int) -> None:
             raise ConfigError(
                 f"{where}.values has {len(values)} entries; {len(milestones)} milestones need {len(milestones) + 1}."
             )
-    scaling = schedule.auto_lr_scaling
-    check_number(scaling.base_value, f"{where}.auto_lr_scaling.base_value", 0, LARGEST_LEARNING_RATE, above=True)
-    check_number(scaling.base_lr_batch_size, f"{where}.auto_lr_scaling.base_lr_batch_size", 1)
+    if name == "composite":
+        parts, lengths = list(schedule.get("schedulers") or []), list(schedule.get("lengths") or [])
+        if not parts or len(lengths) != len(parts) or abs(sum(lengths) - 1) > 1e-6:
+            raise ConfigError(
+                f"{where}.lengths is {lengths}, for {len(parts)} schedulers: a composite schedule needs at least one, "
+                f"each with its share of the training, and the shares add up to 1."
+            )
+        for number, part in enumerate(parts):
+            missing: dict[str, Any] = {
+                "name": None,
+                "start_value": None,
+                "end_value": None,
+                "milestones": [],
+                "values": [],
+            }
+            _check_rates({**missing, **part}, num_epochs, f"{where}.schedulers.{number}")
 
 
 def warn_of_learning_rate(config: Any) -> None:

@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from classy_vision.optim.param_scheduler import build_param_scheduler
 
-from pirl_plugin.experiments.recipe import Machine, Photos, epochs_for, geometry_for, pretrain, recipe_for
+from pirl_plugin.experiments.recipe import SCHEDULE, Machine, Photos, epochs_for, geometry_for, pretrain, recipe_for
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
 
@@ -52,9 +54,11 @@ def test_the_launcher_takes_every_recipe(count, side, machine, tmp_path):
     batch = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * config.DISTRIBUTED.NUM_PROC_PER_NODE
     assert count // batch >= 4
     assert list(config.DATA.TRAIN.DATA_PATHS) == [str(tmp_path / "my photos")]
-    schedule = config.OPTIMIZER.param_schedulers.lr
-    assert schedule.start_value == pytest.approx(0.015 * batch / 32, rel=1e-4)
-    assert schedule.end_value == pytest.approx(schedule.start_value / 100, rel=1e-4)
+    rate = 0.015 * batch / 32
+    rates = rates_of(config)
+    assert [rates(where) for where in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx(
+        [rate / 100, 0.505 * rate, rate, 0.505 * rate, rate / 100], rel=1e-3
+    )
     assert all(head["batch_norm"] for _, head in config.MODEL.HEAD.PARAMS)
     assert 3 * transform["patch_size"] < transform["patch_crop_size"] < 1.4 * transform["image_crop_size"]
     assert config.LOSS.pirl_loss.negatives == ("all" if count <= 65_536 else "per_image")
@@ -67,6 +71,11 @@ def test_the_launcher_takes_every_recipe(count, side, machine, tmp_path):
         assert choice.chosen in str(recipe) and choice.why in str(recipe)
 
 
+def rates_of(config) -> Callable[[float], float]:
+    """The learning rate where a share of the training is done."""
+    return build_param_scheduler(config.OPTIMIZER.param_schedulers.lr)
+
+
 def test_with_the_papers_heads_only_the_heads_and_their_rate_are_others(tmp_path):
     recipes = [
         recipe_for(Photos(tmp_path, 5000, 32), CPU, tmp_path / "run", heads=heads) for heads in ("batch_norm", "paper")
@@ -74,12 +83,11 @@ def test_with_the_papers_heads_only_the_heads_and_their_rate_are_others(tmp_path
     configs = [compose(list(recipe.overrides), check=False) for recipe in recipes]
     assert [head.get("batch_norm", False) for _, head in configs[1].MODEL.HEAD.PARAMS] == [False, False]
     assert [head["branch"] for _, head in configs[1].MODEL.HEAD.PARAMS] == ["image", "jigsaw"]
-    schedules = [config.OPTIMIZER.param_schedulers.lr for config in configs]
-    assert [(one.start_value, one.end_value) for one in schedules] == [(0.015, 0.00015), (0.06, 0.0006)]
+    assert [max(map(rates_of(config), (0, 0.1))) for config in configs] == pytest.approx([0.015, 0.06])
+    assert rates_of(configs[1])(0) == 0.06  # as it was tried: without a rise
     assert "0.06 for a batch of 32" in str(recipes[1]) and "as in the paper" in str(recipes[1])
     differ = {one.split("=")[0] for one in set(recipes[0].overrides) ^ set(recipes[1].overrides)}
-    lr = "config.OPTIMIZER.param_schedulers.lr"
-    assert differ == {"config.MODEL.HEAD.PARAMS", f"{lr}.start_value", f"{lr}.end_value"}
+    assert {name for name in differ if not name.startswith(SCHEDULE)} == {"config.MODEL.HEAD.PARAMS"}
     with pytest.raises(ConfigError, match=r"--heads is 'papers' .did you mean paper"):
         recipe_for(Photos(tmp_path, 5000, 32), CPU, tmp_path / "run", heads="papers")
 
@@ -94,6 +102,25 @@ def test_what_is_asked_for_wins(photo_folder, tmp_path, capsys):
     loss = config.LOSS.pirl_loss
     assert (loss.negatives, loss.num_negatives) == ("per_image", 20)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_is_asked_for_replaces_the_whole_of_the_recipes(photo_folder, tmp_path, capsys):
+    pretrain(photo_folder, tmp_path / "run", others=(f"{SCHEDULE}.start_value=0.04",), dry_run=True)
+    printed = capsys.readouterr().out
+    assert "of the steps" not in printed
+    config = compose(shlex.split(printed.strip().splitlines()[-1])[2:])
+    assert rates_of(config)(0) == 0.04 and config.OPTIMIZER.param_schedulers.lr.name == "cosine"
+
+
+def test_a_rate_that_the_recipes_schedule_does_not_read_is_warned_of(photo_folder, tmp_path, capsys, caplog):
+    pretrain(photo_folder, tmp_path / "run", dry_run=True)
+    printed = capsys.readouterr().out
+    assert "a rise for 10% of the steps, then a cosine to 1%" in printed
+    command = shlex.split(printed.strip().splitlines()[-1])[2:]
+    compose(command)
+    assert "has no effect" not in caplog.text
+    compose([*command, f"{SCHEDULE}.start_value=0.04"])
+    assert f"{SCHEDULE}.start_value=0.04 has no effect: {SCHEDULE}.name is composite" in caplog.text
 
 
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path, make_photo):

@@ -315,6 +315,15 @@ STEPS = [
     "config.OPTIMIZER.param_schedulers.lr.name=multistep",
     "config.OPTIMIZER.param_schedulers.lr.values=[0.1,0.01]",
 ]
+COMPOSITE = "config.OPTIMIZER.param_schedulers.lr.name=composite"
+
+
+def parts(*schedulers: str, lengths: str = "[0.1,0.9]") -> list[str]:
+    where = "config.OPTIMIZER.param_schedulers.lr"
+    return [COMPOSITE, f"{where}.schedulers=[{','.join(schedulers)}]", f"{where}.lengths={lengths}"]
+
+
+RISE, FALL = "{name:linear,start_value:0.001,end_value:0.1}", "{name:cosine,start_value:0.1,end_value:0.001}"
 VIT = ["config.MODEL.TRUNK.NAME=vision_transformer", f"{TRANSFORM}.patch_size=16", f"{TRANSFORM}.patch_crop_size=60"]
 UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
 
@@ -332,6 +341,14 @@ UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
             [*STEPS, "config.OPTIMIZER.param_schedulers.lr.milestones=[5,7]"],
             "values has 2 entries; 2 milestones need 3",
         ),
+        (parts(lengths="[]"), r"lr.lengths is \[\], for 0 schedulers: a composite schedule needs at least one"),
+        (parts(RISE, FALL, lengths="[0.1,0.8]"), r"lr.lengths is \[0.1, 0.8\], for 2 schedulers.*add up to 1"),
+        (parts(RISE, FALL, lengths="[1.0]"), r"lr.lengths is \[1.0\], for 2 schedulers"),
+        (parts(RISE, "{name:cosine,start_value:0.1}"), "lr.schedulers.1.end_value is None; it must be a number"),
+        (parts(RISE.replace("0.001", "a"), FALL), "lr.schedulers.0.start_value is 'a'"),
+        (parts(RISE, "{start_value:0.1}"), "lr.schedulers.1.name is None"),
+        (parts(RISE, FALL.replace("0.1", "0.0001")), "schedulers.1.start_value is 0.0001, below end_value 0.001"),
+        (parts(RISE, "{name:multistep,values:[0.1]}", lengths="[0.5,0.6]"), "add up to 1"),
         (["config.MODEL.TRUNK.NAME=regnet"], "'regnet', which VISSL cannot build .* 'depth' is missing"),
         (["config.MODEL.TRUNK.NAME=efficientnet"], "Please specify EfficientNet version"),
         (["config.MODEL.TRUNK.NAME=xcit"], "whose SyncBatchNorm PyTorch has on GPUs only"),

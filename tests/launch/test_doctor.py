@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pirl_plugin.commands.__main__ import main
+from pirl_plugin.experiments.recipe import pretrain
 from pirl_plugin.launch import doctor
 from pirl_plugin.launch.composition import config_names
 from pirl_plugin.launch.launcher import compose
@@ -171,6 +173,16 @@ def test_a_run_says_what_it_is_going_to_do(photo_folder):
     )  # what VISSL's scaling makes of it
     assert said["network"] == "resnet of depth 50, heads image, jigsaw"
     assert said["checkpoints"].endswith("resumes from model_phase3.torch")
+
+
+def test_a_schedule_of_parts_is_summed_up_with_its_parts(photo_folder, capsys):
+    pretrain(photo_folder, photo_folder.parent / "run", dry_run=True)
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])[2:]
+    (schedule,) = [line for line in summarise(compose(command, check=False)) if line.startswith("schedule")]
+    parts = (
+        "5.625e-05 to 0.005625 in 10% of the steps (linear), then 0.005625 to 5.625e-05 in 90% of the steps (cosine)"
+    )
+    assert f"learning rate {parts} (composite, by step)" in schedule
 
 
 @pytest.mark.parametrize(
