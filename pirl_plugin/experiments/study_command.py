@@ -62,7 +62,7 @@ def run(options: Namespace) -> int:
     settings = {
         "data": data,
         "epochs": plan.epochs,
-        "budget": f"{given}; {options.jobs} runs at a time",
+        "budget": f"{given}; {options.jobs} run{'s' * (options.jobs > 1)} at a time",
         **({"learning rates": rates_in_words(rates)} if rates else {}),
         **({"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}),
         **machine(),
