@@ -45,13 +45,15 @@ class Liveness:
     def __init__(self, store: Store, rank: int, world_size: int, processes: int, silence: float) -> None:
         self.store, self.rank, self.world_size, self.processes = store, rank, world_size, processes
         self.silence, self.interval = silence, silence / BEATS
-        self.stay = max(2 * self.interval, 1.0)  # seconds after which all others have read what was set
+        self.stay = max(2 * self.interval, 1.0)  # seconds in which others usually read what was set
+        self.longest_stay = 6 * self.stay  # for others whose machines are busy
         self.hosts: list[str] = []
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection handles one request at a time
         others = range(1, world_size) if rank == 0 else [0]  # the ranks that this rank listens to
         self.heard = {other: (0, time.monotonic()) for other in others}  # last beat, and when it arrived
         self.contact = time.monotonic()
+        self.told = ""  # the verdict, once it was read: the first rank may end then
         self.unanswered = False  # whether the last timed request is still waiting
 
     def __enter__(self) -> Liveness:
@@ -109,7 +111,12 @@ class Liveness:
         return all(beat == DONE for beat, _ in self.heard.values())
 
     def _verdict(self) -> str:
-        return self.store.get("verdict").decode() if self.store.check(["verdict"]) else ""
+        if self.told or not self.store.check(["verdict"]):
+            return self.told
+        self.told = self.store.get("verdict").decode()
+        with contextlib.suppress(RuntimeError):  # the first rank is gone; its verdict is what counts
+            self.store.set(f"read/{self.rank}", "")
+        return self.told
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -147,6 +154,7 @@ class Liveness:
         def say() -> None:
             if not self._verdict():
                 self.store.set("verdict", verdict)
+                self.store.set(f"read/{self.rank}", "")
 
         self._within(2 * self.interval, say)
 
@@ -174,7 +182,7 @@ class Liveness:
         first = " ".join(str(error).split())[:500] or type(error).__name__
         if isinstance(error, RuntimeError) and FOLLOWS.search(first):
             for _ in range(4):  # a closed connection is noticed before the reason can be read
-                verdict = self._within(self.interval, self._verdict)
+                verdict = self.told or self._within(self.interval, self._verdict)
                 if verdict:
                     return ConfigError(self._in_words(verdict))
                 time.sleep(self.interval)
@@ -188,9 +196,16 @@ class Liveness:
         return error
 
     def _stay(self) -> None:
-        """Keep the store (on the first rank) until the others have read it."""
-        if self.rank == 0:
-            time.sleep(self.stay)
+        """Keep the store (on the first rank) until the others that are alive have read it."""
+        if self.rank != 0:
+            return
+        began = time.monotonic()
+        alive = [other for other, (beat, when) in self.heard.items() if beat != DONE and began - when <= self.silence]
+        read = [f"read/{other}" for other in alive]
+        while time.monotonic() - began < self.longest_stay:
+            if not read or self._within(self.interval, lambda: self.store.check(read)):
+                return
+            time.sleep(self.interval / 10)
 
     @staticmethod
     def _in_words(verdict: str) -> str:

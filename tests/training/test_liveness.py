@@ -210,3 +210,23 @@ def test_the_first_rank_stays_only_until_the_others_are_done():
     assert 1.4 < time.monotonic() - began < 10
     ended.join()
     del server
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_first_rank_stays_until_a_busy_one_has_read_its_verdict_but_not_for_ever(reads):
+    port = free_port()
+    server = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    ranks = [
+        Liveness(TCPStore("localhost", port, is_master=False), rank, 3, 1, silence=9.0) for rank in range(3)
+    ]  # usually stays 1 s, at most 6
+    ranks[0].heard[2] = (7, time.monotonic() - 10)  # this one is gone
+    ranks[0]._tell("Nothing was heard from rank 2.")
+    said: list[str] = []
+    busy = threading.Timer(2.5, lambda: said.append(ranks[1]._verdict()))
+    if reads:
+        busy.start()
+    began = time.monotonic()
+    ranks[0]._stay()
+    assert (2.4 if reads else 5.9) < time.monotonic() - began < (4 if reads else 8)
+    assert said == ["Nothing was heard from rank 2."] * reads
+    del server
