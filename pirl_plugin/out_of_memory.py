@@ -37,7 +37,7 @@ def cause_of_a_kill() -> str:
         return f"most likely by the kernel, because memory ran out; {LESS}"
     if now > _before:
         return f"by the kernel, because memory ran out ({now - _before} killed since the start); {LESS}"
-    return "not by the kernel, which had memory left"
+    return "but not by the kernel: memory had not run out"
 
 
 def in_words(error: str) -> str:

@@ -159,11 +159,13 @@ def one_sentence_errors() -> Iterator[None]:
     except ConfigError as error:
         sys.exit(f"Error: {error}")
     except Exception as error:
-        with _workers_die_in_silence():
-            sentence = _in_one_sentence(error)
-        if not sentence:
-            raise
-        sys.exit(f"Error: {sentence}")
+        heard = _hear_of_no_more_workers()
+        sentence = _in_one_sentence(error)
+        if sentence:
+            sys.exit(f"Error: {sentence}")
+        if heard is not None:
+            signal.signal(signal.SIGCHLD, heard)
+        raise
 
 
 def _in_one_sentence(error: Exception) -> str:
@@ -176,14 +178,8 @@ def _in_one_sentence(error: Exception) -> str:
     return found[-1] if found else out_of_memory.in_words("".join(traceback.format_exception(error, chain=False)))
 
 
-@contextlib.contextmanager
-def _workers_die_in_silence() -> Iterator[None]:
-    """While an error is put into words: PyTorch's handler of SIGCHLD would raise another, anywhere."""
+def _hear_of_no_more_workers() -> Any:
+    """Remove PyTorch's handler of SIGCHLD, which would raise another error anywhere; returns it, or None."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where no handler runs
-        return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+        return None  # where no handler runs
+    return signal.signal(signal.SIGCHLD, signal.SIG_DFL)

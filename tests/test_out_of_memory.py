@@ -100,7 +100,7 @@ def test_a_worker_that_is_gone_when_its_tensor_is_fetched_is_said_to_have_been_k
         ForkingPickler.loads(passed)
 
 
-def test_the_death_of_a_worker_does_not_disturb_the_sentence_and_is_heard_of_after(monkeypatch):
+def test_the_death_of_another_worker_does_not_disturb_the_sentence_or_the_exit_after_it(monkeypatch):
     def disturbed(number, frame):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
 
@@ -113,6 +113,10 @@ def test_the_death_of_a_worker_does_not_disturb_the_sentence_and_is_heard_of_aft
     try:
         with pytest.raises(SystemExit, match="killed by nobody"), one_sentence_errors():
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        os.kill(os.getpid(), signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, disturbed)
+        with pytest.raises(ZeroDivisionError), one_sentence_errors():
+            1 / 0  # noqa: B018
         assert signal.getsignal(signal.SIGCHLD) is disturbed
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -135,7 +139,7 @@ def test_a_kernel_that_does_not_count_is_not_quoted(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("before", "now", "reason"),
     [(3, 5, r"by the kernel, because memory ran out \(2 killed since the start\); use fewer"),
-     (5, 5, "not by the kernel, which had memory left$"), (None, 5, "most likely by the kernel")],
+     (5, 5, "but not by the kernel: memory had not run out$"), (None, 5, "most likely by the kernel")],
 )  # fmt: skip
 def test_kills_are_counted_from_the_start_of_the_program(monkeypatch, tmp_path, before, now, reason):
     (tmp_path / "vmstat").write_text(f"pgfault 12\noom_kill {now}\noom_kill_other 9\n")

@@ -284,7 +284,7 @@ def pretrain(
         check_integer(epochs, "--epochs", 2)
     photos = Photos.of(source.absolute())
     folder = (output or Path("runs") / (source.absolute().stem or "photos")).absolute()
-    own_schedule = any(one.lstrip("+~").startswith(f"{SCHEDULE}.") for one in others)  # would have no effect in ours
+    own_schedule = any(one.lstrip("+~").startswith((f"{SCHEDULE}.", f"{SCHEDULE}=")) for one in others)
     recipe = recipe_for(photos, Machine.here(), folder, epochs, seed, heads, warm_up=not own_schedule)
     launch_with(recipe.overrides, others, dry_run, f"{recipe}\n\n")
 
@@ -302,6 +302,8 @@ def launch_with(overrides: Sequence[str], others: Sequence[str], dry_run: bool, 
         ConfigError: for what the user can put right.
     """
     replaced = {override.lstrip("+~").partition("=")[0] for override in others}
+    if replaced & {SCHEDULE, f"{SCHEDULE}.name"}:  # these rates are of another schedule
+        replaced |= {f"{SCHEDULE}.start_value", f"{SCHEDULE}.end_value"}
     overrides = [one for one in overrides if one.partition("=")[0] not in replaced] + list(others)
     print(f"{before}pirl train {shlex.join(overrides)}\n", flush=True)
     if not dry_run:

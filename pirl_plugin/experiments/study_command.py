@@ -12,7 +12,14 @@ from dataclasses import replace
 from pirl_plugin.data.image_files import check_same_classes, list_images
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
-from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
+from pirl_plugin.experiments.study_pieces import (
+    check_same_rates,
+    content_before,
+    known_rates,
+    methods_of,
+    names_of,
+    restore,
+)
 from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write
 from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
@@ -50,13 +57,16 @@ def run(options: Namespace) -> int:
         *options.overrides,
     ]
     before, names = content_before(stored), names_of(study, options.only)
+    data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
+    precision = {"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}
+    known = known_rates(before, {"data": data, "epochs": plan.epochs, **precision})
     rates = choose_rates(
         study, methods_of(study, names), train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs,
-        options.overrides, before.get("rates", {}),
+        options.overrides, known,
     )  # fmt: skip
+    check_same_rates(before, study, rates, stored)
     study = study_of(options, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
-    data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
     restore(before, runs, data)
     given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
     settings = {
@@ -64,7 +74,7 @@ def run(options: Namespace) -> int:
         "epochs": plan.epochs,
         "budget": f"{given}; {options.jobs} run{'s' * (options.jobs > 1)} at a time",
         **({"learning rates": rates_in_words(rates)} if rates else {}),
-        **({"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}),
+        **precision,
         **machine(),
     }
     runs = [run for run in runs if run.name in names]

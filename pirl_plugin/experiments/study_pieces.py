@@ -35,6 +35,28 @@ def methods_of(study: Study, names: set[str]) -> set[str]:
     return {name if name in study.methods else str(study.points[name].variant_of) for name in names}
 
 
+def known_rates(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning rates that a study.json has, if they were tried as this study would try them."""
+    same = all(before["settings"].get(key) == settings.get(key) for key in ("data", "epochs", "precision"))
+    return before.get("rates", {}) if same else {}
+
+
+def check_same_rates(before: Mapping[str, Any], study: Study, rates: Mapping[str, Any], path: Path) -> None:
+    """Raise if runs of a method are done with another learning rate than is best now.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    done = methods_of(study, {run["name"] for run in before["runs"]} & {*study.methods, *study.points})
+    for name in sorted(done & set(before.get("rates", {})) & set(rates)):
+        old, new = before["rates"][name]["rate"], rates[name]["rate"]
+        if old != new:
+            raise ConfigError(
+                f"{path} has runs of {name} with the learning rate {old:g}, but the best of those tried is now "
+                f"{new:g}: give another --output, or a --study with the learning rates that it was made with."
+            )
+
+
 def restore(before: Mapping[str, Any], runs: Sequence[Run], data: str) -> None:
     """Write result.json of the runs that a study.json has and whose folders have none, so that they count as done.
 

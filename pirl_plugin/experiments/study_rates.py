@@ -119,8 +119,12 @@ def rates_in_words(chosen: Mapping[str, Any]) -> str:
     """What `choose_rates` found, in a line; it says where a better rate may lie beyond those tried."""
     each = []
     for name, one in chosen.items():
-        rates = [float(rate) for rate in one["tried"]]
-        edge = {max(rates): ", the highest", min(rates): ", the lowest"}.get(one["rate"], "")
+        rates, found = [float(rate) for rate in one["tried"]], one["tried"]
+        edges = [
+            f", {'the' if one['rate'] == end else 'no better than the'} {word}"
+            for end, word in ((max(rates), "highest"), (min(rates), "lowest"))
+            if found[f"{end:g}"] == max(found.values())
+        ]
         tried = ", ".join(f"{rate}: {100 * accuracy:.1f}%" for rate, accuracy in one["tried"].items())
-        each.append(f"{name} {one['rate']:g}{edge} ({tried})")
+        each.append(f"{name} {one['rate']:g}{''.join(edges)} ({tried})")
     return f"chosen by linear accuracy on a fifth of the training images: {'; '.join(each)}"

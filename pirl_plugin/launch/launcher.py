@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,14 @@ def distributed_worker(
     multiprocessing.set_forkserver_preload(preloaded)
     mends.register_data_paths(cfg)
     checkpoint.load_and_broadcast_checkpoint = checkpoint_folder.load_on_every_rank
-    with _among_the_ranks(cfg, node_id, local_rank, dist_run_id):
-        _vissl_worker(local_rank, cfg, node_id, dist_run_id, *args, **kwargs)
+    try:
+        with _among_the_ranks(cfg, node_id, local_rank, dist_run_id):
+            _vissl_worker(local_rank, cfg, node_id, dist_run_id, *args, **kwargs)
+    except SystemExit as end:  # asked to stop, like all other ranks
+        if end.code == preemption.EXIT_CODE:
+            traceback.clear_frames(end.__traceback__)  # they hold trainer and network, and these the group
+            process_group.leave()
+        raise
     process_group.leave()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
 
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_number
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_mapping, check_number
 
 LARGEST_LEARNING_RATE = 1e6
 
@@ -72,20 +72,23 @@ def _check_rates(schedule: Any, num_epochs: int, where: str) -> None:
             )
     if name == "composite":
         parts, lengths = list(schedule.get("schedulers") or []), list(schedule.get("lengths") or [])
+        for number, length in enumerate(lengths):
+            check_number(length, f"{where}.lengths.{number}", 0, 1, above=True)
         if not parts or len(lengths) != len(parts) or abs(sum(lengths) - 1) > 1e-6:
             raise ConfigError(
                 f"{where}.lengths is {lengths}, for {len(parts)} schedulers: a composite schedule needs at least one, "
                 f"each with its share of the training, and the shares add up to 1."
             )
+        scaling = list(schedule.get("interval_scaling") or [])
+        if len(scaling) != len(parts) or not {*map(str, scaling)} <= {"rescaled", "fixed"}:
+            raise ConfigError(
+                f"{where}.interval_scaling is {scaling}; it must say rescaled or fixed for each of the {len(parts)} "
+                f"schedulers."
+            )
+        missing: dict[str, Any] = {"name": None, "start_value": None, "end_value": None, "milestones": [], "values": []}
         for number, part in enumerate(parts):
-            missing: dict[str, Any] = {
-                "name": None,
-                "start_value": None,
-                "end_value": None,
-                "milestones": [],
-                "values": [],
-            }
-            _check_rates({**missing, **part}, num_epochs, f"{where}.schedulers.{number}")
+            one = f"{where}.schedulers.{number}"
+            _check_rates({**missing, **check_mapping(part, one)}, num_epochs, one)
 
 
 def warn_of_learning_rate(config: Any) -> None:
@@ -95,10 +98,11 @@ def warn_of_learning_rate(config: Any) -> None:
     batch = (
         config.DATA.TRAIN.BATCHSIZE_PER_REPLICA * config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE
     )
-    given = schedule["values"][0] if schedule.name == "multistep" else schedule.start_value
     expected = scaling.base_value * batch / scaling.base_lr_batch_size
-    if scaling.auto_scale or schedule.name not in ("cosine", "linear", "multistep"):
+    last = schedule["schedulers"][-1] if schedule.name == "composite" else schedule  # after a warm-up
+    if scaling.auto_scale or last["name"] not in ("cosine", "linear", "multistep"):
         return  # VISSL scales
+    given = last["values"][0] if last["name"] == "multistep" else last["start_value"]
     if abs(given - expected) > 0.01 * expected:
         logging.warning(
             f"The learning rate starts at {given:g}, but for the global batch of {batch} images the linear scaling "

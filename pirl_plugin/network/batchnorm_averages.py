@@ -25,6 +25,18 @@ from pirl_plugin.paths import written_whole
 from pirl_plugin.validation import ConfigError
 
 
+def require_averages(trunk: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of a trunk that have running averages.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        raise ConfigError("The trunk has no BatchNorm with running averages; there is nothing to recompute.")
+    return norms
+
+
 @torch.no_grad()
 def recompute_averages(
     trunk: nn.Module,
@@ -49,9 +61,7 @@ def recompute_averages(
     Raises:
         ConfigError: if the trunk has no running averages, or fewer than two images can be read.
     """
-    norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        raise ConfigError("The trunk has no BatchNorm with running averages; there is nothing to recompute.")
+    norms = require_averages(trunk)
     compute = compute or Compute(next(trunk.parameters()).device)
     trunk.to(compute.device).eval()
     order = np.random.default_rng(0).permutation(len(images))

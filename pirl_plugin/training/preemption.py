@@ -112,6 +112,7 @@ class PreemptionHook(Hook):
 
     def on_end(self, task: Any) -> None:
         self._answer()
+        self.group = None  # see process_group.leave
         self._stop_watching()
 
     def on_exception(self, task: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import secrets
 import time
@@ -57,13 +58,16 @@ def join(config: Any, run_id: str, rank: int, local_rank: int) -> Store:
 
 
 def leave() -> None:
-    """End the process group, if there is one, after a run that ended well; VISSL leaves that to the end of Python.
+    """End the process group, if there is one, after a run that ended well or was asked to stop; VISSL does not.
 
-    A thread of gloo that then still has a tensor of the last collective to free aborts the process (2 of 300 ranks on a
-    busy machine), and the launcher takes the run for failed. After an error a rank must not wait for others here.
+    A thread of gloo that still has a tensor of the last collective to free when Python ends aborts the process (2 of
+    300 ranks on a busy machine), and the launcher takes the run for failed. After an error a rank must not wait for
+    others here.
     """
     if torch.distributed.is_initialized():
+        gc.collect()  # trainer and network, which hold the group
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _meet(store: Store, rank: int, world_size: int, seconds: float) -> str:

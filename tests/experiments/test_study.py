@@ -693,6 +693,8 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     assert wider["a"] == {"rate": 0.4, "tried": {"0.1": 0.5, "0.2": 0.7, "0.4": 0.8, "0.8": 0.6}}
     methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.8))  # a narrower list is chosen from as it is
     assert choose_rates(study, ["a"], train, tmp_path / "none", 5, 2, [], wider)["a"] == {**wider["a"], "rate": 0.8}
+    equal = {"a": {"rate": 0.1, "tried": {"0.1": 0.5, "0.2": 0.4, "0.3": 0.5}}}
+    assert "a 0.1, no better than the highest, the lowest (0.1: 50.0%" in study_rates.rates_in_words(equal)
     assert "a 0.4 (0.1: 50.0%, 0.2: 70.0%, 0.4: 80.0%, 0.8: 60.0%); b" in capsys.readouterr().out
 
 

@@ -7,7 +7,14 @@ import pytest
 
 from pirl_plugin.experiments.study import read_study
 from pirl_plugin.experiments.study_command import in_bfloat16
-from pirl_plugin.experiments.study_pieces import content_before, methods_of, names_of, restore
+from pirl_plugin.experiments.study_pieces import (
+    check_same_rates,
+    content_before,
+    known_rates,
+    methods_of,
+    names_of,
+    restore,
+)
 from pirl_plugin.experiments.study_runs import runs_of
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
@@ -103,3 +110,25 @@ def test_bfloat16_is_for_the_methods_with_pirls_train_step_alone():
     point = changed.points["lambda_pirl_0.25"]
     config = compose([f"config={point.config}", *point.all_overrides()], check=False)
     assert (config.TRAINER.PIRL_TRAIN_STEP.precision, config.LOSS.pirl_loss.lambda_) == ("bfloat16", 0.25)
+
+
+def test_rates_that_were_tried_in_another_way_are_not_known():
+    before = {"settings": {"data": DATA, "epochs": 9}, "rates": {"jigsaw": {"rate": 0.1}}}
+    assert known_rates(before, {"data": DATA, "epochs": 9}) == before["rates"]
+    for other in ({"epochs": 10}, {"data": "b"}, {"precision": "bfloat16"}):
+        assert known_rates(before, {"data": DATA, "epochs": 9, **other}) == {}
+
+
+def test_figures_of_one_learning_rate_are_never_shown_under_another(before, tmp_path):
+    before["rates"] = {"pirl_jigsaw": {"rate": 0.03}, "jigsaw": {"rate": 0.1}}
+    study, path = read_study(), tmp_path / "study.json"
+    check_same_rates(
+        before, study, {"pirl_jigsaw": {"rate": 0.03}, "jigsaw": {"rate": 0.2}}, path
+    )  # it has no runs yet
+    with pytest.raises(
+        ConfigError, match=r"study.json has runs of pirl_jigsaw with the learning rate 0.03, but .* 0.06:"
+    ):
+        check_same_rates(before, study, {"pirl_jigsaw": {"rate": 0.06}}, path)
+    before["runs"] = [{"name": "lambda_pirl_0.25"}]  # a variant
+    with pytest.raises(ConfigError, match=r"has runs of pirl_jigsaw"):
+        check_same_rates(before, study, {"pirl_jigsaw": {"rate": 0.06}}, path)

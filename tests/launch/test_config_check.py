@@ -318,9 +318,10 @@ STEPS = [
 COMPOSITE = "config.OPTIMIZER.param_schedulers.lr.name=composite"
 
 
-def parts(*schedulers: str, lengths: str = "[0.1,0.9]") -> list[str]:
+def parts(*schedulers: str, lengths: str = "[0.1,0.9]", scaling: str = "rescaled") -> list[str]:
     where = "config.OPTIMIZER.param_schedulers.lr"
-    return [COMPOSITE, f"{where}.schedulers=[{','.join(schedulers)}]", f"{where}.lengths={lengths}"]
+    given = [COMPOSITE, f"{where}.schedulers=[{','.join(schedulers)}]", f"{where}.lengths={lengths}"]
+    return [*given, f"{where}.interval_scaling=[{','.join([scaling] * len(schedulers))}]"]
 
 
 RISE, FALL = "{name:linear,start_value:0.001,end_value:0.1}", "{name:cosine,start_value:0.1,end_value:0.001}"
@@ -343,6 +344,11 @@ UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
         ),
         (parts(lengths="[]"), r"lr.lengths is \[\], for 0 schedulers: a composite schedule needs at least one"),
         (parts(RISE, FALL, lengths="[0.1,0.8]"), r"lr.lengths is \[0.1, 0.8\], for 2 schedulers.*add up to 1"),
+        (parts(RISE, FALL, lengths="[1.5,-0.5]"), r"lr.lengths.0 is 1.5; it must be a number above 0 and at most 1"),
+        (parts(RISE, FALL, lengths="[a,b]"), r"lr.lengths.0 is 'a'; it must be a number above 0"),
+        (parts(RISE, FALL)[:-1], r"lr.interval_scaling is \[\]; it must say rescaled or fixed for each of the 2"),
+        (parts(RISE, FALL, scaling="scaled"), r"lr.interval_scaling is \['scaled', 'scaled'\]; it must say rescaled"),
+        (parts(RISE, "cosine"), r"lr.schedulers.1 is 'cosine'; it must be a mapping"),
         (parts(RISE, FALL, lengths="[1.0]"), r"lr.lengths is \[1.0\], for 2 schedulers"),
         (parts(RISE, "{name:cosine,start_value:0.1}"), "lr.schedulers.1.end_value is None; it must be a number"),
         (parts(RISE.replace("0.001", "a"), FALL), "lr.schedulers.0.start_value is 'a'"),

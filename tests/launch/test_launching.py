@@ -285,6 +285,8 @@ def trains(*_, **__):
     dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
     if sys.argv[2] == "fails":
         raise RuntimeError("no")
+    if sys.argv[2] == "stops":
+        sys.exit(75)
 
 launcher._vissl_worker = trains
 overrides = ["config=pretrain/pirl/jigsaw_small_images_cpu", "config.DATA.TRAIN.DATA_PATHS=[/]"]
@@ -296,8 +298,8 @@ finally:
 """
 
 
-@pytest.mark.parametrize(("how", "code", "left"), [("ends", 0, "False"), ("fails", 1, "True")])
-def test_a_rank_that_ended_well_leaves_the_process_group_and_one_that_failed_waits_for_nobody(
+@pytest.mark.parametrize(("how", "code", "left"), [("ends", 0, "False"), ("stops", 75, "False"), ("fails", 1, "True")])
+def test_a_rank_that_ended_well_or_was_stopped_leaves_the_process_group_and_one_that_failed_waits_for_nobody(
     tmp_path, how, code, left
 ):
     """Else a thread of gloo may abort the process at its end, see process_group.leave."""
