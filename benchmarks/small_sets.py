@@ -29,14 +29,15 @@ import numpy as np
 from measuring import machine, print_table
 from PIL import Image, ImageOps
 
+from pirl_plugin.evaluation.quick import NETWORKS, RECOMPUTED
+from pirl_plugin.experiments.schedules import cosine
+
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HELD_OUT = 1000
-NETWORKS = ("untrained", "PIRL", "PIRL, recomputed")
 PAPERS_HEADS = [
     "config.MODEL.HEAD.PARAMS=[[pirl_heads,{branch:image}],[pirl_heads,{branch:jigsaw}]]",
-    "config.OPTIMIZER.param_schedulers.lr.start_value=0.06",
-    "config.OPTIMIZER.param_schedulers.lr.end_value=0.0006",
+    *cosine(0.06),
     "config.OPTIMIZER.num_epochs=12",
 ]
 
@@ -104,8 +105,7 @@ LOSS, OPTIMIZER, TRANSFORM = "config.LOSS.pirl_loss", "config.OPTIMIZER", "confi
 RECIPES: dict[str, list[str]] = {
     "paper's heads": PAPERS_HEADS,
     "recipe": [],
-    "rate 0.004": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.004",
-                   f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00004"],
+    "rate 0.004": [*PAPERS_HEADS, *cosine(0.004)],
     "48 epochs": [*PAPERS_HEADS, f"{OPTIMIZER}.num_epochs=48"],
     "temperature 0.5": [*PAPERS_HEADS, f"{LOSS}.temperature=0.5"],
     "64 negatives": [*PAPERS_HEADS, f"{LOSS}.negatives=per_image", f"{LOSS}.num_negatives=64"],
@@ -115,11 +115,9 @@ RECIPES: dict[str, list[str]] = {
     "larger crops": [*PAPERS_HEADS, f"{TRANSFORM}.image_crop_scale=[0.6,1.0]"],
     "no weight decay": [*PAPERS_HEADS, f"{OPTIMIZER}.weight_decay=0"],
     "batch 128": [*PAPERS_HEADS, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=128", f"{OPTIMIZER}.num_epochs=48"],
-    "paper's heads at the recipe's rate": [*PAPERS_HEADS, f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
-                                           f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
+    "paper's heads at the recipe's rate": [*PAPERS_HEADS, *cosine(0.015)],
     "recipe's heads at 0.06, 12 epochs": PAPERS_HEADS[1:],
-    "recipe, no warm-up": [f"{OPTIMIZER}.param_schedulers.lr.start_value=0.015",
-                           f"{OPTIMIZER}.param_schedulers.lr.end_value=0.00015"],
+    "recipe, no warm-up": cosine(0.015),
 }  # fmt: skip
 
 
@@ -136,11 +134,9 @@ def measure(output: Path, name: str, recipe: str, seed: int) -> dict:
         started = time.time()
 
         def pirl(log: TextIO, *arguments: object) -> None:
-            command, environment = (
-                [sys.executable, "-m", "pirl_plugin.commands"],
-                {**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            subprocess.run([*command, *map(str, arguments)], env=environment, stdout=log, stderr=log, check=True)
+            command = [sys.executable, "-m", "pirl_plugin.commands", *map(str, arguments)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
 
         with open(f"{run}.log", "w") as log:
             others = ["--set", *RECIPES[recipe]] if RECIPES[recipe] else []
@@ -191,7 +187,7 @@ def main() -> None:
         for of_recipe in seeds.values():
             rank = mean([one["effective_rank"] for one in of_recipe])
             cells.append(f"{accuracies([one['PIRL'] for one in of_recipe])} / {rank:.1f}")
-            cells.append(accuracies([one[NETWORKS[2]] for one in of_recipe]))
+            cells.append(accuracies([one[RECOMPUTED] for one in of_recipe]))
         rows.append([SETS[name][0], *cells])
     title = f"kNN / linear of held-out photos, % / effective rank; averages recomputed, {len(options.seeds)} seed(s)"
     if len(rows) < len(rows[0]):

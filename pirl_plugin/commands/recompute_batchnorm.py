@@ -16,9 +16,7 @@ from pirl_plugin.commands.__compute__ import add_compute_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", type=Path, help="a folder of any depth, or a list; the training images will do")
-    parser.add_argument(
-        "--most", type=int, default=10_000, help="use at most this many images, evenly spread; default 10,000"
-    )
+    parser.add_argument("--most", type=int, help="use at most this many images, evenly spread; default 10,000")
     parser.add_argument("--output", type=Path, help="default: beside the checkpoint, with _batchnorm in its name")
     add_compute_arguments(parser)
 
@@ -26,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pirl_plugin.data.file_lists import printable
     from pirl_plugin.evaluation.analyses import chosen
-    from pirl_plugin.network.batchnorm_averages import recompute_checkpoint
+    from pirl_plugin.network.batchnorm_averages import MOST_IMAGES, recompute_checkpoint
     from pirl_plugin.network.devices import Compute
     from pirl_plugin.validation import check_integer
 
-    files = chosen(options.images, check_integer(options.most, "--most", 2))
+    most = MOST_IMAGES if options.most is None else check_integer(options.most, "--most", 2)
+    files = chosen(options.images, most)
     output = options.output or options.checkpoint.with_name(f"{options.checkpoint.stem}_batchnorm.torch")
     unread: list[str] = []
     read = recompute_checkpoint(

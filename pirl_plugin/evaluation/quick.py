@@ -16,7 +16,7 @@ from torch import Tensor
 from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_knn
-from pirl_plugin.network.batchnorm_averages import recompute_averages, require_averages
+from pirl_plugin.network.batchnorm_averages import MOST_IMAGES, recompute_averages, require_averages
 from pirl_plugin.network.checkpoints import load_checkpoint, run_config
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import embed, progress_line
@@ -25,7 +25,7 @@ from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.validation import check_integer
 
 RECOMPUTED = "PIRL, recomputed"  # with BatchNorm's averages of whole images, see network.batchnorm_averages
-MOST_RECOMPUTED = 10_000  # images
+NETWORKS = ("untrained", "PIRL", RECOMPUTED)
 
 
 def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
@@ -90,13 +90,13 @@ def compare_with_untrained(
     if "knn" in measures:
         measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
         measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k, device=device)
-    if recompute:
-        require_averages(build_trunk(config, checkpoint, seed=seed))  # before the minute that the rest takes
     results, features = {}, {}
-    for name in ("untrained", "PIRL", *([RECOMPUTED] if recompute else [])):
+    for name in NETWORKS if recompute else NETWORKS[:2]:
         trunk = build_trunk(config, None if name == "untrained" else checkpoint, seed=seed)
+        if recompute:
+            require_averages(trunk)  # refused before anything is embedded: all three have the same layers
         if name == RECOMPUTED:
-            files = train[0][:: -(-len(train[0]) // MOST_RECOMPUTED)]
+            files = train[0][:: -(-len(train[0]) // MOST_IMAGES)]
             recompute_averages(trunk, files, view, on_unreadable=unreadable, compute=compute)
         features[name] = (
             embed(trunk, train[0], view, progress=progress(name), on_unreadable=unreadable, compute=compute),
@@ -118,7 +118,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
         return f"{name:22}" + "".join(f"{100 * value:{form}}" for value in values)
 
     lines = [f"{'held-out accuracy, %':22}" + "".join(f"{measure:>20}" for measure in measures)]
-    for name in ("untrained", "PIRL", *([RECOMPUTED] if RECOMPUTED in results else [])):
+    for name in (network for network in NETWORKS if network in results):
         accuracies = results[name]
         lines.append(line(name, accuracies.values(), "20.1f"))
         if name != "untrained":

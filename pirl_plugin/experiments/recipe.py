@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pirl_plugin.data.image_files import list_images, load_rgb
+from pirl_plugin.experiments.schedules import SCHEDULE, WARM_UP, cosine, warmed_up_cosine
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import run as launch
 from pirl_plugin.validation import ConfigError, check_choice, check_integer
@@ -27,8 +28,6 @@ FEWEST_PHOTOS = 32
 SAMPLE = 200  # photos whose size is examined
 LARGEST_EXACT = 65_536  # images; up to this many, all others are the negatives
 RATES = {"batch_norm": 0.015 / 32, "paper": 0.06 / 32}  # learning rate per image of the batch, by heads
-SCHEDULE = "config.OPTIMIZER.param_schedulers.lr"
-WARM_UP = 0.1  # of the training, in which the rate rises from a hundredth
 HEADS = {
     "batch_norm": ("with batch normalisation", "without it, small data sets end worse than untrained"),
     "paper": ("as in the paper", "better for many photos of many kinds, if the loss ends lower"),
@@ -156,21 +155,6 @@ def epochs_for(count: int, batch: int, kind: str) -> int:
     return int(np.clip(-(-STEPS[kind] // steps_an_epoch), FEWEST_EPOCHS, MOST_EPOCHS[kind]))
 
 
-def schedule(rate: float, warm_up: bool) -> list[str]:
-    """Overrides: a cosine from `rate` to a hundredth, perhaps after a rise from there in WARM_UP of the training."""
-    lowest = rate / 100
-    if not warm_up:
-        return [f"{SCHEDULE}.start_value={rate:g}", f"{SCHEDULE}.end_value={lowest:g}"]
-    rise = f"{{name:linear,start_value:{lowest:g},end_value:{rate:g}}}"
-    fall = f"{{name:cosine,start_value:{rate:g},end_value:{lowest:g}}}"
-    return [
-        f"{SCHEDULE}.name=composite",
-        f"{SCHEDULE}.schedulers=[{rise},{fall}]",
-        f"{SCHEDULE}.lengths=[{WARM_UP:g},{1 - WARM_UP:g}]",
-        f"{SCHEDULE}.interval_scaling=[rescaled,rescaled]",
-    ]
-
-
 def recipe_for(
     photos: Photos,
     machine: Machine,
@@ -219,7 +203,7 @@ def recipe_for(
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={per_gpu}",
         f"config.DATA.NUM_DATALOADER_WORKERS={workers}",
         f"config.OPTIMIZER.num_epochs={count}",
-        *schedule(rate, warm_up),
+        *(warmed_up_cosine(rate) if warm_up else cosine(rate)),
         f"{loss}.negatives={'all' if exact else 'per_image'}",
     ]
     if not exact:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from pirl_plugin.experiments.schedules import cosine
 from pirl_plugin.paths import config_folder
 from pirl_plugin.validation import ConfigError, check_choice, check_keys, check_mapping, check_number
 
@@ -43,8 +44,7 @@ class Method:
         """The launcher's overrides: the learning rate, which falls to a hundredth, if there is one, and `overrides`."""
         if len(self.learning_rates) != 1:
             return list(self.overrides)
-        (rate,), key = self.learning_rates, "config.OPTIMIZER.param_schedulers.lr"
-        return [f"{key}.start_value={rate:g}", f"{key}.end_value={rate / 100:g}", *self.overrides]
+        return [*cosine(*self.learning_rates), *self.overrides]
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from pirl_plugin.data.image_files import labelled_class_folders
-from pirl_plugin.early_stop import environment_of_child
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments.benchmarking import last_line
 from pirl_plugin.experiments.benchmarks import last_test
 from pirl_plugin.experiments.finetune import finetuning
 from pirl_plugin.experiments.recipe import Machine
-from pirl_plugin.experiments.study_runs import Run
+from pirl_plugin.experiments.study_runs import Run, run_launcher
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.weights import Architecture
@@ -85,12 +82,7 @@ def finetune_run(run: Run, train: Path, test: Path) -> dict[str, float]:
         overrides += [f"config.TEST_EVERY_NUM_EPOCH={epochs}", f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={epochs}"]
         folder.mkdir(exist_ok=True)
         log = folder / "output.txt"
-        with log.open("ab") as file:
-            command = [sys.executable, "-m", "pirl_plugin.launch.launcher", *overrides]
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment_of_child(), check=False
-            ).returncode
-        if code:
+        if run_launcher(overrides, log):
             raise RuntimeError(f"fine-tuning failed: {last_line(log)} (see {log})")
         figures[name] = next(iter(last_test(folder, "top_1").values())) / 100
         for checkpoint in folder.glob("*.torch"):  # as large as the network's own, and not needed

@@ -91,6 +91,15 @@ def make_plan(
     return Plan(images, epochs, seconds(images, epochs))
 
 
+def run_launcher(overrides: Sequence[str], log: Path) -> int:
+    """The exit code of the launcher in a process of its own, whose output goes to the end of `log`."""
+    command = [sys.executable, "-m", "pirl_plugin.launch.launcher", *overrides]
+    with log.open("ab") as file:
+        return subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment_of_child(), check=False
+        ).returncode
+
+
 @dataclass(frozen=True)
 class Run:
     """One method with one seed, in its own folder.
@@ -140,18 +149,13 @@ class Run:
         """
         if self.checkpoint is not None or self.method.config is None:
             return
-        started = time.time()
+        started, output = time.time(), self.folder / "output.txt"
         try:
-            with (self.folder / "output.txt").open("ab") as log:
-                code = subprocess.run(
-                    [sys.executable, "-m", "pirl_plugin.launch.launcher", *self.launcher_overrides()],
-                    stdout=log, stderr=subprocess.STDOUT, env=environment_of_child(), check=False,
-                ).returncode  # fmt: skip
+            code = run_launcher(self.launcher_overrides(), output)
         finally:
             with (self.folder / "minutes.txt").open("a") as file:
                 file.write(f"{(time.time() - started) / 60:.2f}\n")
         if code or self.checkpoint is None:
-            output = self.folder / "output.txt"
             raise RuntimeError(f"pre-training failed: {last_line(output)} (see {output})")
 
     def complete(self, measure: Callable[[], dict[str, Any]]) -> None:

@@ -24,6 +24,8 @@ from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.paths import written_whole
 from pirl_plugin.validation import ConfigError
 
+MOST_IMAGES = 10_000  # that commands take, if not told otherwise
+
 
 def require_averages(trunk: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers of a trunk that have running averages.

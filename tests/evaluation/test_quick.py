@@ -75,8 +75,7 @@ def test_averages_recomputed_on_the_training_images_are_a_third_row(coloured, tm
         write_config=True,
     ).config
     trunk = build_trunk(config, seed=8)
-    last = [module for module in trunk.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in last:
+    for norm in [module for module in trunk.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
         norm.running_mean.fill_(1e4)
     torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": trunk.state_dict(), "heads": {}}}}},
                tmp_path / "checkpoint.torch")  # fmt: skip

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from classy_vision.optim.param_scheduler import build_param_scheduler
 
-from pirl_plugin.experiments.recipe import SCHEDULE, Machine, Photos, epochs_for, geometry_for, pretrain, recipe_for
+from pirl_plugin.experiments.recipe import Machine, Photos, epochs_for, geometry_for, pretrain, recipe_for
+from pirl_plugin.experiments.schedules import SCHEDULE
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
 

@@ -597,7 +597,7 @@ def test_few_labels_are_seen_for_more_epochs(images, epochs, monkeypatch, tmp_pa
     monkeypatch.setattr(study_finetuning, "SHARES", {"finetuned": 0.5})
     monkeypatch.setattr(study_finetuning, "lay_out_share", lambda *given: images)
     monkeypatch.setattr(study_finetuning, "finetuning", lambda *given: asked.append(given[6]) or [])
-    monkeypatch.setattr(study_finetuning.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(study_runs.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
     monkeypatch.setattr(study_finetuning, "last_test", lambda *given: {"res5": 40.0})
     run = study_run(tmp_path, "random", Method("random"))
     assert finetune_run(run, noisy_classes["train"], noisy_classes["test"]) == {"finetuned": 0.4} and asked == [epochs]
@@ -618,7 +618,7 @@ def test_a_run_is_finetuned_on_its_shares_from_its_weights_and_measured_after_th
         (folder / "model_final_checkpoint_phase1.torch").touch()
         return SimpleNamespace(returncode=code)
 
-    monkeypatch.setattr(study_finetuning.subprocess, "run", finetune)
+    monkeypatch.setattr(study_runs.subprocess, "run", finetune)
     code = 0
     train, test = tmp_path / "data" / "train", noisy_classes["test"]
     shutil.copytree(noisy_classes["train"], train)

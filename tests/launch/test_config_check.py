@@ -315,12 +315,11 @@ STEPS = [
     "config.OPTIMIZER.param_schedulers.lr.name=multistep",
     "config.OPTIMIZER.param_schedulers.lr.values=[0.1,0.01]",
 ]
-COMPOSITE = "config.OPTIMIZER.param_schedulers.lr.name=composite"
 
 
 def parts(*schedulers: str, lengths: str = "[0.1,0.9]", scaling: str = "rescaled") -> list[str]:
     where = "config.OPTIMIZER.param_schedulers.lr"
-    given = [COMPOSITE, f"{where}.schedulers=[{','.join(schedulers)}]", f"{where}.lengths={lengths}"]
+    given = [f"{where}.name=composite", f"{where}.schedulers=[{','.join(schedulers)}]", f"{where}.lengths={lengths}"]
     return [*given, f"{where}.interval_scaling=[{','.join([scaling] * len(schedulers))}]"]
 
 
