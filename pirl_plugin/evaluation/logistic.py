@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+
+def warn_not_converged(max_iterations: int) -> None:
+    """Say that a linear classifier was stopped short of its best."""
+    logging.warning(
+        f"The linear classifier had not converged after {max_iterations} steps; its accuracy is that of those steps."
+    )
 
 
 def fit_logistic(
@@ -34,6 +43,9 @@ def fit_logistic(
         return value
 
     solver.step(objective)
+    objective()
+    if weights.grad is not None and weights.grad.abs().max() > tolerance:
+        warn_not_converged(max_iterations)
     return weights.detach()
 
 

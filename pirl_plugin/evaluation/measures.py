@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from pirl_plugin.evaluation.logistic import logistic_accuracy
+from pirl_plugin.evaluation.logistic import logistic_accuracy, warn_not_converged
 from pirl_plugin.evaluation.search import nearest_neighbors
 from pirl_plugin.network.devices import choose_device
 from pirl_plugin.registry import Registry
@@ -96,6 +97,7 @@ def linear_probe(
     if where.type != "cpu":
         data = (train_features, train_labels, test_features, test_labels)
         return logistic_accuracy(*data, regularisation, max_iterations, tolerance, where)
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # here, so that kNN needs no scikit-learn and starts sooner
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -103,7 +105,11 @@ def linear_probe(
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(C=regularisation, max_iter=max_iterations, tol=tolerance)
     )
-    classifier.fit(train_features, train_labels)
+    with warnings.catch_warnings():  # scikit-learn's is six lines of links; ours follows
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.fit(train_features, train_labels)
+    if classifier[-1].n_iter_.max() >= max_iterations:
+        warn_not_converged(max_iterations)
     return float(classifier.score(test_features, test_labels))
 
 

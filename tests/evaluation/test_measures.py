@@ -117,6 +117,17 @@ def test_the_linear_probe_of_a_gpu_gives_the_accuracy_of_the_cpus():
     assert on_gpu == pytest.approx(linear_probe(*train, *test, device="cpu"), abs=0.011)
 
 
+def test_a_linear_classifier_that_was_stopped_too_soon_is_told_in_one_sentence(caplog, recwarn):
+    train, test = clusters(1, spread=2.0), clusters(2, spread=2.0)
+    linear_probe(*train, *test, device="cpu")
+    logistic_accuracy(*train, *test, 1.0, 300, 1e-3, torch.device("cpu"))  # the GPU's
+    assert not caplog.messages
+    linear_probe(*train, *test, max_iterations=2, device="cpu")
+    logistic_accuracy(*train, *test, 1.0, 2, 1e-3, torch.device("cpu"))
+    told = "The linear classifier had not converged after 2 steps; its accuracy"
+    assert [message.startswith(told) for message in caplog.messages] == [True, True] and not recwarn.list
+
+
 def test_instance_retrieval_is_the_share_of_images_found_again():
     features, _ = clusters(1, num=50)
     assert instance_retrieval(features, 3 * features) == 1.0
