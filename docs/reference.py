@@ -110,12 +110,20 @@ def keys_page() -> str:
     return "\n".join(parts)
 
 
+def parsers_of(name: str) -> Iterator[argparse.ArgumentParser]:
+    """A command's parser, and those of its parts."""
+    parser = command_parser(name)
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
 def commands_page() -> str:
     parts = ["`run_distributed_engines.py` and `pirl train` are the launcher: they take a config and overrides.\n"]
     for name in names():
-        parser = command_parser(name, argparse.ArgumentParser(prog=f"pirl {name}", add_help=False))
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parts.append(f"## pirl {name}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
+        for parser in parsers_of(name):
+            parts.append(f"## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
     return "\n".join(parts)
 
 

@@ -3,11 +3,20 @@
 The processes that it starts import __main__ and so this module, which registers the plugin in them as well.
 """
 
+import sys
+
 from pirl_plugin import commands, early_stop
+from pirl_plugin.commands.__main__ import command_parser
 
 early_stop.end_when_asked()
 commands.spin_briefly()
 
-from pirl_plugin.launch.start import main  # noqa: E402
+from pirl_plugin.launch import start  # noqa: E402
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Entry point."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        command_parser("train", prog="run_distributed_engines.py").print_help()
+    else:
+        start.main()

@@ -54,17 +54,16 @@ def overview() -> argparse.ArgumentParser:
     return parser
 
 
-def command_parser(name: str, parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+def command_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command; its help is the module's docstring."""
-    module = module_of(name)
-    summary, _, details = (module.__doc__ or "").strip().partition("\n")
-    parser = parser or argparse.ArgumentParser(
-        prog=f"pirl {name}",
+    summary, _, details = (module_of(name).__doc__ or "").strip().partition("\n")
+    parser = argparse.ArgumentParser(
+        prog=prog or f"pirl {name}",
         description=summary,
-        epilog=details.strip() or None,
+        epilog=details.strip("\n") or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
+    module_of(name).add_arguments(parser)
     return parser
 
 
@@ -77,7 +76,7 @@ def complete_in_the_shell() -> None:
     parser = argparse.ArgumentParser(prog="pirl")
     subparsers = parser.add_subparsers(dest="command")
     for name in names():
-        command_parser(name, subparsers.add_parser(name))
+        module_of(name).add_arguments(subparsers.add_parser(name))
     argcomplete.autocomplete(parser)
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     analyses = parser.add_subparsers(dest="analysis", required=True)
     for name in ("invariance", "layers", "neighbors", "spread"):
         analysis = analyses.add_parser(name)
-        analysis.add_argument("checkpoints", nargs="+", type=Path)
+        analysis.add_argument("checkpoints", nargs="+", type=Path, help="of one or several models")
         analysis.add_argument("--names", nargs="+", help="names of the models, for the legend; default: their files")
         analysis.add_argument("--output", required=True, help="<output>.png and <output>.json are written")
         analysis.add_argument("--limit", type=int, default=5000, help="use at most this many images; default 5000")
@@ -30,20 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name != "invariance":
             analysis.add_argument("--size", type=int, help="pixels; default: as in each network's training")
         if name == "layers":
-            analysis.add_argument("--train", required=True)
-            analysis.add_argument("--test", required=True)
+            analysis.add_argument("--train", required=True, help="images that the classifiers learn from")
+            analysis.add_argument("--test", required=True, help="images that they are measured on")
         else:
             analysis.add_argument("--images", required=True, help="a folder or a list of images")
         if name == "invariance":
-            analysis.add_argument("--level", choices=("heads", "trunk"), default="heads")
             analysis.add_argument(
-                "--statistics", choices=("batch", "running"), default="batch", help="BatchNorm statistics"
+                "--level", choices=("heads", "trunk"), default="heads",
+                help="compare embeddings (heads) or the trunk's features; default heads",
+            )  # fmt: skip
+            analysis.add_argument(
+                "--statistics", choices=("batch", "running"), default="batch", help="of BatchNorm; default batch"
             )
             analysis.add_argument("--pretext-of", type=Path, help="a checkpoint whose transformation is used for all")
             analysis.add_argument("--draws", type=int, default=1, help="number of random t per image")
         if name == "neighbors":
-            analysis.add_argument("--queries", type=int, default=8)
-            analysis.add_argument("--neighbors", type=int, default=8)
+            analysis.add_argument("--queries", type=int, default=8, help="images to look up; default 8")
+            analysis.add_argument("--neighbors", type=int, default=8, help="of each; default 8")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="one sub-folder per class")
-    parser.add_argument("--percent", type=float, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--percent", type=float, required=True, help="of the images of each class")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice; default 0")
     parser.add_argument("--output", required=True, help="prefix of the two file names")
 
 

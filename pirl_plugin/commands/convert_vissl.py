@@ -15,7 +15,7 @@ MARGIN = 0.2  # by which an image must be more similar to its own row than to an
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", help="of VISSL's own PIRL")
     parser.add_argument("--output", required=True, help="a .torch file")
     parser.add_argument("--images", help="the data set, to check that the bank's rows belong to its images")
     parser.add_argument(

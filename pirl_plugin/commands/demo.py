@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="default: ./demo_output")
     parser.add_argument("--budget-minutes", type=float, default=7.0, help="time for pre-training; default 7")
     parser.add_argument("--images", type=int, default=4000, help="at most this many training images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the training and of the choice of images; default 0")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """Write the features of a folder of images to a .npy file, with a list of the files.
 
-pirl embed checkpoint.torch photos --output features.npy
+    pirl embed checkpoint.torch photos --output features.npy
+
+Row i of features.npy (float32) belongs to line i of features.txt; images that cannot be read are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="features.npy; the list of files goes to features.txt")
     parser.add_argument("--layer", default="flatten", help="conv1, res1 ... res5, res5avg; default: res5, averaged")
     parser.add_argument("--size", type=int, help="side of the centre crop; default: as in the training")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once; default 64")
     add_compute_arguments(parser)
 
 

@@ -16,7 +16,7 @@ from pirl_plugin.commands.__compute__ import add_compute_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="from pre-training with this plugin")
     parser.add_argument("--train", type=Path, required=True, help="images that the classifiers learn from")
     parser.add_argument("--test", type=Path, required=True, help="images that they are measured on")
     parser.add_argument("--size", type=int, help="pixels; default: as in the training")

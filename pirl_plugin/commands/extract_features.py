@@ -1,6 +1,8 @@
 """Extract features with VISSL's engine, also on a CPU.
 
-pirl extract-features config=benchmark/svm/voc07 config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+    pirl extract-features config=benchmark/svm/voc07 config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+
+Takes VISSL's benchmark configs and overrides, as `pirl train` does.
 """
 
 from __future__ import annotations

@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="from pre-training with this plugin or VISSL")
     parser.add_argument("--train", type=Path, required=True, help="labelled images to train on")
     parser.add_argument("--test", type=Path, required=True, help="labelled images to test on")
-    parser.add_argument("--output", type=Path, help="default: runs/finetune_<folder of the checkpoint>")
+    parser.add_argument(
+        "--output", type=Path, help="default: runs/finetune_<folder of the checkpoint>; scratch_ with --from-scratch"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the training; default 0")
     parser.add_argument("--from-scratch", action="store_true", help="the same network from random weights")
     parser.add_argument("--dry-run", action="store_true", help="print the command, and stop")
     parser.add_argument("--set", nargs="+", default=[], metavar="config.KEY=value", help="overrides for that command")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("folders", type=Path, nargs="+", help="of features, one for each network")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the joined features")
     parser.add_argument("--raw", action="store_true", help="do not scale each network's vectors to unit length")
     parser.add_argument("--neighbors", type=int, default=200, help="k of kNN; default 200")
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="checkpoints and logs; default: runs/<name of the folder>")
     parser.add_argument("--epochs", type=int, help="default: about 1,000 steps on a CPU, 20,000 on a GPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the training; default 0")
     parser.add_argument(
         "--heads", choices=("batch_norm", "paper"), default="batch_norm",
         help="paper: without batch normalisation; better for many photos of many kinds, if its loss ends lower",

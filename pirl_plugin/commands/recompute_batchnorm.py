@@ -14,7 +14,7 @@ from pirl_plugin.commands.__compute__ import add_compute_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="from pre-training with this plugin")
     parser.add_argument("images", type=Path, help="a folder of any depth, or a list; the training images will do")
     parser.add_argument("--most", type=int, help="use at most this many images, evenly spread; default 10,000")
     parser.add_argument("--output", type=Path, help="default: beside the checkpoint, with _batchnorm in its name")

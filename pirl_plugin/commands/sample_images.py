@@ -1,6 +1,8 @@
 """Write a list of randomly chosen photos, for DATA_PATHS: YFCC-1M from YFCC-100M, or a sample of any collection.
 
-pirl sample-images /data/yfcc100m --count 1000000 --seed 0 --output yfcc1m.txt
+    pirl sample-images /data/yfcc100m --count 1000000 --seed 0 --output yfcc1m.txt
+
+The draw depends only on the names of the files and on the seed.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pirl_plugin.validation import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a folder of any depth, or a .txt file with one path per line")
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, required=True, help="images to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
     parser.add_argument("--output", type=Path, required=True, help="a .txt file; one absolute path per line")
 
 

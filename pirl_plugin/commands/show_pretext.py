@@ -1,6 +1,8 @@
 """Draw what the pretext tasks do to a photo.
 
-pirl show-pretext photo.jpg --output pretext.png --tasks jigsaw_patch_transform
+    pirl show-pretext photo.jpg --output pretext.png --tasks jigsaw_patch_transform
+
+All registered tasks are drawn, or those that --tasks names.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from pirl_plugin.validation import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("pretext.png"))
+    parser.add_argument("photo", type=Path, help="an image file")
+    parser.add_argument("--output", type=Path, default=Path("pretext.png"), help="default: ./pretext.png")
     parser.add_argument("--tasks", nargs="*", default=[], help="registered names; default: all")
     parser.add_argument("--columns", type=int, default=4, help="random transformations per task; default 4")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the transformations; default 0")
     parser.add_argument("--dpi", type=int, default=100, help="pixels per inch; default 100")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", help="images to train on")
     parser.add_argument("--test", help="images to test on")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="a folder for all runs and the report")
     parser.add_argument(
         "--study", default="small_images", help="a name in configs/study, or a file; default small_images"
     )

@@ -1,6 +1,9 @@
 """Train with VISSL's launcher and the plugin, like run_distributed_engines.py.
 
-pirl train config=pretrain/pirl/jigsaw_small_images_cpu config.DATA.TRAIN.DATA_PATHS=[photos]
+    pirl train config=pretrain/pirl/jigsaw_small_images_cpu config.DATA.TRAIN.DATA_PATHS=[photos]
+    run_distributed_engines.py config=pretrain/pirl/jigsaw_small_images_cpu config.DATA.TRAIN.DATA_PATHS=[photos]
+
+`pirl doctor` lists all configs. A key that does not exist is refused with the nearest one that does.
 """
 
 from __future__ import annotations

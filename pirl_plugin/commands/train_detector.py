@@ -14,7 +14,7 @@ OWN_PARSER = True  # Detectron2's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="those above, and Detectron2's; --help lists them")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """Extract features, then train and test linear SVMs on every layer.
 
-pirl train-svm config=benchmark/svm/voc07 config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+    pirl train-svm config=benchmark/svm/voc07 config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+
+Takes VISSL's benchmark configs and overrides, as `pirl train` does.
 """
 
 from __future__ import annotations

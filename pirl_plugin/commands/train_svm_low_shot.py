@@ -1,6 +1,8 @@
 """Extract features, then train and test SVMs on a few images per class.
 
-pirl train-svm-low-shot config=benchmark/svm/voc07_low_shot config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+    pirl train-svm-low-shot config=benchmark/svm/voc07_low_shot config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+
+Takes VISSL's benchmark configs and overrides, as `pirl train` does.
 """
 
 from __future__ import annotations

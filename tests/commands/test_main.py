@@ -1,12 +1,15 @@
+import argparse
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pirl_plugin import commands
-from pirl_plugin.commands.__main__ import main, module_of, names, summaries
+from pirl_plugin.commands.__main__ import command_parser, main, module_of, names, summaries
 
 
 def test_every_command_has_a_summary_arguments_and_a_run():
@@ -15,6 +18,28 @@ def test_every_command_has_a_summary_arguments_and_a_run():
         assert summary and module.__doc__.startswith(summary), name
         assert callable(module.add_arguments) and callable(module.run), name
     assert {"train", "embed", "export", "demo", "doctor", "study", "benchmark", "train-detector"} <= set(names())
+
+
+def options_of(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                yield from options_of(part)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_option_says_what_it_does_and_examples_are_indented_alike(name):
+    parser = command_parser(name)
+    assert [option.dest for option in options_of(parser) if not option.help] == []
+    examples = re.findall(r"^( *)(?:pirl|run_distributed_engines\.py) [a-z-]+[ =]", parser.epilog or "", re.MULTILINE)
+    assert set(examples) <= {"    "}, parser.epilog
+
+
+def test_the_launcher_has_a_help(capfd):
+    subprocess.run([Path(sys.executable).parent / "run_distributed_engines.py", "--help"], check=True)
+    assert "config=pretrain/pirl/jigsaw_small_images_cpu" in capfd.readouterr().out
 
 
 def test_the_help_comes_in_half_a_second():

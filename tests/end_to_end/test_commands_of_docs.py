@@ -1,6 +1,5 @@
 """Every command in the README and docs/ is one that this version takes, and is run here or listed with the reason."""
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -127,7 +126,8 @@ def check_is_taken(command: str) -> None:
     elif words[0] == "pirl":
         assert words[1] in names(), f"pirl has no command {words[1]}"
         if not getattr(module_of(words[1]), "OWN_PARSER", False):
-            parser = command_parser(words[1], argparse.ArgumentParser(exit_on_error=False))
+            parser = command_parser(words[1])
+            parser.exit_on_error = False
             options = parser.parse_args(words[2:])
             if words[1] == "export":
                 assert Path(options.output).suffix == SUFFIXES[options.format]
