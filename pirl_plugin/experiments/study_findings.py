@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 LEVEL = "trunk, batch statistics"  # the level at which distances of different models are compared
 HELD, NOT_HELD, NOISE, UNKNOWN = "held", "not held", "within the noise", "not known: no seeds to tell the noise from"
+SIGNIFICANCE = 0.05  # how often a difference of equals is taken for one
 MARGIN = 0.02  # accuracy by which "at least as good" may be worse
 COMPARED = {
     "linear": "linear",
@@ -28,7 +29,7 @@ class Finding:
     """One of the paper's findings, and whether it held.
 
     Attributes:
-        verdict: HELD, NOT_HELD, NOISE if the difference is below twice its standard error, or UNKNOWN.
+        verdict: HELD, NOT_HELD, NOISE if the difference is below `Noise.largest`, or UNKNOWN.
         evidence: the numbers, as text.
     """
 
@@ -50,29 +51,51 @@ def of_seeds(runs: Runs, name: str, measure: str) -> list[float]:
     return [float(result[measure]) for result in runs.get(name, []) if measure in result]
 
 
-def pooled_deviation(samples: Sequence[Sequence[float]]) -> float:
-    """The standard deviation between seeds, pooled over the samples that have several; NaN if none has."""
-    variances = [np.var(sample, ddof=1) for sample in samples if len(sample) > 1]
-    return float(np.sqrt(np.mean(variances))) if variances else math.nan
+@dataclass(frozen=True)
+class Noise:
+    """The noise of one measurement, from runs that differ only in their seed.
+
+    Attributes:
+        deviation: the standard deviation between seeds, pooled over the runs that have several; NaN if none has.
+        degrees: of freedom.
+    """
+
+    deviation: float
+    degrees: int
+
+    @classmethod
+    def of(cls, samples: Sequence[Sequence[float]]) -> Noise:
+        """Pool the samples, each of which has the same expectation."""
+        degrees = sum(len(sample) - 1 for sample in samples if sample)
+        squares = sum(float(np.var(sample) * len(sample)) for sample in samples if sample)
+        return cls(math.sqrt(squares / degrees) if degrees else math.nan, degrees)
+
+    def error(self, first: Sequence[float], second: Sequence[float]) -> float:
+        """The standard error of the difference of two means over seeds."""
+        return self.deviation * math.sqrt(1 / len(first) + 1 / len(second))
+
+    def largest(self, error: float, rivals: int = 1) -> float:
+        """The largest difference, either way, that is within the noise (Student's t).
+
+        Args:
+            error: the standard error of the difference.
+            rivals: of how many values the other one is the best; being picked, it is high by chance (Bonferroni).
+        """
+        return error * float(t.ppf(1 - SIGNIFICANCE / 2 / rivals, self.degrees))
 
 
-def noise(runs: Runs, measure: str) -> float:
-    """`pooled_deviation` of a figure over all runs."""
-    return pooled_deviation([of_seeds(runs, name, measure) for name in runs])
+def noise(runs: Runs, measure: str) -> Noise:
+    """The noise of a figure over all runs."""
+    return Noise.of([of_seeds(runs, name, measure) for name in runs])
 
 
-def standard_error(deviation: float, first: Sequence[float], second: Sequence[float]) -> float:
-    """The standard error of the difference of two means over seeds."""
-    return deviation * math.sqrt(1 / len(first) + 1 / len(second))
-
-
-def verdict(difference: float, error: float) -> str:
-    """The verdict on a difference that should be above 0."""
+def verdict(difference: float, noise: Noise, error: float, rivals: int = 1) -> str:
+    """The verdict on a difference that should be above 0; for `rivals`, see `Noise.largest`."""
     if math.isnan(error):
         return UNKNOWN
-    if abs(difference) <= 2 * error:
-        return NOISE
-    return HELD if difference > 0 else NOT_HELD
+    if difference < 0:  # above the best of several rivals is above each of them: no correction
+        return NOT_HELD if -difference > noise.largest(error, rivals) else NOISE
+    return HELD if difference > noise.largest(error) else NOISE
 
 
 def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False) -> list[Finding]:
@@ -87,9 +110,10 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
         if not first or not second:
             continue
         difference = float(np.mean(first) - np.mean(second))
-        error = standard_error(noise(runs, measure), first, second)
-        outcome = verdict(difference, error)
-        if equal and outcome == NOISE and difference - 2 * error > -MARGIN:
+        of_seed = noise(runs, measure)
+        error = of_seed.error(first, second)
+        outcome = verdict(difference, of_seed, error)
+        if equal and difference - of_seed.largest(error) > -MARGIN:
             outcome = HELD
         evidence = (
             f"{title} {100 * np.mean(first):.1f} and {100 * np.mean(second):.1f}, {100 * difference:+.1f} (standard "
@@ -106,10 +130,11 @@ def best_at(runs: Runs, claim: str, line: Mapping[str, str], wanted: str) -> lis
     means = {value: float(np.mean(of_seeds(runs, name, "linear"))) for value, name in line.items()}
     rival = max((value for value in means if value != wanted), key=means.__getitem__)
     samples = [of_seeds(runs, line[value], "linear") for value in (wanted, rival)]
-    error = standard_error(noise(runs, "linear"), *samples)
+    of_seed = noise(runs, "linear")
+    error = of_seed.error(*samples)
     evidence = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in means.items())
     shown = f"linear {evidence} (standard error of a difference {100 * error:.1f})"
-    return [Finding(claim, verdict(means[wanted] - means[rival], error), shown)]
+    return [Finding(claim, verdict(means[wanted] - means[rival], of_seed, error, len(means) - 1), shown)]
 
 
 def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
@@ -121,7 +146,8 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
     # Spearman's correlation is undefined if all are equal: then nothing rises.
     correlation = 0.0 if len(set(means)) == 1 else float(spearmanr(range(len(means)), means).statistic)
     samples = [of_seeds(runs, name, "linear") for name in (names[0], names[-1])]
-    outcome = verdict(means[-1] - means[0], standard_error(noise(runs, "linear"), *samples))
+    of_seed = noise(runs, "linear")
+    outcome = verdict(means[-1] - means[0], of_seed, of_seed.error(*samples))
     if outcome == HELD and correlation <= 0:
         outcome = NOT_HELD
     evidence = ", ".join(f"{value}: {100 * mean:.1f}" for value, mean in zip(line, means, strict=True))
@@ -136,9 +162,10 @@ def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
     layers = {layer: [one[layer] for one in seeds] for layer in seeds[0]}
     means = {layer: float(np.mean(values)) for layer, values in layers.items()}
     rival = max((layer for layer in means if layer != wanted), key=means.__getitem__)
-    error = standard_error(pooled_deviation(list(layers.values())), layers[wanted], layers[rival])
+    of_seed = Noise.of(list(layers.values()))
+    error = of_seed.error(layers[wanted], layers[rival])
     evidence = ", ".join(f"{layer} {100 * mean:.1f}" for layer, mean in means.items())
-    return [Finding(claim, verdict(means[wanted] - means[rival], error), evidence)]
+    return [Finding(claim, verdict(means[wanted] - means[rival], of_seed, error, len(means) - 1), evidence)]
 
 
 def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
@@ -148,10 +175,11 @@ def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:
         first, second = ([one["invariance"][LEVEL][key] for one in runs.get(n, [])] for n in (name, other))
         if not first or not second:
             continue
-        error = standard_error(pooled_deviation([first, second]), first, second)
+        of_seed = Noise.of([first, second])
+        error = of_seed.error(first, second)
         difference = float(np.mean(second) - np.mean(first))
         evidence = f"{np.mean(first):.3f} and {np.mean(second):.3f} (standard error {error:.3f})"
-        findings.append(Finding(f"{claim}: {label}", verdict(difference, error), evidence))
+        findings.append(Finding(f"{claim}: {label}", verdict(difference, of_seed, error), evidence))
     return findings
 
 

@@ -204,8 +204,9 @@ The last column is the paper's, for a ResNet-50 on ImageNet: another scale, give
 {swept}
 ## The paper's findings
 
-Held, not held, or within the noise: a difference below twice its standard error. The standard error is that of means
-over seeds; the deviation is pooled over the runs with several seeds, as points of a sweep may have only one.
+Held, not held, or within the noise, as a t test at 5% says. The standard error is that of means over seeds; the
+deviation is pooled over the runs with several seeds, as points of a sweep may have only one. Where a value is compared
+with the best of several others, which may be best by chance, the test allows for their number.
 
 | finding | here | figures |
 | --- | --- | --- |

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ttest_ind
 
 from pirl_plugin.evaluation.figures import draw_lines
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
@@ -26,6 +27,7 @@ from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_command import choose_plan
 from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
 from pirl_plugin.experiments.study_findings import (
+    Noise,
     best_at,
     best_layer,
     by_name,
@@ -252,7 +254,8 @@ def runs_with(**accuracies: list[float]) -> dict:
 
 def test_a_difference_is_told_from_noise():
     runs = runs_with(a=[0.50, 0.51, 0.52], b=[0.40, 0.41, 0.42], c=[0.505, 0.51, 0.515], d=[0.4])
-    assert noise(runs, "linear") == pytest.approx(np.sqrt((0.01**2 + 0.01**2 + 0.005**2) / 3))
+    of_seed = noise(runs, "linear")
+    assert of_seed.deviation == pytest.approx(np.sqrt((0.01**2 + 0.01**2 + 0.005**2) / 3)) and of_seed.degrees == 6
     assert {finding.verdict for finding in compare(runs, "a > b", "a", "b")} == {"held"}
     assert {finding.verdict for finding in compare(runs, "b > a", "b", "a")} == {"not held"}
     assert {finding.verdict for finding in compare(runs, "a > c", "a", "c")} == {"within the noise"}
@@ -261,7 +264,8 @@ def test_a_difference_is_told_from_noise():
     noisy = runs_with(a=[0.25, 0.45], b=[0.40, 0.60], c=[0.50, 0.52])
     (linear, _) = compare(noisy, "a >= b", "a", "b", equal=True)  # 15 points worse, with an error of 11.6
     assert "-15.0 (standard error 11.6)" in linear.evidence and linear.verdict == "within the noise"
-    assert verdict(0.0, 0.0) == "within the noise" and verdict(1e-9, 0.0) == "held" and verdict(-1.0, 0.1) == "not held"
+    exact = Noise(0.0, 4)
+    assert verdict(0.0, exact, 0.0) == "within the noise" and verdict(1e-9, exact, 0.0) == "held"
     assert compare(runs, "a > e", "a", "e") == []
     (linear, _) = compare(runs, "a > b", "a", "b")
     assert linear.evidence == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
@@ -269,6 +273,43 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
         "not known: no seeds to tell the noise from"
     }
+
+
+def test_equal_methods_are_told_apart_in_one_study_of_twenty():
+    draws, found = np.random.default_rng(0), []
+    for _ in range(2000):
+        values = {name: list(0.5 + 0.01 * draws.normal(size=3)) for name in "ab"}
+        found.append(compare(runs_with(**values), "a > b", "a", "b")[0].verdict)
+    assert np.mean([one != "within the noise" for one in found]) == pytest.approx(0.05, abs=0.015)
+    first, second = values["a"], values["b"]
+    reference = ttest_ind(first, second)
+    of_seed = Noise.of([first, second])
+    error = of_seed.error(first, second)
+    assert (np.mean(first) - np.mean(second)) / error == pytest.approx(reference.statistic)
+    assert of_seed.largest(error) == pytest.approx(
+        reference.confidence_interval().high - np.mean(first) + np.mean(second)
+    )
+
+
+def test_the_best_of_a_level_sweep_is_rarely_told_from_the_value_that_should_be():
+    draws, found = np.random.default_rng(0), []
+    line = {name: name for name in "abcde"}
+    for _ in range(2000):
+        values = {name: list(0.5 + 0.01 * draws.normal(size=3 if name == "a" else 2)) for name in line}
+        found.append(best_at(runs_with(**values), "a is best", line, "a")[0].verdict)
+    assert found.count("not held") < 0.05 * 2000 and found.count("held") < 0.05 * 2000
+
+
+@pytest.mark.parametrize(
+    ("noise_of_a_seed", "outcome"), [(0.03, "within the noise"), (0.003, "held"), (0.0003, "held")]
+)
+def test_at_least_as_good_holds_the_more_surely_the_more_exactly_half_a_point_less_is_measured(
+    noise_of_a_seed, outcome
+):  # fmt: skip
+    around = noise_of_a_seed * np.array([-1, 0, 1])
+    runs = runs_with(a=list(0.495 + around), b=list(0.5 + around))
+    assert {one.verdict for one in compare(runs, "a >= b", "a", "b", equal=True)} == {outcome}
+    assert "held" not in {one.verdict for one in compare(runs, "a > b", "a", "b")}
 
 
 def test_each_measure_is_compared_by_its_own_figures():
@@ -346,10 +387,10 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
                     "npid_plus_plus": {"title": "NPID++", "paper": {}}},
         "sweeps": {"lambda": {"title": "Figure 6, weight", "label": "lambda", "logarithmic": False,
                               "series": {"PIRL": {"0.0": "npid_plus_plus", "0.5": "pirl_jigsaw"}}}},
-        "runs": [result("pirl_jigsaw", 0, 0.5, **layers), result("pirl_jigsaw", 1, 0.54, **layers),
+        "runs": [result("pirl_jigsaw", 0, 0.5, **layers), result("pirl_jigsaw", 1, 0.504, **layers),
                  result("npid_plus_plus", 0, 0.4, **layers)],
     }  # fmt: skip
-    assert "| PIRL (jigsaw) | 2 | 50.0 +- 2.8 | 52.0 +- 2.8 |" in table(content)
+    assert "| PIRL (jigsaw) | 2 | 48.2 +- 0.3 | 50.2 +- 0.3 |" in table(content)
     assert len({line.count("|") for line in table(content).splitlines()}) == 1  # as many cells in every row
     assert {finding.claim for finding in findings(content)} >= {
         "PIRL (jigsaw) > NPID++", "lambda = 0.5 is best (Figure 6)", "res5 is PIRL's best layer (Figure 5)",
@@ -365,7 +406,7 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     assert "- epochs: 3" in text and "![study](study.png)" in text and "| PIRL (jigsaw) > NPID++ | held |" in text
     assert "none: findings need runs with the names" in report({**content, "runs": []}, [])
     assert "| Figure 6, weight: kNN / linear | 0.0 | 0.5 |" in text
-    assert "| PIRL | 38.0 / 40.0 | 50.0 +- 2.8 / 52.0 +- 2.8 |" in text
+    assert "| PIRL | 38.0 / 40.0 | 48.2 +- 0.3 / 50.2 +- 0.3 |" in text
     assert "fine-tuned" not in text.split("## The paper's findings")[0].replace("(the paper fine-tunes", "")
     for number, one in enumerate(content["runs"][:2]):
         one |= {"knn_recomputed": 0.61, "linear_recomputed": 0.62, "finetuned_1percent": 0.2 + number / 10}
