@@ -12,6 +12,7 @@ from dataclasses import replace
 from pirl_plugin.data.image_files import check_same_classes, list_images
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
+from pirl_plugin.experiments.study_images import lay_out_images
 from pirl_plugin.experiments.study_pieces import (
     check_same_rates,
     content_before,
@@ -22,7 +23,7 @@ from pirl_plugin.experiments.study_pieces import (
 )
 from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write
-from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, lay_out_images, machine, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.paths import write_json

@@ -24,7 +24,8 @@ from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
 from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
-from pirl_plugin.experiments.study_finetuning import finetune_run, some_labels
+from pirl_plugin.experiments.study_finetuning import finetune_run
+from pirl_plugin.experiments.study_images import some_labels
 from pirl_plugin.experiments.study_runs import Run, machine
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.batchnorm_averages import recompute_averages

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
-from pirl_plugin.data.image_files import labelled_class_folders
-from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments.benchmarking import last_line
 from pirl_plugin.experiments.benchmarks import last_test
 from pirl_plugin.experiments.finetune import finetuning
 from pirl_plugin.experiments.recipe import Machine
+from pirl_plugin.experiments.study_images import lay_out_share
 from pirl_plugin.experiments.study_runs import Run, run_launcher
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.preprocessing import Preprocessing
@@ -21,41 +18,6 @@ from pirl_plugin.network.weights import Architecture
 SHARES = {"finetuned_1percent": 0.01, "finetuned_10percent": 0.1}
 BATCH = 32
 FEWEST_EPOCHS, MOST_EPOCHS, STEPS = 20, 100, 300  # 20 epochs as in the paper; up to 100 if they are below 300 steps
-
-
-def some_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Indices of a class-balanced random share of labelled images, at least one per class: int64 [n].
-
-    Args:
-        labels: integers [N].
-        share: in (0, 1].
-    """
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(places)))
-        chosen.append(generator.permutation(places)[:count])
-    return np.sort(np.concatenate(chosen))
-
-
-def lay_out_share(train: Path, target: Path, share: float, seed: int) -> int:
-    """Make links to a share of each class of a folder, the same whenever and however often this is called.
-
-    Returns:
-        how many there are.
-    """
-    files, labels = labelled_images(train)
-    classes = labelled_class_folders(train)
-    chosen = some_labels(labels, share, seed)
-    for place in chosen:
-        link = target / classes[labels[place]].name / Path(files[place]).name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            link.symlink_to(Path(files[place]).resolve())
-        except FileExistsError:  # another run has the same seed
-            continue
-    return len(chosen)
 
 
 def finetune_run(run: Run, train: Path, test: Path) -> dict[str, float]:

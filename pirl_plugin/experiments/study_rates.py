@@ -9,28 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pirl_plugin.data.image_files import labelled_class_folders, list_images
 from pirl_plugin.evaluation.measures import linear_probe
 from pirl_plugin.experiments.study import Method, Study
 from pirl_plugin.experiments.study_evaluation import Evaluation, labelled_features
+from pirl_plugin.experiments.study_images import split
 from pirl_plugin.experiments.study_runs import Run, run_all
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.validation import ConfigError
 
 SEED = 1000  # none of the study's own
-HELD_OUT = 5  # every fifth image of a class
-
-
-def split(source: Path, target: Path) -> tuple[Path, Path]:
-    """Links to four fifths of each class, to train on, and to every fifth image, to choose by; returns both folders."""
-    parts = target / "train", target / "validation"
-    for folder in labelled_class_folders(source):
-        for number, file in enumerate(list_images(folder)):
-            link = parts[number % HELD_OUT == HELD_OUT - 1] / folder.name / Path(file).name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(Path(file).resolve())
-    return parts
 
 
 def try_rate(run: Run, evaluation: Evaluation) -> None:

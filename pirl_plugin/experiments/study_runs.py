@@ -10,21 +10,23 @@ import platform
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pirl_plugin.data.image_files import labelled_class_folders, list_images
 from pirl_plugin.early_stop import end_with_parent, environment_of_child
 from pirl_plugin.experiments.benchmarking import last_line
 from pirl_plugin.experiments.demo import seconds_per_image
 from pirl_plugin.experiments.study import Method, Study
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.doctor import processor
+from pirl_plugin.out_of_memory import cause_of_a_kill
 from pirl_plugin.paths import write_json
 from pirl_plugin.training.checkpoint_folder import iteration_of
 from pirl_plugin.validation import ConfigError, check_integer, check_number
@@ -200,38 +202,6 @@ def runs_of(
     ]
 
 
-def lay_out_images(source: str | Path, target: Path, limit: int | None = None) -> int:
-    """Make links to the first images of each class of a folder, the same number per class.
-
-    Returns:
-        how many there are.
-
-    Raises:
-        ConfigError: if `target` has other images.
-    """
-    classes = labelled_class_folders(source)
-    if limit is not None:
-        check_integer(limit, "the number of images", len(classes))
-    count = 0
-    for folder in classes:
-        files = list_images(folder)
-        own = target / folder.name
-        own.mkdir(parents=True, exist_ok=True)
-        for file in files if limit is None else files[: limit // len(classes)]:
-            link = own / Path(file).name
-            if not link.is_symlink():
-                link.symlink_to(Path(file).resolve())
-            elif link.readlink() != Path(file).resolve():
-                raise ConfigError(f"{link} is {link.readlink()}, not {file}: give another --output for other images.")
-            count += 1
-    if (there := len(list_images(target))) != count:
-        raise ConfigError(
-            f"{target} has {there} images, not the requested {count}: give another --output, or the number "
-            f"of images that the study was started with."
-        )
-    return count
-
-
 def machine() -> dict[str, str]:
     """The machine and software that the figures were measured with."""
     import vissl
@@ -268,31 +238,43 @@ def run_all(
     os.environ["OMP_NUM_THREADS"] = "1"
     failed: list[str] = []
     started, done = time.monotonic(), 0
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),))
+    waiting, left = deque(runs), dict[Future, tuple[Run, ProcessPoolExecutor]]()
+    free = [_process() for _ in range(min(jobs, len(runs)))]  # each its own pool: a killed one is known, and alone
     try:
-        left: dict[Future, Run] = {pool.submit(complete, run): run for run in runs}
-        while left:
+        while waiting or left:
+            while waiting and free:
+                run, process = waiting.popleft(), free.pop()
+                left[process.submit(complete, run)] = run, process
             finished, _ = wait(left, timeout=SAY_EVERY, return_when=FIRST_COMPLETED)
             for future in finished:
-                run, done = left.pop(future), done + 1
+                (run, process), done = left.pop(future), done + 1
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    error, process = RuntimeError(f"its process was killed {cause_of_a_kill()}"), _process()
                 if error is not None:
                     failed.append(f"{run.name}, seed {run.seed}: {error}")
                     print(f"failed: {failed[-1]}", flush=True)
+                free.append(process)
                 after_each()
             minutes = (time.monotonic() - started) / 60
             expected = expected_seconds / 60 / jobs - minutes if expected_seconds else None
             remaining = minutes / done * (len(runs) - done) if done else expected
-            at = [f"{run.name} seed {run.seed}" for future, run in left.items() if future.running()]
+            at = [f"{run.name} seed {run.seed}" for run, _ in left.values()]
             print(
                 f"{done} of {len(runs)} runs done, {minutes:.0f} min gone"
                 f"{'' if remaining is None else f', about {max(0, remaining):.0f} left'}"
-                f"{'; now ' + ', '.join(at[:jobs]) if at else ''}",
+                f"{'; now ' + ', '.join(at) if at else ''}",
                 flush=True,
             )
     except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _, process in left.values():
+            process.shutdown(wait=False, cancel_futures=True)
         raise SystemExit("Interrupted; the same command resumes.") from None
-    pool.shutdown()
+    for process in free:
+        process.shutdown()
     return failed
+
+
+def _process() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),))

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +20,14 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_ind
 
+from pirl_plugin.data.image_files import list_images
 from pirl_plugin.evaluation.figures import draw_lines
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments import study_command, study_finetuning, study_rates, study_runs
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_command import choose_plan
-from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy, some_labels
+from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy
 from pirl_plugin.experiments.study_findings import (
     Noise,
     best_at,
@@ -38,10 +40,11 @@ from pirl_plugin.experiments.study_findings import (
     rising,
     verdict,
 )
-from pirl_plugin.experiments.study_finetuning import finetune_run, lay_out_share
+from pirl_plugin.experiments.study_finetuning import finetune_run
+from pirl_plugin.experiments.study_images import lay_out_images, lay_out_share, some_labels
 from pirl_plugin.experiments.study_rates import choose_rates
 from pirl_plugin.experiments.study_report import draw, report, table
-from pirl_plugin.experiments.study_runs import Plan, Run, lay_out_images, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import Plan, Run, make_plan, run_all, runs_of
 from pirl_plugin.figures import new_figure
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.batchnorm_averages import recompute_averages
@@ -191,6 +194,52 @@ def test_images_are_linked_as_many_of_each_class_and_never_mixed_with_others(pho
     shutil.copytree(photo_folder, other)
     with pytest.raises(ConfigError, match="give another --output for other images"):
         lay_out_images(other, tmp_path / "data", 20)
+
+
+def test_images_that_cannot_be_read_are_left_out_by_name_and_others_taken_in_their_place(
+    photo_folder, tmp_path, capsys
+):
+    photos = tmp_path / "photos"
+    shutil.copytree(photo_folder, photos)
+    first, second, *_ = sorted(photos.iterdir())
+    broken = sorted(first.iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    (second / "a" / "b").mkdir(parents=True)
+    for folder in ("a", "a/b"):  # of one name
+        shutil.copy(sorted(second.glob("*.*"))[0], second / folder / "same.png")
+    assert lay_out_images(photos, tmp_path / "data", 20) == 20
+    assert f"1 image could not be read and was left out: {broken}" in capsys.readouterr().out
+    linked = [path.name for path in (tmp_path / "data" / first.name).iterdir()]
+    assert len(linked) == 5 and broken.name not in linked
+    assert lay_out_images(photos, tmp_path / "data", 20) == 20
+    everything = sum(len(list_images(folder)) for folder in (first, second))
+    shutil.copytree(first, tmp_path / "two" / first.name)
+    shutil.copytree(second, tmp_path / "two" / second.name)
+    assert lay_out_images(tmp_path / "two", tmp_path / "nested") == everything - 1
+    assert {"a%2Fsame.png", "a%2Fb%2Fsame.png"} < {path.name for path in (tmp_path / "nested" / second.name).iterdir()}
+    for file in (tmp_path / "two" / first.name).iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"None of the .* images of .*{first.name} can be read"):
+        lay_out_images(tmp_path / "two", tmp_path / "none")
+
+
+def test_a_study_of_an_archive_is_refused(photo_folder, tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for folder in photo_folder.iterdir():
+            archive.add(folder, folder.name)
+    with pytest.raises(ConfigError, match=r"photos.tar is not a folder of image files; a study needs one"):
+        lay_out_images(tmp_path / "photos.tar", tmp_path / "data")
+
+
+def test_a_run_whose_process_is_killed_is_named_and_the_others_go_on():
+    runs = [SimpleNamespace(name=f"run{number}", seed=0, job=f"print({number})") for number in range(5)]
+    runs[1].job = "__import__('os').kill(__import__('os').getpid(), 9)"
+    (failed,) = run_all(runs, 2, job_of)
+    assert failed.startswith("run1, seed 0: its process was killed ") and "memory" in failed
+
+
+def job_of(run) -> None:
+    exec(run.job)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
