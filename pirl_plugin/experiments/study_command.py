@@ -8,6 +8,7 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from pirl_plugin.data.image_files import check_same_classes, list_images
 from pirl_plugin.experiments.study import Method, Study, read_study
@@ -15,6 +16,7 @@ from pirl_plugin.experiments.study_evaluation import Evaluation, complete
 from pirl_plugin.experiments.study_images import lay_out_images
 from pirl_plugin.experiments.study_pieces import (
     check_same_rates,
+    check_same_settings,
     content_before,
     known_rates,
     methods_of,
@@ -59,25 +61,18 @@ def run(options: Namespace) -> int:
     ]
     before, names = content_before(stored), names_of(study, options.only)
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
-    precision = {"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}
-    known = known_rates(before, {"data": data, "epochs": plan.epochs, **precision})
+    settings = settings_of(options, plan, data)
+    check_same_settings(before, settings, stored)
     rates = choose_rates(
         study, methods_of(study, names), train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs,
-        options.overrides, known,
+        options.overrides, known_rates(before, settings),
     )  # fmt: skip
+    if rates:
+        settings["learning rates"] = rates_in_words(rates)
     check_same_rates(before, study, rates, stored)
     study = study_of(options, {name: one["rate"] for name, one in rates.items()})
     runs = runs_of(study, output, options.seeds, options.sweep_seeds, overrides)
-    restore(before, runs, data)
-    given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
-    settings = {
-        "data": data,
-        "epochs": plan.epochs,
-        "budget": f"{given}; {options.jobs} run{'s' * (options.jobs > 1)} at a time",
-        **({"learning rates": rates_in_words(rates)} if rates else {}),
-        **precision,
-        **machine(),
-    }
+    restore(before, runs)
     runs = [run for run in runs if run.name in names]
     print(f"{len(runs)} runs of {images} images, {plan.epochs} epochs, {options.jobs} at a time", flush=True)
     pirl = next(method.config for method in study.methods.values() if method.config)
@@ -93,6 +88,19 @@ def run(options: Namespace) -> int:
     path = write(collect(study, output, settings, failed, rates), output)
     print(f"\n{path.read_text()}\nWritten: {path}")
     return 1 if failed else 0
+
+
+def settings_of(options: Namespace, plan: Plan, data: str) -> dict[str, Any]:
+    """What the report says of all runs."""
+    given = f"{options.budget_minutes:g} minutes" if options.budget_minutes else "--images and --epochs, as given"
+    return {
+        "data": data,
+        "epochs": plan.epochs,
+        "budget": f"{given}; {options.jobs} run{'s' * (options.jobs > 1)} at a time",
+        **({"precision": "bfloat16 in pre-training with PIRL's train step"} if options.bfloat16 else {}),
+        **({"overrides": " ".join(options.overrides)} if options.overrides else {}),
+        **machine(),
+    }
 
 
 def study_of(options: Namespace, rates: Mapping[str, float] | None = None) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
 from pirl_plugin.evaluation.measures import linear_probe, unit, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spread
-from pirl_plugin.experiments.study_finetuning import finetune_run
+from pirl_plugin.experiments.study_finetuning import SHARES, finetune_run
 from pirl_plugin.experiments.study_images import some_labels
 from pirl_plugin.experiments.study_runs import Run, machine
 from pirl_plugin.launch.launcher import compose
@@ -140,13 +141,13 @@ def complete(run: Run, evaluation: Evaluation) -> None:
 
     def measure() -> dict[str, Any]:
         numbers = evaluate(run, evaluation)
-        if evaluation.finetune:
-            numbers |= finetune_run(run, evaluation.train, evaluation.test)
         minutes = [float(line) for line in _lines(run.folder / "minutes.txt")]
         told = {"name": run.name, "seed": run.seed, "title": run.method.title, "overrides": run.settings()}
         return {**told, **machine(), "minutes": sum(minutes), **numbers}
 
     run.complete(measure)
+    if evaluation.finetune:
+        run.complete(functools.partial(finetune_run, run, evaluation.train, evaluation.test), SHARES)
 
 
 def _lines(path: Path) -> list[str]:

@@ -13,6 +13,8 @@ from pirl_plugin.experiments.study_runs import Run
 from pirl_plugin.paths import write_json
 from pirl_plugin.validation import ConfigError, check_choice
 
+OF_ALL_RUNS = ("data", "epochs", "precision", "overrides")  # settings of a study.json that its runs share
+
 
 def names_of(study: Study, only: Sequence[str] | None) -> set[str]:
     """The runs that `--only` asks for, by name: of each method, and of each sweep all points; without it, all.
@@ -37,8 +39,23 @@ def methods_of(study: Study, names: set[str]) -> set[str]:
 
 def known_rates(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The learning rates that a study.json has, if they were tried as this study would try them."""
-    same = all(before["settings"].get(key) == settings.get(key) for key in ("data", "epochs", "precision"))
-    return before.get("rates", {}) if same else {}
+    return {} if _changed(before, settings) else before.get("rates", {})
+
+
+def check_same_settings(before: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
+    """Raise if a study.json has runs of other images, epochs, precision or overrides.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    changed = _changed(before, settings) if before["runs"] else []
+    if changed:
+        old, new = (one.get(changed[0], "none") for one in (before["settings"], settings))
+        raise ConfigError(f"The runs of {path} have the {changed[0]} {old}, not {new}; give that, or another --output.")
+
+
+def _changed(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    return [key for key in OF_ALL_RUNS if before["settings"].get(key) != settings.get(key)]
 
 
 def check_same_rates(before: Mapping[str, Any], study: Study, rates: Mapping[str, Any], path: Path) -> None:
@@ -57,43 +74,44 @@ def check_same_rates(before: Mapping[str, Any], study: Study, rates: Mapping[str
             )
 
 
-def restore(before: Mapping[str, Any], runs: Sequence[Run], data: str) -> None:
+def restore(before: Mapping[str, Any], runs: Sequence[Run]) -> None:
     """Write result.json of the runs that a study.json has and whose folders have none, so that they count as done.
 
     Args:
         before: the content of the study.json.
         runs: all runs of the study.
-        data: what `settings` of the study.json must have under that name.
 
     Raises:
-        ConfigError: where it is of other images, or has a run with other settings, or one that is not of the study and
+        ConfigError: where it or a folder has a run with other settings, or it has one that is not of the study and
             would be lost.
     """
     path = runs[0].output / "study.json"
     all_runs = {(run.name, run.seed): run for run in runs}
+    for run in runs:
+        if run.result.is_file():
+            _check_same_overrides(json.loads(run.result.read_text()), run, run.folder)
     for result in before["runs"]:
         key = result["name"], result["seed"]
         run = all_runs.get(key) or replace(runs[0], name=key[0], seed=key[1])
-        if (run.folder / "result.json").is_file():
+        if run.result.is_file():
             continue
-        if before["settings"]["data"] != data:
-            raise ConfigError(f"{path} is of {before['settings']['data']}, not of {data}: give another --output.")
         if key not in all_runs:
             raise ConfigError(
                 f"{path} has {run.name}, seed {run.seed}, which is not of this study and would be lost: add it "
                 f"(--seeds, --sweep-seeds, --study), or give another --output."
             )
-        if result.get("overrides") != run.settings():
-            raise ConfigError(
-                f"{path} has {run.name}, seed {run.seed}, with other settings ({_in_words(result)}) than are asked for "
-                f"({' '.join(run.settings())}); give those, or another --output."
-            )
+        _check_same_overrides(result, run, path)
         run.begin()
-        write_json(run.folder / "result.json", result)
+        write_json(run.result, result)
 
 
-def _in_words(result: Mapping[str, Any]) -> str:
-    return " ".join(result.get("overrides", ["of an older version, which did not write them"]))
+def _check_same_overrides(result: Mapping[str, Any], run: Run, where: Path) -> None:
+    if result.get("overrides") != run.settings():
+        told = " ".join(result.get("overrides", ["of an older version, which did not write them"]))
+        raise ConfigError(
+            f"{where} has {run.name}, seed {run.seed}, with other settings ({told}) than are asked for "
+            f"({' '.join(run.settings())}); give those, or another --output."
+        )
 
 
 def content_before(stored: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _accuracies(
     failed = run_all(list(runs.values()), jobs, functools.partial(try_rate, evaluation=evaluation))
     if failed:
         raise ConfigError(f"A learning rate could not be tried: {failed[0]}")
-    return {key: json.loads((run.folder / "result.json").read_text())["linear"] for key, run in runs.items()}
+    return {key: json.loads(run.result.read_text())["linear"] for key, run in runs.items()}
 
 
 def rates_in_words(chosen: Mapping[str, Any]) -> str:

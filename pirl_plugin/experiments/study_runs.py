@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -123,6 +123,11 @@ class Run:
         return self.output / "runs" / self.name / f"seed{self.seed}"
 
     @property
+    def result(self) -> Path:
+        """Its figures, once it is done."""
+        return self.folder / "result.json"
+
+    @property
     def checkpoint(self) -> Path | None:
         """The final checkpoint, once it is complete."""
         found = self.folder.glob("model_final_checkpoint_phase*.torch")
@@ -160,14 +165,18 @@ class Run:
         if code or self.checkpoint is None:
             raise RuntimeError(f"pre-training failed: {last_line(output)} (see {output})")
 
-    def complete(self, measure: Callable[[], dict[str, Any]]) -> None:
-        """Pre-train, and write what `measure` returns to result.json in the folder, skipping what is done."""
+    def complete(self, measure: Callable[[], Mapping[str, Any]], figures: Collection[str] = ()) -> None:
+        """Pre-train, and add what `measure` returns to `result`, unless it is there.
+
+        Args:
+            figures: those that `measure` returns, where `result` may be there without them.
+        """
         self.begin()
-        path = self.folder / "result.json"
-        if path.is_file():
+        known = json.loads(self.result.read_text()) if self.result.is_file() else {}
+        if known and set(figures) <= set(known):
             return
         self.pretrain()
-        write_json(path, measure())
+        write_json(self.result, {**known, **measure()})
 
     def begin(self) -> None:
         """Make the folder, or check that it belongs to the same run.

@@ -9,13 +9,14 @@ from pirl_plugin.experiments.study import read_study
 from pirl_plugin.experiments.study_command import in_bfloat16
 from pirl_plugin.experiments.study_pieces import (
     check_same_rates,
+    check_same_settings,
     content_before,
     known_rates,
     methods_of,
     names_of,
     restore,
 )
-from pirl_plugin.experiments.study_runs import runs_of
+from pirl_plugin.experiments.study_runs import Run, runs_of
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.validation import ConfigError
 
@@ -58,7 +59,7 @@ def test_a_study_goes_on_from_its_json_alone(before, tmp_path):
     assert [(one["name"], one["seed"]) for one in before["runs"]] == [("pirl_jigsaw", 0), ("pirl_jigsaw", 1)]
     output = tmp_path / "here"
     runs = runs_at(output)
-    restore(before, runs, DATA)
+    restore(before, runs)
     found = sorted(output.glob("runs/*/*/result.json"))
     assert [path.parent.relative_to(output / "runs").as_posix() for path in found] == [
         "pirl_jigsaw/seed0", "pirl_jigsaw/seed1",
@@ -71,19 +72,41 @@ def test_a_study_goes_on_from_its_json_alone(before, tmp_path):
     runs[0].complete(measure)
     changed = copy.deepcopy(before)
     changed["runs"][0]["knn"] = 0.1  # the folder's own result counts
-    restore(changed, runs, DATA)
+    restore(changed, runs)
     assert json.loads(found[0].read_text())["knn"] == 0.5
+    with pytest.raises(ConfigError, match=r"seed0 has pirl_jigsaw, seed 0, with other settings .*num_epochs=3"):
+        restore({"runs": []}, runs_at(output, epochs=4))  # which --only may not name
+
+
+def test_figures_that_a_result_lacks_are_measured_and_the_others_kept(before, tmp_path, monkeypatch):
+    runs, trained = runs_at(tmp_path / "here"), []
+    restore(before, runs)
+    monkeypatch.setattr(Run, "pretrain", lambda run: trained.append(run.name))
+    runs[0].complete(dict, ["knn"])
+    assert not trained
+    runs[0].complete(lambda: {"finetuned": 0.7}, ["finetuned"])
+    figures = json.loads(runs[0].result.read_text())
+    assert trained == ["pirl_jigsaw"] and (figures["knn"], figures["finetuned"]) == (0.5, 0.7)
 
 
 def test_a_study_of_other_images_or_settings_is_not_mixed_in(before, tmp_path):
-    with pytest.raises(ConfigError, match=r"study.json is of 60 images of a, .* not of 70 .*: give another --output"):
-        restore(before, runs_at(tmp_path / "here"), "70 images of a, measured on 50 of b")
+    path, settings = tmp_path / "study.json", {"data": DATA, "epochs": 3}
+    before["settings"] = settings
+    check_same_settings(before, settings, path)
+    check_same_settings({**before, "runs": []}, {"data": "other images"}, path)  # it has no runs yet
+    for other, told in (
+        ({"data": "70 images of a, measured on 50 of b"}, "data 60 images of a, measured on 50 of b, not 70 images"),
+        ({"epochs": 40}, "epochs 3, not 40; give that, or another --output"),
+        ({"overrides": "config.LOSS.pirl_loss.temperature=0.2"}, "overrides none, not config.LOSS"),
+    ):
+        with pytest.raises(ConfigError, match=f"The runs of .*study.json have the {told}"):
+            check_same_settings(before, {**settings, **other}, path)
     for other in ({"epochs": 4}, {"rate": 0.015}):
         with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 0, with other settings .*num_epochs=3"):
-            restore(before, runs_at(tmp_path / "here", **other), DATA)
+            restore(before, runs_at(tmp_path / "here", **other))
     del before["runs"][0]["overrides"]
     with pytest.raises(ConfigError, match=r"seed 0, with other settings .of an older version, which"):
-        restore(before, runs_at(tmp_path / "here"), DATA)
+        restore(before, runs_at(tmp_path / "here"))
     assert not list((tmp_path / "here").glob("runs/*/*/result.json"))
 
 
@@ -91,14 +114,14 @@ def test_a_result_that_this_study_would_not_have_is_not_lost(before, tmp_path):
     output = tmp_path / "here"
     first = [run for run in runs_at(output) if run.seed == 0]
     with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 1, which is not of this study and would be lost"):
-        restore(before, first, DATA)
-    restore(before, runs_at(output), DATA)
-    restore(before, first, DATA)  # the folder has it
+        restore(before, first)
+    restore(before, runs_at(output))
+    restore(before, first)  # the folder has it
 
 
 def test_without_a_study_json_nothing_is_known(tmp_path):
     assert content_before(tmp_path / "study.json") == {"runs": [], "settings": {}}
-    restore(content_before(tmp_path / "study.json"), runs_at(tmp_path), DATA)
+    restore(content_before(tmp_path / "study.json"), runs_at(tmp_path))
 
 
 def test_bfloat16_is_for_the_methods_with_pirls_train_step_alone():
@@ -115,7 +138,7 @@ def test_bfloat16_is_for_the_methods_with_pirls_train_step_alone():
 def test_rates_that_were_tried_in_another_way_are_not_known():
     before = {"settings": {"data": DATA, "epochs": 9}, "rates": {"jigsaw": {"rate": 0.1}}}
     assert known_rates(before, {"data": DATA, "epochs": 9}) == before["rates"]
-    for other in ({"epochs": 10}, {"data": "b"}, {"precision": "bfloat16"}):
+    for other in ({"epochs": 10}, {"data": "b"}, {"precision": "bfloat16"}, {"overrides": "a=1"}):
         assert known_rates(before, {"data": DATA, "epochs": 9, **other}) == {}
 
 
