@@ -32,6 +32,9 @@ def run(options: argparse.Namespace) -> None:
                 (train, train_labels, _), (test, test_labels, _) = (
                     collect(folder, split, layer) for split in ("train", "test")
                 )
+                if train_labels.ndim != 1:
+                    print(f"{layer}, {folder}: no kNN, which takes one label per image; see `pirl train-svm`")
+                    continue
                 k = min(options.neighbors, len(train))
                 accuracy = weighted_knn(train, train_labels, test, test_labels, k=k)
                 print(f"{layer}, {folder}: weighted kNN (k = {k}) {100 * accuracy:.2f}%")

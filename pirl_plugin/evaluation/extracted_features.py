@@ -23,8 +23,8 @@ def collect(folder: str | Path, split: str, layer: str) -> tuple[np.ndarray, np.
     An image that several ranks read (a padded sampler repeats some) is used once.
 
     Returns:
-        features float32 [images, dimensions] (flattened), targets int64 [images], and the images' places in the data
-        set, int64 [images].
+        features float32 [images, dimensions] (flattened), targets int64 [images] or, of several labels each, [images,
+        classes], and the images' places in the data set, int64 [images].
 
     Raises:
         ConfigError: if there are none.
@@ -38,4 +38,5 @@ def collect(folder: str | Path, split: str, layer: str) -> tuple[np.ndarray, np.
         for part in ("features", "targets", "inds")
     )
     indices, first = np.unique(indices.reshape(-1), return_index=True)
-    return features[first].reshape(len(first), -1), targets[first].reshape(-1), indices
+    features, targets = (values[first].reshape(len(first), -1) for values in (features, targets))
+    return features, targets[:, 0] if targets.shape[1] == 1 else targets, indices

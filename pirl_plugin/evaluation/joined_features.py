@@ -70,7 +70,7 @@ def join_folders(
         joined = join(features, normalise)
         stem = output / f"rank0_chunk0_{split}_{layer}"
         np.save(f"{stem}_features.npy", joined)
-        np.save(f"{stem}_targets.npy", targets[0].reshape(-1, 1))
+        np.save(f"{stem}_targets.npy", targets[0].reshape(len(joined), -1))
         np.save(f"{stem}_inds.npy", np.arange(len(joined)))
         sizes[split, layer] = joined.shape
     return sizes

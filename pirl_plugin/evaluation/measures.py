@@ -13,7 +13,7 @@ from pirl_plugin.evaluation.logistic import logistic_accuracy, warn_not_converge
 from pirl_plugin.evaluation.search import nearest_neighbors
 from pirl_plugin.network.devices import choose_device
 from pirl_plugin.registry import Registry
-from pirl_plugin.validation import check_number
+from pirl_plugin.validation import ConfigError, check_number
 
 # (train features [N, D], labels [N], test features [Q, D], labels [Q]) -> a figure in [0, 1], higher is better.
 Evaluation = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
@@ -60,8 +60,13 @@ def weighted_knn(
         train_labels, test_labels: integers [N], [Q] from 0.
         k: neighbours; all training images if there are fewer.
         device: where to search for them; None for the GPU if there is one.
+
+    Raises:
+        ConfigError: for labels [N, classes].
     """
     check_number(temperature, "the kNN temperature", 0, above=True)
+    if np.ndim(train_labels) != 1:
+        raise ConfigError(f"The images have {train_labels.shape[1]} labels each, as in VOC07; kNN takes one: use SVMs.")
     k = min(k, len(train_features))
     similarities, rows = nearest_neighbors(test_features, train_features, k, device=device)
     weights = np.exp((similarities - similarities[:, :1]) / temperature)

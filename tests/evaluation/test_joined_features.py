@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vissl.utils.extract_features_utils import ExtractedFeaturesLoader
 
+from pirl_plugin.commands.__main__ import main
 from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.joined_features import join, join_folders
+from pirl_plugin.evaluation.measures import weighted_knn
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +56,31 @@ def test_images_keep_their_place_and_label(two_networks, tmp_path):
         assert np.array_equal(features[:, :4].argmax(1), labels // 4) and np.array_equal(
             features[:, 4:].argmax(1), labels % 4
         )
+
+
+def test_several_labels_of_an_image_stay_with_it_and_are_read_by_vissls_svms(two_networks, tmp_path, capsys):
+    folders, classes = two_networks
+    several = {
+        split: np.eye(16, dtype=np.int64)[labels] - np.roll(np.eye(16, dtype=np.int64), 1, 1)[labels]
+        for split, labels in classes.items()
+    }  # 1 yes, 0 no, -1 unclear, as in VOC07
+    for folder in folders:
+        for path in folder.glob("*_targets.npy"):
+            np.save(
+                path,
+                several["train" if "_train_" in path.name else "test"][np.load(str(path).replace("targets", "inds"))],
+            )
+    command = ["join-features", *map(str, folders), "--output", str(tmp_path / "both")]
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code is None and capsys.readouterr().out.count("no kNN, which takes one label per image") == 3
+    for split, labels in several.items():
+        features, targets, _ = collect(tmp_path / "both", split, "res5avg")
+        assert np.array_equal(targets, labels) and np.array_equal(features[:, :4].argmax(1), classes[split] // 4)
+        read = ExtractedFeaturesLoader.load_features(str(tmp_path / "both"), split, "res5avg", flatten_features=True)
+        assert np.array_equal(read["targets"], labels)
+    with pytest.raises(ConfigError, match="have 16 labels each, as in VOC07; kNN takes one"):
+        weighted_knn(features, targets, features, targets)
 
 
 def test_the_script_shows_that_two_networks_know_more_than_one(two_networks, tmp_path):
