@@ -21,7 +21,8 @@ from measuring import where_a_run_computes
 from plain_pirl import PlainPIRL, Step
 from torch import Tensor
 
-from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
+from pirl_plugin.data.class_folders import check_same_classes, labelled_class_folders
+from pirl_plugin.data.image_files import list_images
 from pirl_plugin.data.images_in_memory import ImagesInMemory, read_images
 from pirl_plugin.evaluation.measures import weighted_knn
 from pirl_plugin.objective.loss import PIRLLoss

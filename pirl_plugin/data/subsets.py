@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pirl_plugin.data.class_folders import labelled_class_folders
 from pirl_plugin.data.file_lists import read_list
-from pirl_plugin.data.image_files import labelled_class_folders, walk_images
+from pirl_plugin.data.image_files import walk_images
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 

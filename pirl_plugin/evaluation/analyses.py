@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pirl_plugin.data.image_files import check_same_classes, list_images, load_rgb
+from pirl_plugin.data.class_folders import check_same_classes
+from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
 from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, with_histogram

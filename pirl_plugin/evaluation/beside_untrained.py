@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pirl_plugin.data import archives
-from pirl_plugin.data.image_files import class_folders, walk_images
+from pirl_plugin.data.class_folders import class_folders
+from pirl_plugin.data.image_files import walk_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import usual_neighbors
 from pirl_plugin.evaluation.quick import compare_with_untrained

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders, list_images
+from pirl_plugin.data.class_folders import check_same_classes, labelled_class_folders
+from pirl_plugin.data.image_files import list_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_knn
 from pirl_plugin.network.batchnorm_averages import MOST_IMAGES, recompute_averages, require_averages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pirl_plugin.data.image_files import check_same_classes, labelled_class_folders
+from pirl_plugin.data.class_folders import check_same_classes, labelled_class_folders
 from pirl_plugin.experiments.recipe import Machine, launch_with, override_value
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.trunks import feature_channels

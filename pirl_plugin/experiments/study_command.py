@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pirl_plugin.data.image_files import check_same_classes, list_images
+from pirl_plugin.data.class_folders import check_same_classes
+from pirl_plugin.data.image_files import list_images
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
 from pirl_plugin.experiments.study_images import lay_out_images

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pirl_plugin.data.image_files import labelled_class_folders, list_images, load_rgb
+from pirl_plugin.data.class_folders import labelled_class_folders
+from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.validation import ConfigError, check_integer

@@ -17,8 +17,8 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 from torch import Tensor
 
+from pirl_plugin.data.class_folders import check_same_classes
 from pirl_plugin.data.file_lists import printable
-from pirl_plugin.data.image_files import check_same_classes
 from pirl_plugin.distributed import collective_device, gather_padded, rank, sum_over_ranks, world_size
 from pirl_plugin.evaluation.measures import weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from pirl_plugin.data import archive_index, archives, kept_index
 from pirl_plugin.data.archive_index import walk_order
+from pirl_plugin.data.class_folders import class_folders
 from pirl_plugin.data.image_files import (
     ImageFiles,
-    class_folders,
     files_identity,
     list_images,
     load_pixels,

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pirl_plugin.data.class_folders import class_folders
 from pirl_plugin.data.collator import IGNORED, pirl_collator
-from pirl_plugin.data.image_files import ImageFiles, class_folders, list_images, load_pixels, load_rgb
+from pirl_plugin.data.image_files import ImageFiles, list_images, load_pixels, load_rgb
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
 from pirl_plugin.validation import ConfigError

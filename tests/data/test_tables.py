@@ -15,11 +15,10 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from pirl_plugin.data import archives, table_index, tables
+from pirl_plugin.data.class_folders import class_folders, labelled_class_folders
 from pirl_plugin.data.image_files import (
     ImageFiles,
-    class_folders,
     files_identity,
-    labelled_class_folders,
     list_images,
     load_pixels,
     load_rgb,
