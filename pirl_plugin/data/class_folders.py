@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pirl_plugin.data import archives, tables
@@ -32,16 +33,49 @@ def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
     return classes
 
 
+def is_list(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a list of images."""
+    return os.path.isfile(path) and os.fspath(path).endswith((".txt", ".npy"))
+
+
+def classes_of(files: Sequence[str], path: str | os.PathLike[str]) -> list[str]:
+    """The class of each image of a data set: the first folder below `path` or, for a list, below the folder of all.
+
+    Args:
+        files: absolute, or as `path` is.
+
+    Raises:
+        ConfigError: where images lie outside any class folder, or all are of one class.
+    """
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if is_list(path) else path
+    parts = [Path(os.path.relpath(file, root)).parts for file in files]
+    if any(len(part) < 2 for part in parts):
+        tables.refuse_unlabelled(path)
+        raise ConfigError(f"{path} has images outside class folders; labels need one sub-folder a class.")
+    names = [part[0] for part in parts]
+    if len(set(names)) < 2:
+        raise ConfigError(f"{path} has images of one class only, {names[0]!r}; labels need at least two classes.")
+    return names
+
+
 def check_same_classes(*folders: str | os.PathLike) -> None:
     """Refuse folders whose class folders differ: classes are numbered by their names' order in each.
 
     Raises:
         ConfigError: naming what only one of them has, or where one has fewer than two.
     """
-    names = [{path.name for path in labelled_class_folders(folder)} for folder in folders]
-    different = set[str]().union(*names) - names[0].intersection(*names)
+    check_same_names({str(folder): {path.name for path in labelled_class_folders(folder)} for folder in folders})
+
+
+def check_same_names(names: Mapping[str, set[str]]) -> None:
+    """Refuse data sets, by path, whose classes have different names.
+
+    Raises:
+        ConfigError: naming what only one of them has.
+    """
+    every = list(names.values())
+    different = every[0].union(*every) - every[0].intersection(*every)
     if different:
         raise ConfigError(
-            f"{' and '.join(map(str, folders))} must have the same class folders; only one has "
-            f"{', '.join(sorted(different))}."
+            f"{' and '.join(names)} must have the same class folders; only one has {', '.join(sorted(different))}."
         )

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data import archives, listing_cache, tables
+from pirl_plugin.data import archives, listing_cache
+from pirl_plugin.data.class_folders import class_folders, classes_of, is_list
 from pirl_plugin.data.file_lists import printable, read_list
 from pirl_plugin.data.file_names import EXTENSIONS, is_hidden, is_image
 from pirl_plugin.distributed import world_size
@@ -208,8 +209,7 @@ class ImageFiles:
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         files = list_images(path)
-        listed = os.path.isfile(path) and os.fspath(path).endswith((".txt", ".npy"))
-        self.root = os.path.dirname(path) if listed else path
+        self.path = path
         # One array of bytes: a quarter of an array of str, and every loader worker gets a copy.
         self.files = np.array([os.fsencode(file) for file in files])
         logging.info(f"{split}: {len(self.files)} images in {path}")
@@ -233,17 +233,16 @@ class ImageFiles:
         return [os.fsdecode(file) for file in self.files]
 
     def get_labels(self) -> list[int]:
-        """Class numbers by the first folder below the data set's; LABEL_SOURCES: [torchvision_dataset] asks for them.
+        """Class numbers, by `classes_of`; LABEL_SOURCES: [torchvision_dataset] asks for them.
 
         Raises:
-            ConfigError: where images lie outside any class folder.
+            ConfigError: where images lie outside any class folder, or all are of one class.
         """
-        parts = [Path(os.path.relpath(file, self.root)).parts for file in self.get_image_paths()]
-        if any(len(part) < 2 for part in parts):
-            tables.refuse_unlabelled(self.root)
-            raise ConfigError(f"{self.root} has images outside class folders; labels need one sub-folder a class.")
-        numbers = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
-        return [numbers[part[0]] for part in parts]
+        names = classes_of(self.get_image_paths(), self.path)
+        folders = [] if is_list(self.path) else class_folders(self.path)  # an empty one has a number, too
+        every = sorted({*names, *(folder.name for folder in folders)})
+        numbers = {name: number for number, name in enumerate(every)}
+        return [numbers[name] for name in names]
 
     def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, bool]:
         path = os.fsdecode(self.files[index])

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from pirl_plugin.data import archives, tables
+from pirl_plugin.data.class_folders import check_same_names, classes_of, is_list, labelled_class_folders
 from pirl_plugin.data.file_names import EXTENSIONS
 from pirl_plugin.data.image_files import check_list, list_images, walk_images
 from pirl_plugin.host.loss_settings import pirl_loss_class
@@ -43,6 +44,24 @@ def _check_data(config: Any) -> None:
             if source in ("image_files", "disk_folder"):
                 _check_folder(f"DATA.{split}.DATA_PATHS", str(path), source)
                 _check_limit(config, split, str(path))
+    _check_labels(config)
+
+
+def _check_labels(config: Any) -> None:
+    """Refuse splits whose classes have different names: each numbers its own."""
+    splits = [config.DATA[split] for split in ("TRAIN", "TEST")]
+    for split in splits:
+        named = list(split.LABEL_SOURCES) in (["disk_folder"], ["torchvision_dataset"])
+        read = list(split.DATA_SOURCES) in (["disk_folder"], ["image_files"])
+        if not (named and read and split.DATA_PATHS):
+            return
+    check_same_names({str(split.DATA_PATHS[0]): _class_names(str(split.DATA_PATHS[0])) for split in splits})
+
+
+def _class_names(path: str) -> set[str]:
+    if is_list(path):
+        return set(classes_of(list_images(path), path))
+    return {folder.name for folder in labelled_class_folders(path)}
 
 
 def _check_limit(config: Any, split: str, path: str) -> None:
@@ -64,7 +83,7 @@ def _check_limit(config: Any, split: str, path: str) -> None:
 
 
 def _check_folder(key: str, path: str, source: str) -> None:
-    if source == "image_files" and os.path.isfile(path) and path.endswith((".txt", ".npy")):
+    if source == "image_files" and is_list(path):
         check_list(path, list_images(path))
         return
     table = tables.is_table(path)

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -243,3 +244,34 @@ def test_in_place_of_a_broken_file_comes_grey_of_the_kind_that_is_expected(tmp_p
     assert read and not unread and type(good) is type(grey)
     pixels = grey.permute(1, 2, 0).numpy() if isinstance(grey, torch.Tensor) else np.asarray(grey)
     assert pixels.shape == (64, 64, 3) and (pixels == 128).all()
+
+
+def labels_of(path) -> list[int]:
+    config = {"DATA": {"TRAIN": {"DROP_LAST": False, "BATCHSIZE_PER_REPLICA": 64}}}
+    return ImageFiles(config, "image_files", str(path), "TRAIN", "x").get_labels()
+
+
+@pytest.mark.parametrize("written", ["../photos/{}", "photos/{}", "{folder}/photos/{}"])
+@pytest.mark.parametrize("kind", ["txt", "npy"])
+def test_classes_of_a_list_are_the_folders_below_that_of_all_its_images(written, kind, tmp_path, photo_folder):
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    files = list_images(photo_folder)[::-1]  # in an order of its own
+    lines = [written.format(os.path.relpath(file, photo_folder), folder=tmp_path) for file in files]
+    path = tmp_path / ("lists" if ".." in written else "") / f"train.{kind}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines)) if kind == "txt" else np.save(path, np.array(lines))
+    assert labels_of(path) == [number for number in (3, 2, 1, 0) for _ in range(12)]
+    lines = lines[:12]
+    path.write_text("\n".join(lines)) if kind == "txt" else np.save(path, np.array(lines))
+    with pytest.raises(ConfigError, match="outside class folders"):
+        labels_of(path)
+
+
+def test_an_empty_class_has_a_number_and_one_class_is_too_few(tmp_path, photo_folder):
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    (tmp_path / "photos" / "0").mkdir()
+    assert labels_of(tmp_path / "photos") == [number for number in (1, 2, 3, 4) for _ in range(12)]
+    only = sorted(photo_folder.iterdir())[1]
+    shutil.copytree(only, tmp_path / "one" / only.name)
+    with pytest.raises(ConfigError, match=f"images of one class only, '{only.name}'; labels need at least two"):
+        labels_of(tmp_path / "one")

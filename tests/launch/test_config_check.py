@@ -1,6 +1,7 @@
 """The shipped configs against the paper's numbers, and what the user gets wrong against one clear sentence."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -483,3 +484,25 @@ def test_a_learning_rate_with_which_nothing_could_learn_is_refused(key):
     setting = f"config.OPTIMIZER.param_schedulers.lr.{key}"
     with pytest.raises(ConfigError, match=rf"lr.{key} is 1500000.0; it must be a number at least 0 and at most 1"):
         compose(["config=pretrain/pirl/jigsaw_small_images_cpu", f"{setting}=1.5e6"])
+
+
+@pytest.mark.parametrize("source", ["image_files", "disk_folder"])
+@pytest.mark.parametrize("config", ["linear", "semi_supervised", "nearest_neighbor"])
+def test_splits_that_would_number_their_classes_differently_are_refused(config, source, photo_folder, tmp_path):
+    held_out = tmp_path / "held_out"
+    shutil.copytree(photo_folder, held_out)
+    labels = "disk_folder" if source == "disk_folder" else "torchvision_dataset"
+    overrides = [f"config=benchmark/{config}/small_images_cpu"] + [
+        f"config.DATA.{split}.{key}=[{value}]" for split, path in (("TRAIN", photo_folder), ("TEST", held_out))
+        for key, value in (("DATA_PATHS", path), ("DATA_SOURCES", source), ("LABEL_SOURCES", labels))
+    ]  # fmt: skip
+    compose(overrides)
+    missing = sorted(held_out.iterdir())[1]
+    shutil.rmtree(missing)
+    with pytest.raises(ConfigError, match=f"must have the same class folders; only one has {missing.name}"):
+        compose(overrides)
+    (tmp_path / "list.txt").write_text("\n".join(map(str, held_out.rglob("*.jpg"))))
+    if source == "image_files":
+        overrides = [one.replace(f"[{held_out}]", f"[{tmp_path}/list.txt]") for one in overrides]
+        with pytest.raises(ConfigError, match=f"list.txt must have .* only one has {missing.name}"):
+            compose(overrides)
