@@ -64,7 +64,7 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
             on_unreadable=unreadable,
             compute=options.compute,
         )
-        results[name] = with_histogram(*pairs)
+        results[name] = with_histogram(*pairs, options.draws)
         numbers = {key: value for key, value in results[name].items() if key != "histogram"}
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
     figure = new_figure(6, 4)
@@ -78,7 +78,7 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
 def layers(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """Linear accuracy by model and layer."""
     check_same_classes(options.train, options.test)
-    splits = [labelled_images(folder, options.limit) for folder in (options.train, options.test)]
+    splits = [labelled_images(folder, options.limit, "--limit") for folder in (options.train, options.test)]
     results = {}
     for name, path in models.items():
         trunk = load_trunk(path)

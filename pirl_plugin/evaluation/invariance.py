@@ -41,20 +41,27 @@ def distances(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
     return np.linalg.norm(unit(image, np.float64) - unit(transformed, np.float64), axis=1)
 
 
-def distances_between_images(image: np.ndarray, transformed: np.ndarray) -> np.ndarray:
-    """L2 distances from each unit f(v_I) to the unit g(v_Jt) of another random image J: float64 [N]."""
-    order = np.random.default_rng(0).permutation(len(image))
-    return distances(image[order], transformed[np.roll(order, 1)])
+def distances_between_images(image: np.ndarray, transformed: np.ndarray, draws: int = 1) -> np.ndarray:
+    """L2 distances from each unit f(v_I) to the unit g(v_Jt) of another random image J: float64 [draws * N].
+
+    Args:
+        image, transformed: [draws * N, d], draw by draw, with the same N >= 2 images in each.
+    """
+    order = np.random.default_rng(0).permutation(len(image) // draws)
+    starts = len(order) * np.arange(draws)[:, None]
+    return distances(image[(starts + order).ravel()], transformed[(starts + np.roll(order, 1)).ravel()])
 
 
-def figures_of(image: np.ndarray, transformed: np.ndarray) -> dict[str, float]:
+def figures_of(image: np.ndarray, transformed: np.ndarray, draws: int = 1) -> dict[str, float]:
     """Mean and variance of `distances`, and the mean distance between different images as a scale.
+
+    Args: as for `distances_between_images`.
 
     Returns:
         mean, variance, mean_between_images, and `relative`: mean / mean_between_images, 0 for full invariance and 1
         if the transformation destroys everything that distinguishes an image from others.
     """
-    own, others = distances(image, transformed), distances_between_images(image, transformed)
+    own, others = distances(image, transformed), distances_between_images(image, transformed, draws)
     return {
         "mean": float(own.mean()),
         "variance": float(own.var()),
@@ -72,10 +79,10 @@ def has_two_heads(config: Mapping[str, Any]) -> bool:
     return [head[0] for head in _heads(config)] == ["pirl_heads", "pirl_heads"]
 
 
-def with_histogram(image: np.ndarray, transformed: np.ndarray) -> dict[str, Any]:
+def with_histogram(image: np.ndarray, transformed: np.ndarray, draws: int = 1) -> dict[str, Any]:
     """`figures_of` and `histogram`, how many distances are in each of BINS."""
     counts = np.histogram(distances(image, transformed), BINS)[0].tolist()
-    return {**figures_of(image, transformed), "histogram": counts}
+    return {**figures_of(image, transformed, draws), "histogram": counts}
 
 
 class Encoders(nn.Module):
@@ -172,7 +179,7 @@ def embed_pairs(
         compute: where and how, as for pirl_plugin.network.features.embed.
 
     Raises:
-        ConfigError: if no file can be read.
+        ConfigError: if fewer than two files can be read.
     """
     compute = compute or Compute(next(encoders.parameters()).device)
     encoders = encoders.to(compute.device)
@@ -200,6 +207,8 @@ def embed_pairs(
                 progress(done, draws * len(files))
         if not read:
             raise ConfigError(f"None of the {len(files)} images can be read, the first {files[0]}.")
+        if len(read) == 1:
+            raise ConfigError(f"Only {files[read[0]]} can be read; distances between images need at least two.")
         back = np.argsort(read)
         image.append(torch.cat([part[0] for part in parts]).float().cpu().numpy()[back])
         transformed.append(torch.cat([part[1] for part in parts]).float().cpu().numpy()[back])

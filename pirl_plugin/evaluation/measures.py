@@ -96,7 +96,12 @@ def linear_probe(
         train_labels, test_labels: integers [N], [Q] from 0.
         regularisation: inverse strength of the L2 penalty (scikit-learn's C).
         device: None for the GPU if there is one; on the CPU scikit-learn solves the same problem.
+
+    Raises:
+        ConfigError: if all training images are of one class.
     """
+    if len(np.unique(train_labels)) < 2:
+        raise ConfigError("All images to train on are of one class; a linear classifier needs two that can be read.")
     where = device if isinstance(device, torch.device) else choose_device(device)
     tolerance = 1e-3
     if where.type != "cpu":

@@ -29,24 +29,29 @@ RECOMPUTED = "PIRL, recomputed"  # with BatchNorm's averages of whole images, se
 NETWORKS = ("untrained", "PIRL", RECOMPUTED)
 
 
-def labelled_images(folder: str | Path, limit: int | None = None) -> tuple[list[str], np.ndarray]:
+def labelled_images(
+    folder: str | Path, limit: int | None = None, key: str = "the limit of images"
+) -> tuple[list[str], np.ndarray]:
     """Image files of a folder with one sub-folder per class, and their class numbers.
 
     Args:
         limit: take at most this many in all: the first ones of each class, the same number per class.
+        key: where `limit` was given, for the error.
 
     Returns:
         paths, and int64 [images] with the classes numbered in the order of their names.
 
     Raises:
-        ConfigError: if there are fewer than two class folders, or no images.
+        ConfigError: if there are fewer than two class folders, no images, or more classes than `limit`.
     """
     classes = labelled_class_folders(folder)
+    if limit is not None:
+        check_integer(limit, f"{key}, with {len(classes)} classes,", len(classes))
     files: list[str] = []
     labels: list[int] = []
     for number, path in enumerate(classes):
         found = list_images(path)
-        found = found if limit is None else found[: max(1, limit // len(classes))]
+        found = found if limit is None else found[: limit // len(classes)]
         files += found
         labels += [number] * len(found)
     return files, np.array(labels)
@@ -178,7 +183,10 @@ def evaluate_checkpoint(
         recompute: as `compare_with_untrained`.
     """
     check_same_classes(train_folder, test_folder)
-    splits = labelled_images(train_folder, limit_train), labelled_images(test_folder, limit_test)
+    splits = (
+        labelled_images(train_folder, limit_train, "--limit-train"),
+        labelled_images(test_folder, limit_test, "--limit-test"),
+    )
     config, checkpoint = run_config(path), load_checkpoint(path)
     wanted = preprocessing_of(path, checkpoint, usual_size(config))
     if size is not None:

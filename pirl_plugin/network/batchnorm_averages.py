@@ -6,6 +6,7 @@ In training they blend images and patches, whose features differ; a network is e
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pirl_plugin.network.checkpoints import load_checkpoint, run_config, trunk_state
+from pirl_plugin.network.checkpoints import CONFIG_FILE, load_checkpoint, run_config, trunk_state
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import progress_line
 from pirl_plugin.network.image_batches import OnUnreadable, view_batches
@@ -103,9 +104,15 @@ def recompute_checkpoint(
 
     Args:
         output: written with the run's train_config.yaml beside it, so that it is read like the source.
+
+    Raises:
+        ConfigError: if the folder of `output` has the train_config.yaml of another run.
     """
     path = Path(source)
     config, checkpoint = run_config(path), load_checkpoint(path)
+    beside = Path(output).absolute().parent / CONFIG_FILE
+    if beside.is_file() and run_config(Path(output)) != config:
+        raise ConfigError(f"{beside} is of another run than {source}; give an --output in another folder.")
     wanted = preprocessing_of(path, checkpoint, usual_size(config))
     trunk = build_trunk(config, checkpoint)
     read = recompute_averages(
@@ -116,4 +123,6 @@ def recompute_checkpoint(
     trunk_state(checkpoint).update(weights)
     with written_whole(Path(output)) as file:
         torch.save(checkpoint, file)
+    if not beside.is_file():
+        shutil.copy(path.resolve().parent / CONFIG_FILE, beside)
     return read

@@ -23,13 +23,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+CONFIG_FILE = "train_config.yaml"  # VISSL's, beside the checkpoints of a run
+
+
 def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
 
     Raises:
         ConfigError: if there is none.
     """
-    path = Path(checkpoint).resolve().parent / "train_config.yaml"
+    path = Path(checkpoint).resolve().parent / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"There is no train_config.yaml beside {checkpoint}, where VISSL writes it.")
     return yaml.safe_load(path.read_text())

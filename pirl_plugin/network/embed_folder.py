@@ -49,6 +49,7 @@ def embed_folder(
     if output.suffix != ".npy":
         raise ConfigError(f"--output is {output}; it must end in .npy.")
     check_choice(layer, LAYERS, "--layer")
+    check_integer(batch_size, "--batch-size", 1)
     compute = compute or Compute(choose_device())
     trunk = load_trunk(checkpoint).to(compute.device)
     if size is not None:

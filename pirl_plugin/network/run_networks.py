@@ -11,6 +11,7 @@ from torch import nn
 from pirl_plugin.network.checkpoints import trunk_state
 from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.network.trunks import ResNetTrunk
+from pirl_plugin.network.weights import check_finite
 from pirl_plugin.registry import Registry
 from pirl_plugin.validation import ConfigError
 
@@ -72,7 +73,8 @@ def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = N
         seed: of the untrained network.
 
     Raises:
-        ConfigError: if the trunk is not known, or the checkpoint has another architecture.
+        ConfigError: if the trunk is not known, or the checkpoint has another architecture or numbers that are not
+            finite.
     """
     model = config["MODEL"]
     build = TRUNKS.find(model["TRUNK"]["NAME"], "MODEL.TRUNK.NAME")
@@ -81,6 +83,7 @@ def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = N
         trunk = build(model)
     if checkpoint is not None:
         try:
+            check_finite(trunk_state(checkpoint), "The checkpoint")
             trunk.load_state_dict(trunk_state(checkpoint))
         except RuntimeError as error:
             raise ConfigError(

@@ -93,7 +93,10 @@ class MonitorSettings:
         if not self.knn_every_epochs:
             return []
         check_same_classes(self.knn_train, self.knn_test)
-        return [labelled_images(folder, self.knn_images) for folder in (self.knn_train, self.knn_test)]
+        return [
+            labelled_images(folder, self.knn_images, f"{WHERE}.knn_images")
+            for folder in (self.knn_train, self.knn_test)
+        ]
 
 
 def bank_health(bank: Any) -> dict[str, float]:

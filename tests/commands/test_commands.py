@@ -13,6 +13,7 @@ from PIL import Image
 from pirl_plugin.commands.__main__ import main
 from pirl_plugin.launch import composition
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.checkpoints import run_config
 from pirl_plugin.network.run_networks import build_trunk
 
 
@@ -108,6 +109,11 @@ def test_averages_of_at_most_as_many_images_as_asked_for_are_written_beside_the_
     assert (tmp_path / "run_batchnorm.torch").is_file()
     pirl("recompute-batchnorm", own, with_broken, "--most", 2, "--output", tmp_path / "new" / "two.torch")
     assert re.search(r"new/two.torch: averages of [12] images\n$", capsys.readouterr().out)
+    assert run_config(tmp_path / "new" / "two.torch") == run_config(own)  # so that it can be evaluated
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train_config.yaml").write_text("SEED_VALUE: 1\n")
+    with pytest.raises(SystemExit, match=r"other/train_config.yaml is of another run than .*; give an --output"):
+        main(["recompute-batchnorm", str(own), str(with_broken), "--output", f"{tmp_path}/other/two.torch"])
     for most in (1, 0, -3):
         with pytest.raises(SystemExit, match=f"Error: --most is {most}; it must be"):
             main(["recompute-batchnorm", str(own), str(with_broken), f"--most={most}"])

@@ -49,6 +49,9 @@ def test_distances_are_those_of_unit_vectors():
     np.testing.assert_allclose(sorted(distances_between_images(image, other)), [np.sqrt(2), 2])
     corners = np.eye(50)
     np.testing.assert_allclose(distances_between_images(corners, corners), np.sqrt(2))  # never an image with itself
+    thrice = np.concatenate([np.eye(5)] * 3)  # nor with another draw of itself
+    np.testing.assert_allclose(distances_between_images(thrice, thrice, draws=3), np.sqrt(2))
+    assert figures_of(thrice, thrice, draws=3)["mean_between_images"] == pytest.approx(np.sqrt(2))
 
 
 def test_full_invariance_is_zero_and_none_at_all_is_one():
@@ -69,6 +72,14 @@ def test_nothing_is_random_in_the_transformation_but_t(config, photo_folder):
     patches = first[1].view(3, 3, 3, 14, 14).permute(2, 0, 3, 1, 4).reshape(3, 42, 42)
     whole = center_view(42)(load_rgb(file).resize((42, 42), Image.Resampling.BILINEAR))
     assert float((patches - whole).abs().mean()) < 0.1
+
+
+def test_one_image_has_no_distance_to_others(config, photo_folder, tmp_path):
+    encoders, task = Encoders(config, None), transformation(config.DATA.TRAIN.TRANSFORMS[0])
+    files = list_images(photo_folder)[:1]
+    for given in (files, [*files, tmp_path / "missing.png"]):
+        with pytest.raises(ConfigError, match=f"Only {files[0]} can be read; distances between images need at least"):
+            embed_pairs(encoders, task, given, on_unreadable=lambda *_: None)
 
 
 def test_the_heads_are_those_of_the_checkpoint(config, tmp_path):

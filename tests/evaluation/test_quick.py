@@ -1,6 +1,7 @@
 """Quick evaluation and the analyses of real files, with broken ones among them, and a signal that was planted."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pirl_plugin.evaluation.analyses import ANALYSES
 from pirl_plugin.evaluation.quick import evaluate_checkpoint, labelled_images
 from pirl_plugin.launch import composition
 from pirl_plugin.launch.launcher import compose
+from pirl_plugin.network.checkpoints import trunk_state
 from pirl_plugin.network.features import center_view, embed
 from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.run_networks import build_trunk
@@ -158,6 +160,28 @@ def test_none_that_can_be_read_is_refused(checkpoint, coloured, tmp_path):
 def test_a_limit_takes_as_many_of_each_class(coloured):
     files, labels = labelled_images(coloured["train"], limit=10)
     assert np.bincount(labels).tolist() == [3, 3, 3] and len(files) == 9
+    for few in (2, 0, -5):
+        with pytest.raises(ConfigError, match=f"the limit of images, with 3 classes, is {few}; it must be .* least 3"):
+            labelled_images(coloured["train"], limit=few)
+
+
+def test_a_network_that_diverged_has_no_figures(checkpoint, coloured, tmp_path):
+    shutil.copytree(checkpoint.parent, tmp_path / "run")
+    contents = torch.load(checkpoint)
+    trunk_state(contents)["_feature_blocks.bn1.running_var"][0] = float("nan")
+    torch.save(contents, tmp_path / "run" / "checkpoint.torch")
+    for name in ("knn", "linear"):
+        with pytest.raises(ConfigError, match=r"has numbers in _feature_blocks.bn1.running_var that are"):
+            evaluate_checkpoint(
+                tmp_path / "run" / "checkpoint.torch", coloured["train"], coloured["test"], evaluations=[name]
+            )
+
+
+def test_one_readable_class_is_too_few_to_learn_from(checkpoint, coloured, tmp_path):
+    names = [str(file.relative_to(coloured["train"])) for file in coloured["train"].rglob("*.png")]
+    train = with_broken(coloured["train"], tmp_path / "train", [name for name in names if "class0" not in name])
+    with pytest.raises(ConfigError, match="All images to train on are of one class; a linear classifier needs two"):
+        evaluate_checkpoint(checkpoint, train, coloured["test"])
 
 
 def test_features_belong_to_their_files_in_their_order(coloured):

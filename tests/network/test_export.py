@@ -265,6 +265,9 @@ def test_embedding_mistakes_are_refused(checkpoint, photo_folder, tmp_path):
         embed_folder(path, photo_folder, tmp_path / "x.csv")
     with pytest.raises(ConfigError, match="did you mean flatten"):
         embed_folder(path, photo_folder, tmp_path / "x.npy", layer="flaten")
+    for batch_size in (0, -1):
+        with pytest.raises(ConfigError, match=f"--batch-size is {batch_size}; it must be a whole number at least 1"):
+            embed_folder(path, photo_folder, tmp_path / "x.npy", batch_size=batch_size)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="None of the 1 images"):
