@@ -12,7 +12,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' "$(ROOT)Makefile"
 
-install: ## make .venv with the pinned environment and this project (5 GB; nothing to do when it is up to date)
+install: ## make .venv with the pinned environment and this project (5 GB; FOR_CUDA=12: for a V100, or a driver older than 580)
 	@bash "$(ROOT)extra_scripts/install.sh"
 
 # JOBS processes, each with whole test files: what a file's tests share is made once.

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the training; default 0")
     parser.add_argument(
         "--heads", choices=("batch_norm", "paper"), default="batch_norm",
-        help="paper: without batch normalisation; better for many photos of many kinds, if its loss ends lower",
+        help="paper: without batch normalisation; can be better for thousands of photos of many kinds",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the settings and the command, and stop")
     parser.add_argument(

@@ -29,7 +29,7 @@ def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
     if not classes:
         tables.refuse_unlabelled(folder)
     if len(classes) < 2:
-        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder a class.")
+        raise ConfigError(f"{folder} has {len(classes)} sub-folders; labels need one sub-folder per class.")
     return classes
 
 
@@ -51,7 +51,7 @@ def classes_of(files: Sequence[str], path: str | os.PathLike[str]) -> list[str]:
     parts = [Path(os.path.relpath(file, root)).parts for file in files]
     if any(len(part) < 2 for part in parts):
         tables.refuse_unlabelled(path)
-        raise ConfigError(f"{path} has images outside class folders; labels need one sub-folder a class.")
+        raise ConfigError(f"{path} has images outside class folders; labels need one sub-folder per class.")
     names = [part[0] for part in parts]
     if len(set(names)) < 2:
         raise ConfigError(f"{path} has images of one class only, {names[0]!r}; labels need at least two classes.")

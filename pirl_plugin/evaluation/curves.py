@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from pirl_plugin.evaluation.figures import COLORS
 from pirl_plugin.figures import new_figure, save, style
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_choice
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,26 @@ def series(folder: Path, panel: Panel) -> tuple[list[int], list[float]]:
     return iterations, values
 
 
-def draw_curves(folders: Sequence[Path], output: Path) -> Path:
+def draw_curves(folders: Sequence[Path], output: Path, only: Sequence[str] = ()) -> Path:
     """Draw the curves of runs into one PNG, a colour for each run.
 
     Args:
         folders: the runs' folders (CHECKPOINT.DIR).
         output: the PNG to write.
+        only: the columns to draw; none for all.
 
     Raises:
-        ConfigError: for a folder in which no run has logged a loss.
+        ConfigError: for a folder in which no run has logged a loss, or an unknown column.
     """
+    columns = [panel.column for panel in PANELS]
+    wanted = [check_choice(column, columns, "--only") for column in only] or columns
     found = {panel: [series(folder, panel) for folder in folders] for panel in PANELS}
     for folder, (iterations, _) in zip(folders, found[PANELS[0]], strict=True):
         if not iterations:
             raise ConfigError(
                 f"{folder} has no progress.csv with a loss in it; name the CHECKPOINT.DIR of a run that has logged one."
             )
-    drawn = [panel for panel in PANELS if any(iterations for iterations, _ in found[panel])]
+    drawn = [panel for panel in PANELS if panel.column in wanted and any(iterations for iterations, _ in found[panel])]
     figure = new_figure(11, 3.0 * -(-len(drawn) // 2))
     for number, panel in enumerate(drawn):
         axes = figure.add_subplot(-(-len(drawn) // 2), 2, number + 1)

@@ -49,7 +49,7 @@ def lay_out_images(source: str | Path, target: Path, limit: int | None = None) -
     if limit is not None:
         check_integer(limit, "the number of images", len(classes))
     unreadable, count = Unreadable(), 0
-    for folder in tqdm(classes, unit=" classes", desc=f"Reading {source}", leave=False):
+    for folder in tqdm(classes, unit=" classes", desc=f"Reading {source}", leave=False, disable=None):
         files = list_images(folder)
         if not os.path.lexists(files[0]):
             raise ConfigError(

@@ -44,6 +44,15 @@ def test_values_are_those_of_the_files_and_the_epoch_that_fills_the_bank_has_no_
     assert series(run_folder, KNN) == ([3], [25.0])
 
 
+def test_only_the_columns_that_are_asked_for_are_drawn(run_folder, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("pirl_plugin.evaluation.curves.save", lambda figure, path: figures.append(figure) or path)
+    draw_curves([run_folder], tmp_path / "curves.png", ["spread", "loss"])
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figures[0].axes] == [LOSS.title, SPREAD.title]
+    with pytest.raises(ConfigError, match=r"--only is .los. .did you mean loss"):
+        draw_curves([run_folder], tmp_path / "curves.png", ["los"])
+
+
 def test_a_line_cut_by_a_kill_is_left_out(run_folder):
     with (run_folder / "progress.csv").open("a") as file:
         file.write("4,6")
