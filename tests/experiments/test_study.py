@@ -340,7 +340,7 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
     assert (output / "report.md").read_text() == text and (output / "study.png").read_bytes() == picture
     # Another size in the same folder is refused.
     other = study("--epochs", "2")
-    assert other.returncode == 1 and "was made with other settings" in other.stdout + other.stderr
+    assert other.returncode == 1 and "have the epochs 1, not 2" in other.stderr
     assert "give either --budget-minutes, or --images and --epochs" in study("--budget-minutes", "3").stderr
 
 
