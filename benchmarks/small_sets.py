@@ -42,8 +42,8 @@ PAPERS_HEADS = [
 ]
 
 
-def digits(folder: Path, cifar: Path | None, count: int) -> None:
-    """scikit-learn's handwritten digits, grey, enlarged from 8 to 32 pixels."""
+def digits(folder: Path, cifar: Path | None, count: int, side: int = 32) -> None:
+    """scikit-learn's handwritten digits, grey, enlarged from 8 pixels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -53,7 +53,7 @@ def digits(folder: Path, cifar: Path | None, count: int) -> None:
             target = folder / split / str(data.target[number])
             target.mkdir(parents=True, exist_ok=True)
             pixels = (255 / 16 * data.images[number]).round().astype(np.uint8)
-            Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR).save(target / f"{number:04}.png")
+            Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR).save(target / f"{number:04}.png")
 
 
 def photos(folder: Path, cifar: Path | None, classes: tuple[str, ...], count: int, grey: bool = False) -> None:
@@ -93,6 +93,7 @@ def textures(folder: Path, cifar: Path | None, count: int) -> None:
 SETS: dict[str, tuple[str, Callable[[Path, Path | None], None]]] = {
     "digits": ("1,200 digits, grey", lambda folder, cifar: digits(folder, cifar, 1200)),
     "few digits": ("300 digits, grey", lambda folder, cifar: digits(folder, cifar, 300)),
+    "large digits": ("600 digits of 96 px, grey", lambda folder, cifar: digits(folder, cifar, 600, side=96)),
     "tiny": ("300 photos of 10 classes", lambda folder, cifar: photos(folder, cifar, CLASSES, 300)),
     "grey vehicles": ("600 vehicles, grey, 4 classes", lambda f, c: photos(f, c, VEHICLES, 600, grey=True)),
     "cats and dogs": ("1,500 cats and dogs", lambda folder, cifar: photos(folder, cifar, ("cat", "dog"), 1500)),
