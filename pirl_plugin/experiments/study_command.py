@@ -24,7 +24,7 @@ from pirl_plugin.experiments.study_pieces import (
     names_of,
     restore,
 )
-from pirl_plugin.experiments.study_rates import choose_rates, rates_in_words
+from pirl_plugin.experiments.study_rates import Trials, choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write
 from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
@@ -64,10 +64,8 @@ def run(options: Namespace) -> int:
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
     settings = settings_of(options, plan, data)
     check_same_settings(before, settings, stored)
-    rates = choose_rates(
-        study, methods_of(study, names), train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs,
-        options.overrides, known_rates(before, settings),
-    )  # fmt: skip
+    trials = Trials(train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs, options.overrides)
+    rates = choose_rates(study, methods_of(study, names), trials, known_rates(before, settings))
     if rates:
         settings["learning rates"] = rates_in_words(rates)
     check_same_rates(before, study, rates, stored)

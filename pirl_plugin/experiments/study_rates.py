@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,32 @@ def try_rate(run: Run, evaluation: Evaluation) -> None:
         checkpoint.unlink()
 
 
-def choose_rates(
-    study: Study,
-    names: Collection[str],
-    train: Path,
-    output: Path,
-    epochs: int,
-    jobs: int,
-    overrides: Sequence[str],
-    known: Mapping[str, Any],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trials:
+    """How learning rates are tried.
+
+    Attributes:
+        train: the study's training images, with one sub-folder per class.
+        output: a folder for the runs; the same folder continues.
+        epochs: of each run.
+        jobs: runs at a time.
+        overrides: of all runs.
+    """
+
+    train: Path
+    output: Path
+    epochs: int
+    jobs: int
+    overrides: Sequence[str]
+
+
+def choose_rates(study: Study, names: Collection[str], trials: Trials, known: Mapping[str, Any]) -> dict[str, Any]:
     """Try all learning rates of each method that has several, except those that were tried before.
 
     Args:
         study: the study; `learning_rates` of its methods.
         names: of the methods.
-        train: its training images, with one sub-folder per class.
-        output: a folder for the runs; the same folder continues.
-        epochs: of each run.
-        jobs: runs at a time.
-        overrides: of all runs.
+        trials: how they are tried.
         known: what an earlier call returned; a study whose lists of rates have grown goes on from that.
 
     Returns:
@@ -65,7 +71,7 @@ def choose_rates(
         if f"{rate:g}" not in tried[name]
     }
     if new:
-        measured = _accuracies(new, study, train, output, epochs, jobs, overrides)
+        measured = _accuracies(new, study, trials)
         for (name, rate), accuracy in measured.items():
             tried[name][f"{rate:g}"] = accuracy
     chosen = {}
@@ -78,25 +84,23 @@ def choose_rates(
 
 
 def _accuracies(
-    asked: Mapping[tuple[str, float], Method],
-    study: Study,
-    train: Path,
-    output: Path,
-    epochs: int,
-    jobs: int,
-    overrides: Sequence[str],
+    asked: Mapping[tuple[str, float], Method], study: Study, trials: Trials
 ) -> dict[tuple[str, float], float]:
     """Linear accuracy on the validation images by (method, learning rate)."""
-    parts = split(train, output / "data")
-    common = (*overrides, f"config.DATA.TRAIN.DATA_PATHS=[{quote(parts[0])}]", f"config.OPTIMIZER.num_epochs={epochs}")
+    parts = split(trials.train, trials.output / "data")
+    common = (
+        *trials.overrides,
+        f"config.DATA.TRAIN.DATA_PATHS=[{quote(parts[0])}]",
+        f"config.OPTIMIZER.num_epochs={trials.epochs}",
+    )
     base = next(method.config for method in study.methods.values() if method.config)
     runs = {
-        (name, rate): Run(f"{name}_{rate:g}", SEED, method, output, common, base)
+        (name, rate): Run(f"{name}_{rate:g}", SEED, method, trials.output, common, base)
         for (name, rate), method in asked.items()
     }
-    print(f"{len(runs)} runs of {epochs} epochs to choose the learning rates", flush=True)
+    print(f"{len(runs)} runs of {trials.epochs} epochs to choose the learning rates", flush=True)
     evaluation = Evaluation(*parts, base, ())
-    failed = run_all(list(runs.values()), jobs, functools.partial(try_rate, evaluation=evaluation))
+    failed = run_all(list(runs.values()), trials.jobs, functools.partial(try_rate, evaluation=evaluation))
     if failed:
         raise ConfigError(f"A learning rate could not be tried: {failed[0]}")
     return {key: json.loads(run.result.read_text())["linear"] for key, run in runs.items()}

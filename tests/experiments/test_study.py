@@ -30,7 +30,7 @@ from pirl_plugin.experiments.study_findings import (
 )
 from pirl_plugin.experiments.study_finetuning import finetune_run
 from pirl_plugin.experiments.study_images import lay_out_share
-from pirl_plugin.experiments.study_rates import choose_rates
+from pirl_plugin.experiments.study_rates import Trials, choose_rates
 from pirl_plugin.experiments.study_report import draw, report, table
 from pirl_plugin.experiments.study_runs import Plan, Run, make_plan, run_all, runs_of
 from pirl_plugin.figures import new_figure
@@ -431,7 +431,8 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
     )  # fmt: skip
     assert (seen["jobs"], seen["seconds"]) == (2, None)
     assert seen["choice"][0] == {"pirl_jigsaw", "jigsaw", "random"}
-    assert seen["choice"][1:] == (tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"], {})
+    trials = Trials(tmp_path / "out/data/train", tmp_path / "out/rates", 4, 2, ["config.SEED=1"])
+    assert seen["choice"][1:] == (trials, {})
     rates = {run.name: run.method.learning_rates for run in seen["runs"]}
     assert rates == {"pirl_jigsaw": (0.02,), "lambda_pirl_1.0": (0.02,), "jigsaw": (), "random": ()}
     data = tmp_path / "out" / "data"
@@ -552,7 +553,7 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     methods = {"a": Method("A", config, 1.0, learning_rates=(0.1, 0.2)), "c": Method("C", config, 1.0),
                "b": Method("B", config, 1.0, learning_rates=(0.1, 0.3)), "random": Method("random")}  # fmt: skip
     study, train = Study(methods, {}, {}), noisy_classes["train"]
-    chosen = choose_rates(study, methods, train, tmp_path / "rates", 5, 2, ["config.X=1"], {})
+    chosen = choose_rates(study, methods, Trials(train, tmp_path / "rates", 5, 2, ["config.X=1"]), {})
     assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}},
                       "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}}}  # fmt: skip
     parts = {name: sorted((tmp_path / "rates" / "data" / name).rglob("*.png")) for name in ("train", "validation")}
@@ -571,17 +572,20 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     )
     monkeypatch.setattr(study_rates, "run_all", lambda *given: ["a_0.1, seed 1000: why"])
     with pytest.raises(ConfigError, match=r"A learning rate could not be tried: a_0.1, seed 1000: why"):
-        choose_rates(study, ["a"], train, tmp_path / "rates", 5, 2, [], {})
-    assert choose_rates(study, ["c", "random"], train, tmp_path / "none", 5, 2, [], {}) == {}
-    assert choose_rates(study, [], train, tmp_path / "none", 5, 2, [], chosen) == chosen
+        choose_rates(study, ["a"], Trials(train, tmp_path / "rates", 5, 2, []), {})
+    assert choose_rates(study, ["c", "random"], Trials(train, tmp_path / "none", 5, 2, []), {}) == {}
+    assert choose_rates(study, [], Trials(train, tmp_path / "none", 5, 2, []), chosen) == chosen
     monkeypatch.setattr(study_rates, "run_all", run_all)
     methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.2, 0.4, 0.8))  # the best was the highest
     seen.clear()
-    wider = choose_rates(study, methods, train, tmp_path / "elsewhere", 5, 2, [], chosen)
+    wider = choose_rates(study, methods, Trials(train, tmp_path / "elsewhere", 5, 2, []), chosen)
     assert set(seen) == {"a_0.4", "a_0.8", "evaluation"} and wider["b"] == chosen["b"]
     assert wider["a"] == {"rate": 0.4, "tried": {"0.1": 0.5, "0.2": 0.7, "0.4": 0.8, "0.8": 0.6}}
     methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.8))  # a narrower list is chosen from as it is
-    assert choose_rates(study, ["a"], train, tmp_path / "none", 5, 2, [], wider)["a"] == {**wider["a"], "rate": 0.8}
+    assert choose_rates(study, ["a"], Trials(train, tmp_path / "none", 5, 2, []), wider)["a"] == {
+        **wider["a"],
+        "rate": 0.8,
+    }
     equal = {"a": {"rate": 0.1, "tried": {"0.1": 0.5, "0.2": 0.4, "0.3": 0.5}}}
     assert "a 0.1, no better than the highest, the lowest (0.1: 50.0%" in study_rates.rates_in_words(equal)
     assert "a 0.4 (0.1: 50.0%, 0.2: 70.0%, 0.4: 80.0%, 0.8: 60.0%); b" in capsys.readouterr().out
