@@ -43,7 +43,7 @@ OPTIONAL = (
     Part("detectron2", "detection", "pirl install-detectron2"),
     Part("pycocotools", "detection", "pip install pycocotools"),
     Part("skimage", "the demo without your own photos", "pip install scikit-image"),
-    Part("timm", "a check of weights exported for timm", "pip install timm"),
+    Part("timm", "training networks of timm and checking exports for it", "pip install timm"),
     Part("pyarrow", "data sets saved by Hugging Face datasets, or in Parquet", "pip install pyarrow"),
     Part("wandb", "logging to Weights & Biases", "pip install wandb"),
 )
