@@ -24,7 +24,7 @@ import yaml
 from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
 from vissl.utils import checkpoint, distributed_launcher
-from vissl.utils.checkpoint import get_checkpoint_folder, is_training_finished
+from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import early_stop, out_of_memory
@@ -112,6 +112,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         bank.setdefault("folder", get_checkpoint_folder(config))
     distributed_launcher._distributed_worker = distributed_worker
     distributed_launcher.get_resume_checkpoint = checkpoint_folder.newest
+    distributed_launcher.is_training_finished = run_result.is_finished
     distributed_launcher.get_node_id = lambda given: given  # VISSL's replaces it by SLURM's
     if TORCHRUN in os.environ:
         _one_rank(config, engine_name)
@@ -150,7 +151,7 @@ def _one_rank(config: AttrDict, engine_name: str) -> None:
     """This process is a rank that torchrun started: VISSL's launcher would start its own."""
     distributed_launcher.setup_logging(__name__)
     folder = get_checkpoint_folder(config)
-    if is_training_finished(config, checkpoint_folder=folder):
+    if run_result.is_finished(config, folder):
         return
     local_rank, node = int(os.environ["LOCAL_RANK"]), int(os.environ["GROUP_RANK"])
     # The task takes the first rank's.
@@ -271,7 +272,7 @@ def _run_here(whole: AttrDict) -> None:
     primary = os.environ.get("RANK", "0") == "0" and whole.node_id == 0  # RANK: torchrun's
     composition.make_folder(config)
     folder = get_checkpoint_folder(config)
-    if engine == "train" and is_training_finished(config, folder):
+    if engine == "train" and run_result.is_finished(config, folder):
         if primary:
             _check_same_evaluation(config)
             print(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
+from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint, is_training_finished
 
 from pirl_plugin.evaluation.beside_untrained import knn_beside_untrained
 from pirl_plugin.host.loss_settings import pirl_loss_class
@@ -40,6 +40,24 @@ def closing(config: Any, engine_name: str, minutes: float | None) -> list[str]:
         lines["not read"] = unreadable
     width = max(map(len, lines))
     return [f"{key:{width}}  {value}" for key, value in lines.items()]
+
+
+def is_finished(config: Any, checkpoint_folder: str) -> bool:
+    """Whether a training is done, with its last test.
+
+    VISSL asks for the final checkpoint alone, which is written before that test: a run that was killed between them
+    would report an earlier test.
+    """
+    return bool(is_training_finished(config, checkpoint_folder)) and not _lacks_last_test(Path(checkpoint_folder))
+
+
+def _lacks_last_test(folder: Path) -> bool:
+    last = {"train": -1, "test": -1}  # the epochs of the last rows
+    for row in _metrics(folder):
+        for split in last:
+            if any(key.startswith(f"{split}_") and isinstance(value, Mapping) for key, value in row.items()):
+                last[split] = int(row.get("train_phase_idx", -1))
+    return -1 < last["test"] < last["train"]
 
 
 def final_checkpoint(folder: Path) -> Path | None:
@@ -96,13 +114,7 @@ def _beside_untrained(config: Any, final: Path) -> dict[str, str]:
 def _evaluation(folder: Path) -> dict[str, str]:
     """The best accuracies of a training with VISSL's meters, and the last."""
     found: dict[str, list[float]] = {}
-    path = folder / "metrics.json"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
+    for row in _metrics(folder):
         for meter, values in row.items():
             if not meter.startswith("test_") or not isinstance(values, Mapping):
                 continue
@@ -115,6 +127,16 @@ def _evaluation(folder: Path) -> dict[str, str]:
     results = {name: f"{values[-1]:.2f} at the end, {max(values):.2f} at best" for name, values in found.items()}
     final = final_checkpoint(folder)
     return results | ({} if final is None else {"checkpoint": str(final)})
+
+
+def _metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of VISSL's metrics.json."""
+    path = folder / "metrics.json"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:  # cut short by a kill
+            continue
 
 
 def _last_row(path: Path) -> dict[str, str]:

@@ -149,12 +149,16 @@ def _shards(content: Any) -> list[str]:
     return list(state.get("shards", [])) if isinstance(state, Mapping) else []
 
 
-def checkpoints_in(folder: Path) -> list[tuple[int, int, Path]]:
-    """(iterations done, 1 at the end of an epoch else 0, file) of the complete checkpoints, the newest last."""
+def checkpoints_in(folder: Path, final: bool = False) -> list[tuple[int, int, Path]]:
+    """(iterations done, 1 at the end of an epoch else 0, file) of the complete checkpoints, the newest last.
+
+    Args:
+        final: also of the training's end.
+    """
     found = []
     for path in folder.glob("model_*.torch"):
         match = NAME.fullmatch(path.name)
-        if match is None or match.group(1):
+        if match is None or (match.group(1) and not final):
             continue
         iteration = iteration_of(path)
         if iteration is not None:
@@ -170,7 +174,8 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
     folder = Path(checkpoint_folder)
     if not config.CHECKPOINT.AUTO_RESUME or not folder.is_dir():
         return None
-    found = checkpoints_in(folder)
+    # The end of a training is resumed for a last test that a kill cut off, and not where it is trained anew.
+    found = checkpoints_in(folder, final=not config.CHECKPOINT.OVERWRITE_EXISTING)
     if not found:
         if any((m := NAME.fullmatch(path.name)) and not m.group(1) for path in folder.glob("model_*.torch")):
             raise ConfigError(f"{folder} has checkpoints, but none is complete; delete them to start again.")

@@ -1,5 +1,6 @@
 """Real runs of VISSL's trainer through the launcher, in processes of their own, on small real JPEGs."""
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pirl_plugin.data.image_files import list_images
+from pirl_plugin.experiments.finetune import finetuning
+from pirl_plugin.experiments.recipe import Machine
+from pirl_plugin.experiments.study_runs import run_launcher
 from pirl_plugin.launch.launcher import _check_same_evaluation, compose
+from pirl_plugin.network.preprocessing import Preprocessing
+from pirl_plugin.network.weights import Architecture
 from pirl_plugin.objective.memory_bank import initial_rows
 from pirl_plugin.validation import ConfigError
 from runs import free_port
@@ -93,6 +99,36 @@ def test_the_banks_rows_have_norm_one_and_all_were_updated(two_ranks):
         changed = (rows != initial_rows(48, 128, seed=0)).any(dim=1)
         assert changed.all()
     assert not torch.equal(first["loss"]["memory_bank.rows"], last["loss"]["memory_bank.rows"])
+
+
+def test_a_run_that_was_killed_before_its_last_test_is_tested_and_only_then_finished(photo_folder, tmp_path):
+    for file in photo_folder.rglob("*.jpg"):
+        split = (
+            tmp_path / ("test" if sorted(file.parent.iterdir()).index(file) % 3 == 0 else "train") / file.parent.name
+        )
+        split.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, split)
+    transforms = compose(["config=pretrain/pirl/jigsaw_small_images_cpu"], check=False).DATA.TRAIN.TRANSFORMS
+    overrides = finetuning(
+        Architecture(18, 0.125, "small"), Preprocessing.of_transforms(transforms, 32), None,
+        tmp_path / "train", tmp_path / "test", tmp_path / "run", 2, 0, Machine("cpu", 2),
+    )  # fmt: skip
+    overrides += ["config.TEST_EVERY_NUM_EPOCH=2", "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2"]
+    metrics = tmp_path / "run" / "metrics.json"
+
+    def rows() -> list[dict]:
+        return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+    assert run_launcher(overrides, tmp_path / "first.txt") == 0
+    whole = rows()
+    tests = [row["train_phase_idx"] for row in whole if "test_accuracy_list_meter" in row]
+    assert tests == [0, 1] and "test_accuracy_list_meter" in whole[-1]
+    metrics.write_text("".join(f"{json.dumps(row)}\n" for row in whole[:-1]))
+    assert (tmp_path / "run" / "model_final_checkpoint_phase1.torch").is_file()
+    assert run_launcher(overrides, tmp_path / "second.txt") == 0
+    assert rows() == whole and "Finished before" not in (tmp_path / "second.txt").read_text()
+    assert run_launcher(overrides, tmp_path / "third.txt") == 0
+    assert rows() == whole and "Finished before" in (tmp_path / "third.txt").read_text()
 
 
 def test_a_finished_run_says_so_and_does_nothing(two_ranks, photo_folder):
