@@ -110,7 +110,9 @@ def compare(runs: Runs, claim: str, better: str, worse: str, equal: bool = False
         if not first or not second:
             continue
         difference = float(np.mean(first) - np.mean(second))
-        of_seed = noise(runs, measure)
+        # Their own noise, where it is known: an untrained network's is several times that of a trained one.
+        own = len(first) > 1 and len(second) > 1
+        of_seed = Noise.of([first, second]) if own else noise(runs, measure)
         error = of_seed.error(first, second)
         outcome = verdict(difference, of_seed, error)
         if equal and difference - of_seed.largest(error) > -MARGIN:

@@ -204,9 +204,9 @@ The last column is the paper's, for a ResNet-50 on ImageNet: another scale, give
 {swept}
 ## The paper's findings
 
-Held, not held, or within the noise, as a t test at 5% says. The standard error is that of means over seeds; the
-deviation is pooled over the runs with several seeds, as points of a sweep may have only one. Where a value is compared
-with the best of several others, which may be best by chance, the test allows for their number.
+Held, not held, or within the noise, as a t test at 5% says. The standard error is that of means over seeds: of the two
+methods that are compared or, in sweeps, whose points may have only one seed, pooled over all runs with several. Where a
+value is compared with the best of several others, which may be best by chance, the test allows for their number.
 
 | finding | here | figures |
 | --- | --- | --- |

@@ -28,13 +28,15 @@ def test_a_difference_is_told_from_noise():
     assert {finding.verdict for finding in compare(runs, "c >= a", "c", "a", equal=True)} == {"held"}
     assert {finding.verdict for finding in compare(runs, "d >= a", "d", "a", equal=True)} == {"not held"}
     noisy = runs_with(a=[0.25, 0.45], b=[0.40, 0.60], c=[0.50, 0.52])
-    (linear, _) = compare(noisy, "a >= b", "a", "b", equal=True)  # 15 points worse, with an error of 11.6
-    assert "-15.0 (standard error 11.6)" in linear.evidence and linear.verdict == "within the noise"
+    (linear, _) = compare(noisy, "a >= b", "a", "b", equal=True)  # 15 points worse, with an error of 14.1
+    assert "-15.0 (standard error 14.1)" in linear.evidence and linear.verdict == "within the noise"
     exact = Noise(0.0, 4)
     assert verdict(0.0, exact, 0.0) == "within the noise" and verdict(1e-9, exact, 0.0) == "held"
     assert compare(runs, "a > e", "a", "e") == []
+    quiet = runs_with(a=[0.50, 0.51, 0.52], b=[0.46, 0.47, 0.48], wild=[0.2, 0.5, 0.8])
+    assert {finding.verdict for finding in compare(quiet, "a > b", "a", "b")} == {"held"}  # by their own noise
     (linear, _) = compare(runs, "a > b", "a", "b")
-    assert linear.evidence == "linear 51.0 and 41.0, +10.0 (standard error 0.7)"
+    assert linear.evidence == "linear 51.0 and 41.0, +10.0 (standard error 0.8)"
     alone = runs_with(a=[0.5], b=[0.4])
     assert {finding.verdict for finding in compare(alone, "a > b", "a", "b")} == {
         "not known: no seeds to tell the noise from"
