@@ -6,7 +6,6 @@ The processes that it starts import __main__ and so this module, which registers
 import sys
 
 from pirl_plugin import commands, early_stop
-from pirl_plugin.commands.__main__ import command_parser
 
 early_stop.end_when_asked()
 commands.spin_briefly()
@@ -17,6 +16,8 @@ from pirl_plugin.launch import start  # noqa: E402
 def main() -> None:
     """Entry point."""
     if {"-h", "--help"} & set(sys.argv[1:]):
+        from pirl_plugin.commands.__main__ import command_parser
+
         command_parser("train", prog="run_distributed_engines.py").print_help()
     else:
         start.main()

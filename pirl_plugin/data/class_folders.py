@@ -35,7 +35,7 @@ def labelled_class_folders(folder: str | os.PathLike) -> list[Path]:
 
 def is_list(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a list of images."""
-    return os.path.isfile(path) and os.fspath(path).endswith((".txt", ".npy"))
+    return os.path.isfile(path) and Path(path).suffix in (".txt", ".npy")
 
 
 def classes_of(files: Sequence[str], path: str | os.PathLike[str]) -> list[str]:

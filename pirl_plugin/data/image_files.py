@@ -84,7 +84,7 @@ def list_images(path: str | os.PathLike) -> list[str]:
                 f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth, "
                 f"tar or zip archives of such, or Parquet files."
             )
-    elif path.is_file() and path.suffix in (".txt", ".npy"):
+    elif is_list(path):
         names = list(read_list(path)) if path.suffix == ".txt" else _names_in_array(path)
         files = [os.path.join(path.parent, name) for name in names]
         if not files:

@@ -39,6 +39,7 @@ from pirl_plugin.launch import (
     slurm,
 )
 from pirl_plugin.launch.machine_check import check_machine
+from pirl_plugin.network.checkpoints import CONFIG_FILE
 from pirl_plugin.training import checkpoint_folder, liveness, preemption, process_group
 from pirl_plugin.training.hooks import hook_generator
 from pirl_plugin.training.process_group import TORCHRUN
@@ -255,7 +256,7 @@ def _check_same_evaluation(config: AttrDict) -> None:
     Raises:
         ConfigError: naming both weights.
     """
-    before, weights = Path(get_checkpoint_folder(config), "train_config.yaml"), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    before, weights = Path(get_checkpoint_folder(config), CONFIG_FILE), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
     if pirl_loss_class(config) is not None or not before.is_file() or not any(before.parent.glob("model_*.torch")):
         return
     found = (yaml.safe_load(before.read_text(encoding="utf-8")) or {}).get("MODEL", {}).get("WEIGHTS_INIT", {})

@@ -10,6 +10,8 @@ import yaml
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
+CONFIG_FILE = "train_config.yaml"  # VISSL's, beside the checkpoints of a run
+
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A VISSL checkpoint on the CPU, read without running code from it.
@@ -23,9 +25,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-CONFIG_FILE = "train_config.yaml"  # VISSL's, beside the checkpoints of a run
-
-
 def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
 
@@ -34,7 +33,7 @@ def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """
     path = Path(checkpoint).resolve().parent / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"There is no train_config.yaml beside {checkpoint}, where VISSL writes it.")
+        raise ConfigError(f"There is no {CONFIG_FILE} beside {checkpoint}, where VISSL writes it.")
     return yaml.safe_load(path.read_text())
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from pirl_plugin.network.checkpoints import CONFIG_FILE
 from pirl_plugin.network.features import center_view, resized_side
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError, check_integer, check_number
@@ -123,7 +124,7 @@ def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preproc
         if notes["images"] is None:
             return Preprocessing(usual_size)
         return Preprocessing.from_record(notes["images"], f"{path} (or the .json beside it)")
-    config = path.resolve().parent / "train_config.yaml"
+    config = path.resolve().parent / CONFIG_FILE
     if isinstance(run, Mapping) and config.is_file():
         data = (yaml.safe_load(config.read_text()) or {}).get("DATA", {}).get("TRAIN", {})
         return Preprocessing.of_transforms(data.get("TRANSFORMS") or [], usual_size)

@@ -82,8 +82,8 @@ def build_trunk(config: Mapping[str, Any], checkpoint: dict[str, Any] | None = N
         torch.manual_seed(seed)
         trunk = build(model)
     if checkpoint is not None:
+        check_finite(trunk_state(checkpoint), "The checkpoint")
         try:
-            check_finite(trunk_state(checkpoint), "The checkpoint")
             trunk.load_state_dict(trunk_state(checkpoint))
         except RuntimeError as error:
             raise ConfigError(
