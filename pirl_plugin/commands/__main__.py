@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -55,8 +56,8 @@ def overview() -> argparse.ArgumentParser:
 
 
 def command_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a command; its help is the module's docstring."""
-    summary, _, details = (module_of(name).__doc__ or "").strip().partition("\n")
+    """The parser of a command; its help is the module's docstring, dedented as Python itself does from 3.13 on."""
+    summary, _, details = inspect.cleandoc(module_of(name).__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog=prog or f"pirl {name}",
         description=summary,

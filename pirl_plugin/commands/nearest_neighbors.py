@@ -2,6 +2,8 @@
 
     pirl nearest-neighbors config=benchmark/nearest_neighbor/imagenet \\
         config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch
+
+The config names the data sets, the layers, k and the temperature.
 """
 
 from __future__ import annotations
