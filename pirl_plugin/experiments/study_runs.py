@@ -128,6 +128,16 @@ class Run:
         return self.folder / "result.json"
 
     @property
+    def is_done(self) -> bool:
+        """Whether it has figures."""
+        return self.result.is_file()
+
+    @property
+    def work(self) -> float:
+        """How long it takes, relative to PIRL (jigsaw): evaluating alone, about a tenth."""
+        return max(0.1, self.method.cost)
+
+    @property
     def checkpoint(self) -> Path | None:
         """The final checkpoint, once it is complete."""
         found = self.folder.glob("model_final_checkpoint_phase*.torch")
@@ -172,7 +182,7 @@ class Run:
             figures: those that `measure` returns, where `result` may be there without them.
         """
         self.begin()
-        known = json.loads(self.result.read_text()) if self.result.is_file() else {}
+        known = json.loads(self.result.read_text()) if self.is_done else {}
         if known and set(figures) <= set(known):
             return
         self.pretrain()
@@ -246,17 +256,24 @@ def run_all(
     check_integer(jobs, "--jobs", 1)
     os.environ["OMP_NUM_THREADS"] = "1"
     failed: list[str] = []
-    started, done = time.monotonic(), 0
-    waiting, left = deque(runs), dict[Future, tuple[Run, ProcessPoolExecutor]]()
+    earlier = [run for run in runs if run.is_done]
+    waiting = deque([*earlier, *(run for run in runs if not run.is_done)])
+    started, done, worked, work = time.monotonic(), 0, 0.0, sum(run.work for run in runs if not run.is_done)
+    left = dict[Future, tuple[Run, ProcessPoolExecutor]]()
     free = [_process() for _ in range(min(jobs, len(runs)))]  # each its own pool: a killed one is known, and alone
+
+    def begin_what_can() -> None:
+        while waiting and free:
+            run, process = waiting.popleft(), free.pop()
+            left[process.submit(complete, run)] = run, process
+
     try:
-        while waiting or left:
-            while waiting and free:
-                run, process = waiting.popleft(), free.pop()
-                left[process.submit(complete, run)] = run, process
+        begin_what_can()
+        while left:
             finished, _ = wait(left, timeout=SAY_EVERY, return_when=FIRST_COMPLETED)
             for future in finished:
                 (run, process), done = left.pop(future), done + 1
+                worked += run.work * (run not in earlier)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     error, process = RuntimeError(f"its process was killed {cause_of_a_kill()}"), _process()
@@ -265,9 +282,10 @@ def run_all(
                     print(f"failed: {failed[-1]}", flush=True)
                 free.append(process)
                 after_each()
+            begin_what_can()
             minutes = (time.monotonic() - started) / 60
             expected = expected_seconds / 60 / jobs - minutes if expected_seconds else None
-            remaining = minutes / done * (len(runs) - done) if done else expected
+            remaining = minutes / worked * (work - worked) if worked else expected
             at = [f"{run.name} seed {run.seed}" for run, _ in left.values()]
             print(
                 f"{done} of {len(runs)} runs done, {minutes:.0f} min gone"

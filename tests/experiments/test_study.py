@@ -174,10 +174,14 @@ def test_a_pretraining_that_fails_says_its_last_line_and_counts_its_time(photo_f
 
 
 def test_a_run_whose_process_is_killed_is_named_and_the_others_go_on():
-    runs = [SimpleNamespace(name=f"run{number}", seed=0, job=f"print({number})") for number in range(5)]
+    runs = [a_run(number, job=f"print({number})") for number in range(5)]
     runs[1].job = "__import__('os').kill(__import__('os').getpid(), 9)"
     (failed,) = run_all(runs, 2, job_of)
     assert failed.startswith("run1, seed 0: its process was killed ") and "memory" in failed
+
+
+def a_run(number, is_done=False, work=1.0, **more) -> SimpleNamespace:
+    return SimpleNamespace(name=f"run{number}", seed=0, is_done=is_done, work=work, **more)
 
 
 def job_of(run) -> None:
@@ -185,12 +189,25 @@ def job_of(run) -> None:
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
-    runs = [SimpleNamespace(name=f"run{number}", seed=0, number=number) for number in range(4)]
-    runs[2].number = None
-    failed = run_all(runs, 2, operator.attrgetter("number.real"))  # importable in any process
+    runs = [a_run(number, value=number) for number in range(4)]
+    runs[2].value = None
+    failed = run_all(runs, 2, operator.attrgetter("value.real"))  # importable in any process
     assert failed == ["run2, seed 0: 'NoneType' object has no attribute 'real'"]
     counts = [int(number) for number in re.findall(r"^(\S+) of 4 runs done", capsys.readouterr().out, re.MULTILINE)]
     assert counts[-1] == 4 and counts == sorted(counts) and counts[0] >= 0
+
+
+def test_the_time_left_counts_the_work_of_this_call_and_the_line_names_what_runs_now(capsys):
+    runs = [a_run(number, is_done=number % 2 == 1, work=0.5 + number, job="") for number in range(6)]
+    runs[4].job = "__import__('time').sleep(4)"
+    for run in runs[:3:2]:
+        run.job = "__import__('time').sleep(2)"
+    assert run_all(runs, 1, job_of) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("; now ")[2] for line in lines] == [*(f"run{n} seed 0" for n in (3, 5, 0, 2, 4)), ""]
+    left = [re.search(r"about (\S+) left", line) for line in lines]
+    assert left[:3] == [None] * 3 and all(left[3:])  # unknown until a run of this call has ended
+    assert left[-1].group(1) == "0"
 
 
 RUNNING = """
@@ -204,7 +221,8 @@ def complete(run):
 if __name__ == "__main__":
     import running
     from pirl_plugin.experiments.study_runs import run_all
-    run_all([SimpleNamespace(name="run", seed=seed) for seed in range(5)], 2, running.complete)
+    runs = [SimpleNamespace(name="run", seed=seed, is_done=False, work=1.0) for seed in range(5)]
+    run_all(runs, 2, running.complete)
 """
 
 
