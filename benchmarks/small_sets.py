@@ -119,6 +119,7 @@ RECIPES: dict[str, list[str]] = {
     "paper's heads at the recipe's rate": [*PAPERS_HEADS, *cosine(0.015)],
     "recipe's heads at 0.06, 12 epochs": PAPERS_HEADS[1:],
     "recipe, no warm-up": cosine(0.015),
+    "small_images config": [*cosine(0.015), f"{OPTIMIZER}.num_epochs=12"],  # the config's own schedule and epochs
 }  # fmt: skip
 
 

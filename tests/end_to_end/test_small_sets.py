@@ -39,7 +39,8 @@ def test_photos_are_of_the_classes_asked_for_and_grey_where_they_shall_be(tmp_pa
 def test_the_launcher_takes_every_recipe(recipe, photo_folder, tmp_path, capsys):
     pretrain(photo_folder, tmp_path / "run", others=tuple(RECIPES[recipe]), dry_run=True)
     config = compose(shlex.split(capsys.readouterr().out.strip().splitlines()[-1])[2:])
-    papers = recipe not in ("recipe", "recipe, no warm-up", "recipe's heads at 0.06, 12 epochs")
+    normalised = ("recipe", "recipe, no warm-up", "recipe's heads at 0.06, 12 epochs", "small_images config")
+    papers = recipe not in normalised
     assert all(head.get("batch_norm", False) != papers for _, head in config.MODEL.HEAD.PARAMS)
     own = dict.fromkeys(("recipe", "recipe, no warm-up"), config.OPTIMIZER.num_epochs)
     assert config.OPTIMIZER.num_epochs == {"48 epochs": 48, "batch 128": 48, **own}.get(recipe, 12)
@@ -47,5 +48,6 @@ def test_the_launcher_takes_every_recipe(recipe, photo_folder, tmp_path, capsys)
     if recipe == "recipe":
         assert schedule.name == "composite" and schedule.schedulers[1]["start_value"] == 0.005625  # of a batch of 12
         return
-    rates = {"rate 0.004": 0.004, **dict.fromkeys(("paper's heads at the recipe's rate", "recipe, no warm-up"), 0.015)}
+    at_the_recipes_rate = ("paper's heads at the recipe's rate", "recipe, no warm-up", "small_images config")
+    rates = {"rate 0.004": 0.004, **dict.fromkeys(at_the_recipes_rate, 0.015)}
     assert (schedule.name, schedule.start_value) == ("cosine", rates.get(recipe, 0.06))
