@@ -47,7 +47,7 @@ class Evaluation:
     Attributes:
         train, test: folders with one sub-folder per class.
         pretext_config: the config whose view (size, mean and std) and pretext transform (for invariance) are used.
-        layers_of: names of runs whose layers are measured (Figure 5).
+        layers_of: names of runs whose layers are measured (Figure 5), with the averages of training and recomputed.
         finetune: whether networks are also fine-tuned, which takes longest.
     """
 
@@ -136,6 +136,16 @@ def evaluate(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def evaluate_layers_recomputed(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    """layers_recomputed: accuracies in [0, 1] by layer, with BatchNorm's averages as in `evaluate`'s others."""
+    _, _, trunk, task = _network(run, evaluation)
+    view, compute = center_view_of(task), Compute(choose_device())
+    (train_files, train_labels), (test_files, test_labels) = map(labelled_images, (evaluation.train, evaluation.test))
+    recompute_averages(trunk, train_files, view, compute=compute)
+    train, test = (embed_layers(trunk, files, view, compute=compute) for files in (train_files, test_files))
+    return {"layers_recomputed": layer_accuracies(train, train_labels, test, test_labels)}
+
+
 def complete(run: Run, evaluation: Evaluation) -> None:
     """Pre-train and evaluate, skipping what is done; writes the figures to result.json in the run's folder."""
 
@@ -146,6 +156,8 @@ def complete(run: Run, evaluation: Evaluation) -> None:
         return {**told, **machine(), "minutes": sum(minutes), **numbers}
 
     run.complete(measure)
+    if run.name in evaluation.layers_of:
+        run.complete(functools.partial(evaluate_layers_recomputed, run, evaluation), {"layers_recomputed"})
     if evaluation.finetune:
         run.complete(functools.partial(finetune_run, run, evaluation.train, evaluation.test), SHARES)
 

@@ -21,6 +21,7 @@ COMPARED = {
     "knn_recomputed": "kNN, averages recomputed",
     "finetuned_10percent": "10% of the labels, fine-tuned",
 }
+LAYERED = {"layers": "", "layers_recomputed": ", averages recomputed"}
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -156,18 +157,25 @@ def rising(runs: Runs, claim: str, line: Mapping[str, str]) -> list[Finding]:
     return [Finding(claim, outcome, f"linear {evidence}; rank correlation {correlation:+.1f}")]
 
 
+def by_layer(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, list[float]]:
+    """Linear accuracies of each seed by layer; empty if they were not measured."""
+    seeds = [result[measure] for result in results if measure in result]
+    return {layer: [one[layer] for one in seeds] for layer in seeds[0]} if seeds else {}
+
+
 def best_layer(runs: Runs, claim: str, name: str, wanted: str) -> list[Finding]:
-    """Whether the layer `wanted` has a better linear accuracy than all others."""
-    seeds = [result["layers"] for result in runs.get(name, []) if "layers" in result]
-    if not seeds:
-        return []
-    layers = {layer: [one[layer] for one in seeds] for layer in seeds[0]}
+    """Whether the layer `wanted` has a better linear accuracy than all others, by each of LAYERED that was measured."""
+    found = ((title, by_layer(runs.get(name, []), measure)) for measure, title in LAYERED.items())
+    return [_best_layer(f"{claim}{title}", layers, wanted) for title, layers in found if layers]
+
+
+def _best_layer(claim: str, layers: Mapping[str, Sequence[float]], wanted: str) -> Finding:
     means = {layer: float(np.mean(values)) for layer, values in layers.items()}
     rival = max((layer for layer in means if layer != wanted), key=means.__getitem__)
     of_seed = Noise.of(list(layers.values()))
     error = of_seed.error(layers[wanted], layers[rival])
     evidence = ", ".join(f"{layer} {100 * mean:.1f}" for layer, mean in means.items())
-    return [Finding(claim, verdict(means[wanted] - means[rival], of_seed, error, len(means) - 1), evidence)]
+    return Finding(claim, verdict(means[wanted] - means[rival], of_seed, error, len(means) - 1), evidence)
 
 
 def nearer(runs: Runs, claim: str, name: str, other: str) -> list[Finding]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pirl_plugin.evaluation.figures import draw_invariance, draw_lines
 from pirl_plugin.experiments.study import Study
-from pirl_plugin.experiments.study_findings import LEVEL, by_name, findings, of_seeds
+from pirl_plugin.experiments.study_findings import LAYERED, LEVEL, by_layer, by_name, findings, of_seeds
 from pirl_plugin.figures import new_figure, save
 from pirl_plugin.paths import write_json
 
@@ -129,10 +129,12 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
         edges = np.linspace(0, 2, 1 + len(next(iter(histograms.values()))))
         level = LEVEL.split(",")[0]
         painters["figure4"] = lambda axes: draw_invariance(axes, histograms, edges, means, level)
-    layered = {title: _layers(runs.get(name, [])) for name, title in titles.items()}
-    layered = {name: layers for name, layers in layered.items() if layers}
-    if layered:
-        painters["figure5"] = lambda axes: draw_lines(axes, layered, "Figure 5: quality by layer", "layer")
+    for measure, title in LAYERED.items():
+        layered = {titles[name]: by_layer(runs[name], measure) for name in titles if name in runs}
+        if layered := {name: layers for name, layers in layered.items() if layers}:
+            painters[measure.replace("layers", "figure5")] = functools.partial(
+                draw_lines, series=layered, title=f"Figure 5: quality by layer{title}", label="layer"
+            )
     for key, sweep in content["sweeps"].items():
         series = {
             name: {value: of_seeds(runs, run, "linear") for value, run in line.items() if run in runs}
@@ -159,11 +161,6 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
             one.set_axis_off()
         drawn.append(save(figure, folder / "study.png"))
     return drawn
-
-
-def _layers(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    layers = [result["layers"] for result in results if "layers" in result]
-    return {layer: [one[layer] for one in layers] for layer in layers[0]} if layers else {}
 
 
 def report(content: Mapping[str, Any], pictures: Sequence[Path]) -> str:

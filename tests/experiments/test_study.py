@@ -19,12 +19,18 @@ import torch
 from PIL import Image
 
 from pirl_plugin.evaluation.figures import draw_lines
+from pirl_plugin.evaluation.layers import embed_layers
 from pirl_plugin.evaluation.measures import linear_probe, weighted_knn
 from pirl_plugin.evaluation.quick import labelled_images
 from pirl_plugin.experiments import study_command, study_finetuning, study_rates, study_runs
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_command import choose_plan
-from pirl_plugin.experiments.study_evaluation import Evaluation, evaluate, few_label_accuracy
+from pirl_plugin.experiments.study_evaluation import (
+    Evaluation,
+    evaluate,
+    evaluate_layers_recomputed,
+    few_label_accuracy,
+)
 from pirl_plugin.experiments.study_findings import (
     findings,
 )
@@ -277,7 +283,12 @@ def test_the_report_has_the_table_the_findings_and_the_pictures(tmp_path):
     for number, one in enumerate(content["runs"][:2]):
         one |= {"knn_recomputed": 0.61, "linear_recomputed": 0.62, "finetuned_1percent": 0.2 + number / 10}
         one["finetuned_10percent"] = 0.5
+        one["layers_recomputed"] = {"conv1": 0.45, "res5": 0.41 + number / 100}
+    assert "figure5_recomputed.png" in {path.name for path in draw(content, tmp_path)}
     measured = report(content, pictures)
+    best = "| res5 is PIRL's best layer (Figure 5){} | {} | conv1 {}, res5 {} |"
+    for numbers in (("", "held", "30.0", "40.0"), (", averages recomputed", "not held", "45.0", "41.5")):
+        assert best.format(*numbers) in measured, numbers
     assert "| PIRL (jigsaw) | 61.0 +- 0.0 | 62.0 +- 0.0 | 25.0 +- 7.1 | 50.0 +- 0.0 |" in measured
     assert "| NPID++ |" not in measured.split("averages recomputed |")[1].split("Points of the sweeps")[0]
 
@@ -399,12 +410,18 @@ def test_a_run_is_evaluated_by_the_measures_that_its_result_names(noisy_classes,
         expected = accuracy(features[0], train_labels, features[1], test_labels)
         assert result[measure] == pytest.approx(expected, abs=0.02)
     assert any(result[f"{measure}_recomputed"] != result[measure] for measure in ("knn", "linear"))
+    layers = evaluate_layers_recomputed(run, Evaluation(train, test, config, ("random",)))["layers_recomputed"]
+    conv1 = [embed_layers(trunk, files, center_view(32), ["conv1"])["conv1"] for files in (train_files, test_files)]
+    expected = linear_probe(conv1[0], train_labels, conv1[1], test_labels)
+    assert layers["conv1"] == pytest.approx(expected, abs=0.02) and layers.keys() == result["layers"].keys()
+    assert layers != result["layers"]
     wrong = tmp_path / "wrong"
     for label in range(3):
         shutil.copytree(test / f"class{label}", wrong / f"class{(label + 1) % 3}")
     turned = evaluate(run, Evaluation(train, wrong, config, ("random",)))
     measures = {"knn", "linear", "labels_10percent", "conv1", "res5", "knn_recomputed", "linear_recomputed"}
-    for right, other in ((result, turned), (result["layers"], turned["layers"])):
+    layers_turned = evaluate_layers_recomputed(run, Evaluation(train, wrong, config, ()))["layers_recomputed"]
+    for right, other in ((result, turned), (result["layers"], turned["layers"]), (layers, layers_turned)):
         for measure in set(right) & measures:
             assert right[measure] > 0.45 > 0.4 > other[measure], measure
 
