@@ -221,7 +221,7 @@ import os, sys, time
 from types import SimpleNamespace
 
 def complete(run):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece, also where Python does not buffer
     time.sleep(600)
 
 if __name__ == "__main__":
