@@ -161,6 +161,22 @@ def settings_of_the_run(config: Any) -> dict[str, str]:
     return {key: repr(value) for key, value in flattened(config) if _defines_a_run(key)}
 
 
+def changes_beside_the_machine(saved: Any, now: Any) -> list[str]:
+    """A line for each setting of a run in which two configs differ, without those that follow the machine.
+
+    Args:
+        saved, now: the contents of two train_config.yaml.
+    """
+    machine = r"DISTRIBUTED\..*|TRAINER\..*"
+    if any(saved["DISTRIBUTED"].get(key) != now["DISTRIBUTED"][key] for key in ("NUM_NODES", "NUM_PROC_PER_NODE")):
+        machine += r"|DATA\.TRAIN\.BATCHSIZE_PER_REPLICA|OPTIMIZER\.param_schedulers\..*"  # the batch, and its rate
+    kept = (
+        {key: value for key, value in settings_of_the_run(config).items() if not re.fullmatch(machine, key)}
+        for config in (saved, now)
+    )
+    return [line.replace("the checkpoint's run", "the run") for line in changes(*kept)]
+
+
 def changes(saved: Mapping[str, str], now: Mapping[str, str]) -> Sequence[str]:
     """A line for each setting that differs from a checkpoint's."""
     differ = [key for key in {**saved, **now} if _defines_a_run(key) and saved.get(key) != now.get(key)]

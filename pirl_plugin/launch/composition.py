@@ -8,7 +8,9 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -81,10 +83,19 @@ def make_folder(config: AttrDict) -> None:
 def write(config: AttrDict) -> None:
     """Write train_config.yaml of a composed config into its checkpoint folder, as VISSL's launcher does."""
     make_folder(config)
+    save_attrdict_to_disk(_plain(config))
+
+
+def as_written(config: AttrDict) -> dict[str, Any]:
+    """What train_config.yaml of a composed config holds."""
+    return yaml.safe_load(yaml.dump(_plain(config).to_dict()))
+
+
+def _plain(config: AttrDict) -> AttrDict:
     plain = AttrDict(config.to_dict())
     fsdp = plain.MODEL.FSDP_CONFIG
     fsdp.compute_dtype = str(fsdp.compute_dtype).removeprefix("torch.")  # VISSL has turned the name into a dtype
-    save_attrdict_to_disk(plain)
+    return plain
 
 
 def default_folder(overrides: list[Override]) -> str:

@@ -29,6 +29,7 @@ from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import early_stop, out_of_memory
 from pirl_plugin.host import mends
+from pirl_plugin.host.agreement import changes_beside_the_machine
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
@@ -267,6 +268,27 @@ def _check_same_evaluation(config: AttrDict) -> None:
         )
 
 
+def _check_same_settings(config: AttrDict) -> None:
+    """Raise if the run that is finished in the folder had other settings or other images than are asked for.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    path = Path(get_checkpoint_folder(config), CONFIG_FILE)
+    if not path.is_file():
+        return
+    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), composition.as_written(config)
+    differ = changes_beside_the_machine(before, now)
+    images, own = (one["DATA"]["TRAIN"]["DATA_PATHS"] for one in (before, now))
+    if list(map(os.path.realpath, images)) != list(map(os.path.realpath, own)):
+        differ.append(f"DATA.TRAIN.DATA_PATHS is {own}; the run had {images}")
+    if differ:
+        raise ConfigError(
+            f"CHECKPOINT.DIR is {path.parent}, where a run is finished that had other settings: {', '.join(differ)}; "
+            f"give it another folder."
+        )
+
+
 def _run_here(whole: AttrDict) -> None:
     """Run an engine in this process and those that it starts; the first prints a summary and the result."""
     config, engine = whole.config, whole.engine_name
@@ -276,6 +298,7 @@ def _run_here(whole: AttrDict) -> None:
     if engine == "train" and run_result.is_finished(config, folder):
         if primary:
             _check_same_evaluation(config)
+            _check_same_settings(config)
             print(
                 "\n".join(["Finished before; nothing was run.", *run_result.closing(config, engine, None)]), flush=True
             )

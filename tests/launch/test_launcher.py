@@ -368,12 +368,23 @@ def test_the_log_is_short_what_is_long_is_in_a_file_and_the_end_says_how_to_go_o
     assert re.search(r"[\d.]+%, untrained [\d.]+% \(8 images of the training", closing["kNN beside untrained"])
 
 
-def test_a_finished_run_says_so_and_an_evaluation_of_other_weights_is_refused(two_ranks, tmp_path, photo_folder):
+def test_a_finished_run_with_other_settings_and_an_evaluation_of_other_weights_are_refused(
+    two_ranks, tmp_path, photo_folder
+):
     _, run = two_ranks
+    shutil.copytree(photo_folder, tmp_path / "other")
     before = (run / "train_config.yaml").read_text()
-    again = launch(tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={run}",
-                   "config.LOSS.pirl_loss.lambda_=0.25")  # fmt: skip
-    assert again.returncode == 0 and "Finished before; nothing was run." in again.stdout
+    for asked, told in (
+        (["config.LOSS.pirl_loss.lambda_=0.25"], "LOSS.pirl_loss.lambda_ is 0.25; the run had 0.5"),
+        (["config.SEED_VALUE=3", "config.OPTIMIZER.num_epochs=5"], "OPTIMIZER.num_epochs is 5; the run had 2, SEED"),
+        ([f"config.DATA.TRAIN.DATA_PATHS=[{tmp_path / 'other'}]"], "DATA.TRAIN.DATA_PATHS is "),
+    ):
+        again = launch(
+            tmp_path, f"config.DATA.TRAIN.DATA_PATHS=[{photo_folder}]", f"config.CHECKPOINT.DIR={run}", *asked
+        )
+        assert again.returncode == 1 and "Finished before" not in again.stdout
+        assert "where a run is finished that had other settings: " in again.stderr and told in again.stderr
+        assert again.stderr.strip().endswith("; give it another folder.") and "Traceback" not in again.stderr
     assert (run / "train_config.yaml").read_text() == before
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
