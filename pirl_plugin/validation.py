@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import inspect
+import os
 import re
 import signal
 import sys
@@ -26,6 +27,7 @@ USERS_TO_MEND = (
     errno.EEXIST,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.ENOENT,
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
@@ -103,6 +105,25 @@ def check_integer(value: Any, where: str, minimum: int, maximum: int | None = No
     if not whole or value < minimum or (maximum is not None and value > maximum):
         raise ConfigError(f"{where} is {value!r}; it must be a whole number {bounds}.")
     return value
+
+
+def check_seed(value: Any, where: str) -> int:
+    """`value`, which must be a seed of PyTorch and NumPy: a whole number in [0, 2^32).
+
+    Raises:
+        ConfigError: naming the range.
+    """
+    return check_integer(value, where, 0, 2**32 - 1)
+
+
+def check_other_file(output: str | os.PathLike, source: str | os.PathLike, where: str) -> None:
+    """Refuse to write over the file that is read, also by another name or through a link.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+        raise ConfigError(f"{where} is {output}, which is the same file as {source}, which is read; give another name.")
 
 
 def check_number(value: Any, where: str, minimum: float, maximum: float = float("inf"), above: bool = False) -> float:

@@ -42,11 +42,20 @@ def vissl_catalogue():
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory) -> Path:
     """48 JPEGs of 48 x 40 pixels in four class folders."""
-    folder = tmp_path_factory.mktemp("photos")
+    return _photos(tmp_path_factory.mktemp("photos"), first=0)
+
+
+@pytest.fixture(scope="session")
+def held_out_folder(tmp_path_factory) -> Path:
+    """48 others, in the same class folders."""
+    return _photos(tmp_path_factory.mktemp("held_out"), first=1000)
+
+
+def _photos(folder: Path, first: int) -> Path:
     for number in range(48):
         target = folder / f"class{number % 4}"
         target.mkdir(exist_ok=True)
-        smooth_photo(number).save(target / f"{number:03d}.jpg", quality=95)
+        smooth_photo(first + number).save(target / f"{number:03d}.jpg", quality=95)
     return folder
 
 

@@ -2,7 +2,8 @@
 
     pirl embed checkpoint.torch photos --output features.npy
 
-Row i of features.npy (float32) belongs to line i of features.txt; images that cannot be read are left out.
+Row i of features.npy (float32) belongs to line i of features.txt, whose names count from its folder, as in any list;
+images that cannot be read are left out.
 """
 
 from __future__ import annotations

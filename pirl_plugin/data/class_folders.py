@@ -67,6 +67,17 @@ def check_same_classes(*folders: str | os.PathLike) -> None:
     check_same_names({str(folder): {path.name for path in labelled_class_folders(folder)} for folder in folders})
 
 
+def check_splits(train: str | os.PathLike, test: str | os.PathLike) -> None:
+    """`check_same_classes`, of two different folders: on images that it learned from, any network looks good.
+
+    Raises:
+        ConfigError: also if both are the same folder.
+    """
+    if os.path.realpath(train) == os.path.realpath(test):
+        raise ConfigError(f"--train and --test are both {train}; measure on other images than those that are learned.")
+    check_same_classes(train, test)
+
+
 def check_same_names(names: Mapping[str, set[str]]) -> None:
     """Refuse data sets, by path, whose classes have different names.
 

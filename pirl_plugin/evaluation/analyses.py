@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pirl_plugin.data.class_folders import check_same_classes
+from pirl_plugin.data.class_folders import check_splits
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
@@ -77,7 +77,7 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
 
 def layers(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
     """Linear accuracy by model and layer."""
-    check_same_classes(options.train, options.test)
+    check_splits(options.train, options.test)
     splits = [labelled_images(folder, options.limit, "--limit") for folder in (options.train, options.test)]
     results = {}
     for name, path in models.items():

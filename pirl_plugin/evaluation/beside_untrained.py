@@ -72,9 +72,11 @@ def knn_beside_untrained(
     voters, measured = split
     k = usual_neighbors(len(voters[0]), classes=int(voters[1].max()) + 1)
     view = Preprocessing.of_transforms(config["DATA"]["TRAIN"]["TRANSFORMS"], 224).view()
+    unreadable = Unreadable()
     accuracies, _ = compare_with_untrained(
         config, checkpoint, voters, measured, view, k, config["SEED_VALUE"], evaluations=("knn",),
-        unreadable=Unreadable(), compute=Compute(choose_device()),
+        unreadable=unreadable, compute=Compute(choose_device()),
     )  # fmt: skip
     (name,) = accuracies["PIRL"]
-    return {key: values[name] for key, values in accuracies.items()} | {"images": len(measured[0])}
+    images = int(unreadable.read(measured[0]).sum())
+    return {key: values[name] for key, values in accuracies.items()} | {"images": images}

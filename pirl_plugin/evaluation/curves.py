@@ -65,6 +65,8 @@ def draw_curves(folders: Sequence[Path], output: Path, only: Sequence[str] = ())
     Raises:
         ConfigError: for a folder in which no run has logged a loss, or an unknown column.
     """
+    if output.suffix != ".png":
+        raise ConfigError(f"--output is {output}; it must end in .png.")
     columns = [panel.column for panel in PANELS]
     wanted = [check_choice(column, columns, "--only") for column in only] or columns
     found = {panel: [series(folder, panel) for folder in folders] for panel in PANELS}
@@ -74,6 +76,8 @@ def draw_curves(folders: Sequence[Path], output: Path, only: Sequence[str] = ())
                 f"{folder} has no progress.csv with a loss in it; name the CHECKPOINT.DIR of a run that has logged one."
             )
     drawn = [panel for panel in PANELS if panel.column in wanted and any(iterations for iterations, _ in found[panel])]
+    if not drawn:
+        raise ConfigError(f"No run has logged {' or '.join(wanted)}; --only takes {', '.join(columns)}.")
     figure = new_figure(11, 3.0 * -(-len(drawn) // 2))
     for number, panel in enumerate(drawn):
         axes = figure.add_subplot(-(-len(drawn) // 2), 2, number + 1)

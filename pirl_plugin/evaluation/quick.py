@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pirl_plugin.data.class_folders import check_same_classes, labelled_class_folders
+from pirl_plugin.data.class_folders import check_splits, labelled_class_folders
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.measures import EVALUATIONS, linear_probe, weighted_knn
@@ -77,7 +77,7 @@ def compare_with_untrained(
         config: the run's config, for its trunk.
         train, test: images or their paths, and class numbers.
         view: image -> float tensor [3, H, W], as the network expects it.
-        k: neighbours for kNN.
+        k: neighbours for kNN; all images of `train` if there are fewer.
         seed: seed of the untrained network.
         progress: name of a network -> callback (done, total), or None.
         evaluations: names in EVALUATIONS.
@@ -93,6 +93,7 @@ def compare_with_untrained(
     device = None if compute is None else compute.device
     if "linear" in measures:
         measures["linear"] = functools.partial(linear_probe, device=device)
+    k = min(k, len(train[0]))
     if "knn" in measures:
         measures = {f"kNN (k = {k})" if name == "knn" else name: measure for name, measure in measures.items()}
         measures[f"kNN (k = {k})"] = functools.partial(weighted_knn, k=k, device=device)
@@ -182,7 +183,7 @@ def evaluate_checkpoint(
         compute: where and how features are computed; default: the GPU if there is one, without workers.
         recompute: as `compare_with_untrained`.
     """
-    check_same_classes(train_folder, test_folder)
+    check_splits(train_folder, test_folder)
     splits = (
         labelled_images(train_folder, limit_train, "--limit-train"),
         labelled_images(test_folder, limit_test, "--limit-test"),

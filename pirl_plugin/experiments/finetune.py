@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pirl_plugin.data.class_folders import check_same_classes, labelled_class_folders
+from pirl_plugin.data.class_folders import check_splits, labelled_class_folders
 from pirl_plugin.experiments.recipe import Machine, launch_with, override_value
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.trunks import feature_channels
 from pirl_plugin.network.weights import Architecture, load_trunk
-from pirl_plugin.validation import ConfigError, check_integer
+from pirl_plugin.validation import ConfigError, check_integer, check_seed
 
 CONFIG = "benchmark/semi_supervised/small_images_cpu"
 
@@ -41,7 +41,7 @@ def finetuning(
     Raises:
         ConfigError: if the folders have different classes.
     """
-    check_same_classes(train, test)
+    check_splits(train, test)
     classes = len(labelled_class_folders(train))
     channels = feature_channels(network.depth, network.width_multiplier)["res5"]
     overrides = [
@@ -49,7 +49,7 @@ def finetuning(
         f"config.DATA.TRAIN.DATA_PATHS=[{override_value(train)}]",
         f"config.DATA.TEST.DATA_PATHS=[{override_value(test)}]",
         f"config.CHECKPOINT.DIR={override_value(output)}",
-        f"config.SEED_VALUE={seed}",
+        f"config.SEED_VALUE={check_seed(seed, '--seed')}",
         f"config.OPTIMIZER.num_epochs={check_integer(epochs, '--epochs', 1)}",
         f"config.MODEL.TRUNK.RESNETS.DEPTH={network.depth}",
         f"config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER={network.width_multiplier:g}",

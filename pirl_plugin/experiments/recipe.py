@@ -21,7 +21,7 @@ from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.experiments.schedules import SCHEDULE, WARM_UP, cosine, warmed_up_cosine
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import run as launch
-from pirl_plugin.validation import ConfigError, check_choice, check_integer
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_seed
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 FEWEST_PHOTOS = 32
@@ -266,11 +266,18 @@ def pretrain(
     """
     if epochs is not None:
         check_integer(epochs, "--epochs", 2)
+    check_seed(seed, "--seed")
     photos = Photos.of(source.absolute())
-    folder = (output or Path("runs") / (source.absolute().stem or "photos")).absolute()
+    folder = (output or Path("runs") / name_of(source)).absolute()
     own_schedule = any(one.lstrip("+~").startswith((f"{SCHEDULE}.", f"{SCHEDULE}=")) for one in others)
     recipe = recipe_for(photos, Machine.here(), folder, epochs, seed, heads, warm_up=not own_schedule)
     launch_with(recipe.overrides, others, dry_run, f"{recipe}\n\n")
+
+
+def name_of(source: Path) -> str:
+    """The name of a folder, or of a file without its last ending."""
+    whole = Path(os.path.normpath(source.absolute()))
+    return (whole.name if whole.is_dir() else whole.stem) or "photos"
 
 
 def launch_with(overrides: Sequence[str], others: Sequence[str], dry_run: bool, before: str = "") -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pirl_plugin.data.class_folders import check_same_classes
+from pirl_plugin.data.class_folders import check_splits
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
@@ -26,7 +26,7 @@ from pirl_plugin.experiments.study_pieces import (
 )
 from pirl_plugin.experiments.study_rates import Trials, choose_rates, rates_in_words
 from pirl_plugin.experiments.study_report import collect, write
-from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, machine, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, check_seeds, machine, make_plan, run_all, runs_of
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.paths import write_json
@@ -49,7 +49,10 @@ def run(options: Namespace) -> int:
     if not options.train or not options.test:
         raise ConfigError("--train and --test must each name a folder with one sub-folder per class.")
     study = study_of(options)
-    check_same_classes(options.train, options.test)
+    names = names_of(study, options.only)
+    for option, numbers in (("--seeds", options.seeds), ("--sweep-seeds", options.sweep_seeds)):
+        check_seeds(numbers, option)
+    check_splits(options.train, options.test)
     plan = choose_plan(options, study)
     train, test = output / "data" / "train", output / "data" / "test"
     images = lay_out_images(options.train, train, plan.images)
@@ -60,7 +63,7 @@ def run(options: Namespace) -> int:
         f"config.CHECKPOINT.CHECKPOINT_FREQUENCY={max(1, plan.epochs // 4)}",
         *options.overrides,
     ]
-    before, names = content_before(stored), names_of(study, options.only)
+    before = content_before(stored)
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
     settings = settings_of(options, plan, data)
     check_same_settings(before, settings, stored)

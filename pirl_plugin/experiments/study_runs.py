@@ -29,7 +29,7 @@ from pirl_plugin.launch.doctor import processor
 from pirl_plugin.out_of_memory import cause_of_a_kill
 from pirl_plugin.paths import write_json
 from pirl_plugin.training.checkpoint_folder import iteration_of
-from pirl_plugin.validation import ConfigError, check_integer, check_number
+from pirl_plugin.validation import ConfigError, check_integer, check_number, check_seed
 
 FEWEST_EPOCHS, FEWEST_IMAGES = 12, 1000
 OVERHEAD = 12.0  # seconds per run, for starting up
@@ -204,13 +204,22 @@ class Run:
         path.write_text(json.dumps(own))
 
 
+def check_seeds(numbers: Sequence[int], option: str) -> None:
+    """Refuse what is no seed, and a seed that is named twice.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for number in numbers:
+        check_seed(number, option)
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"{option} names a seed twice: {' '.join(map(str, numbers))}.")
+
+
 def runs_of(
     study: Study, output: Path, seeds: Sequence[int], sweep_seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
     """All runs, seed by seed: first the methods, then the points that belong only to a sweep."""
-    for option, numbers in (("--seeds", seeds), ("--sweep-seeds", sweep_seeds)):
-        if len(set(numbers)) != len(numbers):
-            raise ConfigError(f"{option} names a seed twice: {' '.join(map(str, numbers))}.")
     base = next(method.config for method in study.methods.values() if method.config)
     parts = [(study.methods, seeds), (study.points, sweep_seeds)]
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.image_batches import in_order, made_batches
 from pirl_plugin.network.trunks import LAYERS
 from pirl_plugin.network.weights import load_trunk
-from pirl_plugin.validation import ConfigError, check_choice, check_integer
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_other_file
 
 
 def embed_folder(
@@ -48,6 +49,9 @@ def embed_folder(
     output = Path(output)
     if output.suffix != ".npy":
         raise ConfigError(f"--output is {output}; it must end in .npy.")
+    for written in (output, output.with_suffix(".txt")):
+        check_other_file(written, images, "--output" if written == output else "The list of files beside --output")
+        check_other_file(written, checkpoint, "--output")
     check_choice(layer, LAYERS, "--layer")
     check_integer(batch_size, "--batch-size", 1)
     compute = compute or Compute(choose_device())
@@ -86,5 +90,6 @@ def embed_folder(
             np.save(file, matrix[: len(kept)])
         del matrix
         shorter.replace(output)
-    write_list(output.with_suffix(".txt"), kept)
+    back = os.path.relpath(os.curdir, output.parent)  # a list's relative names count from its own folder
+    write_list(output.with_suffix(".txt"), (name if back == os.curdir else os.path.join(back, name) for name in kept))
     return len(kept), unreadable

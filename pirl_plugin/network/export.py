@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.timm_trunk import TimmArchitecture
 from pirl_plugin.network.weights import Architecture, Trunk, load_trunk
-from pirl_plugin.validation import ConfigError, check_choice
+from pirl_plugin.paths import written_whole
+from pirl_plugin.validation import ConfigError, check_choice, check_other_file
 
 SUFFIXES = {
     "torchvision": ".pth",
@@ -138,27 +139,34 @@ def export(source: str | Path, form: str, output: str | Path) -> str:
     output = Path(output)
     if output.suffix != SUFFIXES[form]:
         raise ConfigError(f"--output is {output}; weights in the format {form} end in {SUFFIXES[form]}.")
+    check_other_file(output, source, "--output")
     trunk = load_trunk(source)
     architecture, wanted, own = trunk.architecture, trunk.preprocessing, trunk.network.state_dict()
     _check_form(architecture, form)
     weights = {re.sub(r"^(_feature_blocks|model)\.", "", key): value for key, value in own.items()}
     notes = preprocessing_notes(architecture, form, wanted)
     output.parent.mkdir(parents=True, exist_ok=True)
+    content: bytes | dict[str, Any]
     if form == "safetensors":
         named = own if isinstance(architecture, TimmArchitecture) else weights  # as load_trunk expects them
         whole = {key: value.contiguous() for key, value in named.items()}
-        save_file(whole, output, {"pirl_plugin": json.dumps(notes)})
+        content = save(whole, {"pirl_plugin": json.dumps(notes)})
     elif form == "vissl":  # for MODEL.WEIGHTS_INIT.PARAMS_FILE
         model = {"trunk": own, "heads": {}}
         state: dict[str, Any] = {"base_model": {"model": model}}
         if wanted.known:
             state["pirl_plugin"] = {"images": wanted.record()}
-        torch.save({"classy_state_dict": state}, output)
+        content = {"classy_state_dict": state}
     elif form == "detectron2":
         named = {detectron2_name(key): value for key, value in weights.items() if "num_batches_tracked" not in key}
-        torch.save({"model": named, "__author__": "pirl_plugin", "matching_heuristics": True}, output)
+        content = {"model": named, "__author__": "pirl_plugin", "matching_heuristics": True}
     else:
-        torch.save(dict(weights), output)
+        content = dict(weights)
+    with written_whole(output) as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            torch.save(content, file)
     output.with_suffix(output.suffix + ".json").write_text(json.dumps(notes, indent=2) + "\n")
     return f"{output}: {architecture}, {form}; {_check(output, form, trunk)}; it expects {wanted}"
 

@@ -80,6 +80,14 @@ def test_the_command_draws_a_picture(run_folder, tmp_path):
     assert np.asarray(Image.open(tmp_path / "new" / "curves.png").convert("L")).std() > 1
 
 
+def test_what_cannot_be_drawn_is_refused(run_folder, tmp_path):
+    (run_folder / "monitor.csv").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match=r"No run has logged spread; --only takes loss, "):
+        draw_curves([run_folder], tmp_path / "curves.png", ["spread"])
+    with pytest.raises(ConfigError, match=r"--output is .*c\.xyz; it must end in \.png"):
+        draw_curves([run_folder], tmp_path / "c.xyz")
+
+
 def test_a_folder_without_a_run_is_refused_by_its_name(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing_here has no progress\.csv"):
         draw_curves([tmp_path / "nothing_here"], tmp_path / "curves.png")

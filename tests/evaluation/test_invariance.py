@@ -191,7 +191,7 @@ def test_figures_are_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
+def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, held_out_folder, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for name in ("pirl/jigsaw_small_images_cpu", "jigsaw/covariant_small_images_cpu"):
         run = tmp_path / name.split("/")[0]
@@ -216,7 +216,7 @@ def test_the_analyses_run_on_checkpoints_from_a_shell(photo_folder, tmp_path):
     images = ["--images", str(photo_folder)]
     commands = [
         ["invariance", pirl, jigsaw, *images, "--level", "trunk", "--pretext-of", pirl, "--names", "PIRL", "Jigsaw"],
-        ["layers", pirl, "--train", str(photo_folder), "--test", str(photo_folder)],
+        ["layers", pirl, "--train", str(photo_folder), "--test", str(held_out_folder)],
         ["neighbors", jigsaw, *images, "--queries", "3", "--neighbors", "4"],
         ["spread", pirl, jigsaw, *images],
     ]

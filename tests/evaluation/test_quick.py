@@ -65,7 +65,7 @@ def with_broken(folder: Path, copy: Path, names: list[str]) -> Path:
 def test_the_blind_network_is_the_trained_one_and_the_seeing_one_the_untrained(checkpoint, coloured):
     accuracies = evaluate_checkpoint(checkpoint, coloured["train"], coloured["test"]).accuracies
     assert list(accuracies) == ["untrained", "PIRL"]
-    for measure in ("kNN (k = 200)", "linear"):
+    for measure in ("kNN (k = 60)", "linear"):
         assert accuracies["PIRL"][measure] == pytest.approx(1 / 3)
         assert accuracies["untrained"][measure] > 0.9
 
@@ -86,11 +86,22 @@ def test_averages_recomputed_on_the_training_images_are_a_third_row(coloured, tm
     with pytest.raises(SystemExit):
         pirl([*map(str, command), "--recompute-batchnorm", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
-    for measure in ("kNN (k = 200)", "linear"):
+    for measure in ("kNN (k = 60)", "linear"):
         assert found["PIRL"][measure] == pytest.approx(1 / 3) and found["PIRL, recomputed"][measure] > 0.9, measure
     rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert rows[:6] == ["held-out accuracy, %", "untrained", "PIRL", "difference", "PIRL, recomputed", "difference"]
     assert (tmp_path / "checkpoint.torch").read_bytes() == before
+
+
+def test_the_images_that_were_learned_are_refused_as_test_images(checkpoint, coloured, tmp_path):
+    (tmp_path / "link").symlink_to(coloured["train"])
+    with pytest.raises(ConfigError, match=r"--train and --test are both .*train.*; measure on other images"):
+        evaluate_checkpoint(checkpoint, coloured["train"], tmp_path / "link")
+
+
+def test_the_table_says_how_many_neighbours_vote(checkpoint, coloured):
+    accuracies = evaluate_checkpoint(checkpoint, coloured["train"], coloured["test"], limit_train=9).accuracies
+    assert "kNN (k = 9)" in accuracies["PIRL"]
 
 
 def test_classifiers_learn_from_the_training_images_and_are_measured_on_the_others(checkpoint, coloured, tmp_path):
@@ -127,7 +138,7 @@ def test_every_analysis_leaves_broken_files_out_and_gives_what_it_gives_without_
     broken = with_broken(coloured["train"], tmp_path / "broken", ["class0/zz.png", "class2/zz.png"])
     results = []
     for folder in (broken, coloured["train"]):
-        images = ["--train", folder, "--test", folder] if name == "layers" else ["--images", folder]
+        images = ["--train", folder, "--test", coloured["test"]] if name == "layers" else ["--images", folder]
         output = tmp_path / f"{folder.name}_{name}"
         statistics = ["--statistics", "running"] if name == "invariance" else []
         command = ["analysis", name, checkpoint, *images, "--output", output, *statistics]

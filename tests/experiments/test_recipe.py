@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,20 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path, make_photo):
         Photos.of(tmp_path)
     with pytest.raises(ConfigError, match="--epochs is 1; it must be a whole number at least 2"):
         pretrain(tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"), [("photos.v2", "photos.v2"), ("photos.v2/..", None), ("2024.06", "2024.06")]
+)
+def test_the_run_is_named_after_the_folder(given, folder, photo_folder, tmp_path, capsys, monkeypatch):
+    for name in ("photos.v2", "2024.06"):
+        shutil.copytree(photo_folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    pretrain(Path(given), dry_run=True)
+    expected = tmp_path / "runs" / (folder or tmp_path.name)
+    assert f"config.CHECKPOINT.DIR={expected} " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--seed is 4294967296; it must be a whole number between 0 and 4294967295"):
+        pretrain(Path(given), seed=2**32, dry_run=True)
 
 
 def test_a_folder_becomes_a_network_and_a_figure_beside_the_untrained_one(photo_folder, tmp_path):

@@ -38,7 +38,7 @@ from pirl_plugin.experiments.study_finetuning import finetune_run
 from pirl_plugin.experiments.study_images import lay_out_share
 from pirl_plugin.experiments.study_rates import Trials, choose_rates
 from pirl_plugin.experiments.study_report import draw, report, table
-from pirl_plugin.experiments.study_runs import Plan, Run, make_plan, run_all, runs_of
+from pirl_plugin.experiments.study_runs import Plan, Run, check_seeds, make_plan, run_all, runs_of
 from pirl_plugin.figures import new_figure
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.batchnorm_averages import recompute_averages
@@ -141,7 +141,9 @@ def test_a_plan_keeps_the_budget_and_takes_epochs_then_images_then_more_epochs(m
     with pytest.raises(ConfigError, match="--jobs is 0"):
         make_plan(study, 3, 1, 500, 0, 5000, 5000)
     with pytest.raises(ConfigError, match="--seeds names a seed twice: 0 0"):
-        runs_of(study, Path("nowhere"), [0, 0], [0], [])
+        check_seeds([0, 0], "--seeds")
+    with pytest.raises(ConfigError, match="--seeds is -1; it must be a whole number between 0 and"):
+        check_seeds([0, -1], "--seeds")
 
 
 def test_a_studys_size_is_given_or_follows_from_its_budget_which_it_keeps(tmp_path, monkeypatch):
@@ -312,7 +314,7 @@ sweeps:
 
 
 @pytest.mark.slow
-def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp_path, monkeypatch):
+def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, held_out_folder, tmp_path, monkeypatch):
     (tmp_path / "study.yaml").write_text(STUDY)
     output = tmp_path / "out"
 
@@ -325,7 +327,7 @@ def test_a_study_runs_goes_on_and_is_drawn_again_from_its_json(photo_folder, tmp
         )  # fmt: skip
 
     def study(*options: str) -> subprocess.CompletedProcess:
-        data = ["--train", str(photo_folder), "--test", str(photo_folder), "--study", str(tmp_path / "study.yaml")]
+        data = ["--train", str(photo_folder), "--test", str(held_out_folder), "--study", str(tmp_path / "study.yaml")]
         size = ["--images", "40", "--epochs", "1", "--seeds", "0", "--jobs", "2", "--no-finetuning"]
         return run(*data, *size, *options, "--", "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125")
 

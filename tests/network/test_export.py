@@ -268,10 +268,42 @@ def test_embedding_mistakes_are_refused(checkpoint, photo_folder, tmp_path):
     for batch_size in (0, -1):
         with pytest.raises(ConfigError, match=f"--batch-size is {batch_size}; it must be a whole number at least 1"):
             embed_folder(path, photo_folder, tmp_path / "x.npy", batch_size=batch_size)
+    listed = tmp_path / "some.txt"
+    listed.write_text(f"{next(photo_folder.rglob('*.jpg'))}\n")
+    with pytest.raises(ConfigError, match=r"some\.txt, which is the same file as .*some\.txt, which is read"):
+        embed_folder(path, listed, tmp_path / "some.npy")
+    assert listed.read_text().count("\n") == 1
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="None of the 1 images"):
         embed_folder(path, tmp_path / "bad", tmp_path / "x.npy")
+
+
+def test_the_list_of_files_beside_the_features_is_read_from_anywhere(checkpoint, photo_folder, tmp_path, monkeypatch):
+    path, _ = checkpoint(Architecture(18))
+    monkeypatch.chdir(photo_folder.parent)
+    (tmp_path / "out").mkdir()
+    embed_folder(path, photo_folder.name, tmp_path / "out" / "f.npy", size=32)
+    monkeypatch.chdir("/")
+    found = list_images(tmp_path / "out" / "f.txt")
+    assert [Path(file).resolve() for file in found] == [Path(file).resolve() for file in list_images(photo_folder)]
+
+
+@pytest.mark.parametrize("form", ["vissl", "safetensors"])
+def test_an_export_never_writes_over_the_file_that_it_reads(form, checkpoint, tmp_path):
+    path, _ = checkpoint(Architecture(18))
+    output = tmp_path / f"checkpoint.{'torch' if form == 'vissl' else form}"
+    output.symlink_to(path)
+    before = Path(path).read_bytes()
+    with pytest.raises(ConfigError, match=r"--output is .*, which is the same file as .*; give another name"):
+        export(path, form, output)
+    assert Path(path).read_bytes() == before
+    other = tmp_path / "other.bin"  # a link to a file that is not read is replaced, and that file kept
+    other.write_bytes(b"kept")
+    output.unlink()
+    output.symlink_to(other)
+    export(path, form, output)
+    assert other.read_bytes() == b"kept" and not output.is_symlink()
 
 
 def test_the_commands_work_from_a_shell(checkpoint, tmp_path):

@@ -84,20 +84,22 @@ def test_every_export_says_it_too_and_is_read_back(form, run, tmp_path):
     assert load_trunk(output).preprocessing.record() == OWN
 
 
-def test_embedding_analyses_and_evaluation_prepare_images_so(run, photo_folder, tmp_path, capsys):
+def test_embedding_analyses_and_evaluation_prepare_images_so(run, photo_folder, held_out_folder, tmp_path, capsys):
     command("embed", run, photo_folder, "--output", tmp_path / "f.npy")
     files = list_images(photo_folder)
     with torch.inference_mode():
         expected = load_trunk(run)(torch.stack([as_trained(file) for file in files])).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "f.npy"), expected, rtol=1e-3, atol=1e-4)
     command("analysis", "spread", run, "--images", photo_folder, "--output", tmp_path / "spread")
-    command("analysis", "layers", run, "--train", photo_folder, "--test", photo_folder, "--output", tmp_path / "layers")
+    command(
+        "analysis", "layers", run, "--train", photo_folder, "--test", held_out_folder, "--output", tmp_path / "layers"
+    )
     unit = expected.astype(np.float64) / np.linalg.norm(expected.astype(np.float64), axis=1, keepdims=True)
     (figures,) = json.loads((tmp_path / "spread.json").read_text())["models"].values()
     assert figures["spread"] == pytest.approx(1 - float(np.square(unit.mean(0)).sum()), abs=1e-4)
-    comparison = evaluate_checkpoint(run, photo_folder, photo_folder)
+    comparison = evaluate_checkpoint(run, photo_folder, held_out_folder)
     assert comparison.preprocessing.record() == OWN and f"images of {SIZE} pixels" in str(comparison)
-    assert evaluate_checkpoint(run, photo_folder, photo_folder, 32).preprocessing.size == 32
+    assert evaluate_checkpoint(run, photo_folder, held_out_folder, 32).preprocessing.size == 32
     assert (
         capsys.readouterr().out.count(f"images of {SIZE} pixels (shorter side to 82), mean and std 0.5, 0.4, 0.3") == 3
     )
