@@ -35,12 +35,15 @@ from pirl_plugin.validation import ConfigError, check_integer
 
 def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
     """At most `limit` images of a folder or list, evenly spaced."""
+    check_integer(limit, "the limit of images", 2)
     files = list_images(path)
     return [files[place] for place in np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)]
 
 
 def view_of(name: str, trunk: Trunk, size: int | None) -> Callable[[Image.Image], Tensor]:
     """The view that a network expects, which is also printed; `size` in pixels overrides its own."""
+    if size is not None:
+        check_integer(size, "--size", 8)
     print(f"{name}: {trunk.architecture}, expects {trunk.preprocessing}" + (f"; size used: {size}" if size else ""))
     return trunk.view(size)
 

@@ -69,6 +69,7 @@ def run(options: Namespace) -> int:
     check_same_settings(before, settings, stored)
     trials = Trials(train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs, options.overrides)
     rates = choose_rates(study, methods_of(study, names), trials, known_rates(before, settings))
+    rates = {name: one for name, one in rates.items() if name in study.methods and study.methods[name].has_choice}
     if rates:
         settings["learning rates"] = rates_in_words(rates)
     check_same_rates(before, study, rates, stored)

@@ -57,13 +57,14 @@ def choose_rates(study: Study, names: Collection[str], trials: Trials, known: Ma
 
     Returns:
         by method, also of `known`: {"rate": the best, "tried": {rate: linear accuracy in [0, 1] on the validation
-        images}}.
+        images}, "made_with": the method's config and overrides, which `known` must have, too}.
 
     Raises:
         ConfigError: if a run failed.
     """
     methods = {name: method for name, method in study.methods.items() if name in names and method.has_choice}
-    tried = {name: dict(known.get(name, {}).get("tried", {})) for name in methods}
+    made_with = {name: [str(method.config), *method.overrides] for name, method in methods.items()}
+    tried = {name: _tried_before(known.get(name, {}), made_with[name]) for name in methods}
     new = {
         (name, rate): replace(method, learning_rates=(rate,))
         for name, method in methods.items()
@@ -77,10 +78,14 @@ def choose_rates(study: Study, names: Collection[str], trials: Trials, known: Ma
     chosen = {}
     for name, method in methods.items():
         best = max(method.learning_rates, key=lambda rate: tried[name][f"{rate:g}"])
-        chosen[name] = {"rate": best, "tried": tried[name]}
+        chosen[name] = {"rate": best, "tried": tried[name], "made_with": made_with[name]}
     if new:
         print(rates_in_words(chosen), flush=True)
     return {**known, **chosen}
+
+
+def _tried_before(known: Mapping[str, Any], made_with: Sequence[str]) -> dict[str, float]:
+    return dict(known.get("tried", {})) if known.get("made_with", made_with) == made_with else {}
 
 
 def _accuracies(

@@ -29,8 +29,10 @@ def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """The config of the run that wrote a checkpoint, from the train_config.yaml beside it.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or no such checkpoint.
     """
+    if not Path(checkpoint).is_file():
+        raise ConfigError(f"{checkpoint} is not a file; give a checkpoint of a run.")
     path = Path(checkpoint).resolve().parent / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"There is no {CONFIG_FILE} beside {checkpoint}, where VISSL writes it.")

@@ -188,6 +188,19 @@ def test_a_network_that_diverged_has_no_figures(checkpoint, coloured, tmp_path):
             )
 
 
+def test_what_is_no_checkpoint_and_limits_that_measure_nothing_are_refused(checkpoint, coloured, tmp_path, capsys):
+    for command, told in (
+        (
+            ["evaluate", tmp_path / "none.torch", "--train", coloured["train"], "--test", coloured["test"]],
+            "none.torch is not",
+        ),
+        (["analysis", "spread", checkpoint, "--images", coloured["test"], "--limit", 1], "the limit of images is 1"),
+        (["analysis", "spread", checkpoint, "--images", coloured["test"], "--size", 1], "--size is 1; it must be"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            pirl([*map(str, command), *(["--output", str(tmp_path / "x")] if "spread" in command else [])])
+
+
 def test_one_readable_class_is_too_few_to_learn_from(checkpoint, coloured, tmp_path):
     names = [str(file.relative_to(coloured["train"])) for file in coloured["train"].rglob("*.png")]
     train = with_broken(coloured["train"], tmp_path / "train", [name for name in names if "class0" not in name])

@@ -447,7 +447,8 @@ def test_a_study_says_what_it_ran_on_and_reports_what_ended_and_what_failed(
 
     def choose_rates(study, *given):  # its own tests are below
         seen.update(choice=given)
-        return {"pirl_jigsaw": {"rate": 0.02, "tried": {"0.01": 0.3, "0.02": 0.4}}}
+        before = {"jigsaw": {"rate": 0.5, "tried": {"0.5": 0.3}}}  # which has no choice any more
+        return {**before, "pirl_jigsaw": {"rate": 0.02, "tried": {"0.01": 0.3, "0.02": 0.4}}}
 
     monkeypatch.setattr(study_command, "run_all", run_all)
     monkeypatch.setattr(study_command, "choose_rates", choose_rates)
@@ -591,8 +592,8 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
                "b": Method("B", config, 1.0, learning_rates=(0.1, 0.3)), "random": Method("random")}  # fmt: skip
     study, train = Study(methods, {}, {}), noisy_classes["train"]
     chosen = choose_rates(study, methods, Trials(train, tmp_path / "rates", 5, 2, ["config.X=1"]), {})
-    assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}},
-                      "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}}}  # fmt: skip
+    assert chosen == {"a": {"rate": 0.2, "tried": {"0.1": 0.5, "0.2": 0.7}, "made_with": [config]},
+                      "b": {"rate": 0.1, "tried": {"0.1": 0.4, "0.3": 0.3}, "made_with": [config]}}  # fmt: skip
     parts = {name: sorted((tmp_path / "rates" / "data" / name).rglob("*.png")) for name in ("train", "validation")}
     assert {name: len(files) for name, files in parts.items()} == {"train": 72, "validation": 18}
     assert {file.resolve() for files in parts.values() for file in files} == set(noisy_classes["train"].rglob("*.png"))
@@ -617,12 +618,18 @@ def test_each_method_gets_the_rate_that_is_best_on_a_part_of_the_training_images
     seen.clear()
     wider = choose_rates(study, methods, Trials(train, tmp_path / "elsewhere", 5, 2, []), chosen)
     assert set(seen) == {"a_0.4", "a_0.8", "evaluation"} and wider["b"] == chosen["b"]
-    assert wider["a"] == {"rate": 0.4, "tried": {"0.1": 0.5, "0.2": 0.7, "0.4": 0.8, "0.8": 0.6}}
+    assert (wider["a"]["rate"], wider["a"]["tried"]) == (0.4, {"0.1": 0.5, "0.2": 0.7, "0.4": 0.8, "0.8": 0.6})
     methods["a"] = Method("A", config, 1.0, learning_rates=(0.1, 0.8))  # a narrower list is chosen from as it is
     assert choose_rates(study, ["a"], Trials(train, tmp_path / "none", 5, 2, []), wider)["a"] == {
         **wider["a"],
         "rate": 0.8,
     }
+    methods["b"] = dataclasses.replace(
+        methods["b"], overrides=("config.Y=1",)
+    )  # what was tried without it says nothing
+    seen.clear()
+    again = choose_rates(study, ["a", "b"], Trials(train, tmp_path / "others", 5, 2, []), wider)
+    assert set(seen) == {"b_0.1", "b_0.3", "evaluation"} and again["b"]["made_with"] == [config, "config.Y=1"]
     equal = {"a": {"rate": 0.1, "tried": {"0.1": 0.5, "0.2": 0.4, "0.3": 0.5}}}
     assert "a 0.1, no better than the highest, the lowest (0.1: 50.0%" in study_rates.rates_in_words(equal)
     assert "a 0.4 (0.1: 50.0%, 0.2: 70.0%, 0.4: 80.0%, 0.8: 60.0%); b" in capsys.readouterr().out
