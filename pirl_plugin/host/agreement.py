@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ def settings_of_the_run(config: Any) -> dict[str, str]:
     return {key: repr(value) for key, value in flattened(config) if _defines_a_run(key)}
 
 
-def changes_beside_the_machine(saved: Any, now: Any) -> list[str]:
+def changes_beside_the_machine(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each setting of a run in which two configs differ, without those that follow the machine.
 
     Args:
@@ -170,15 +170,15 @@ def changes_beside_the_machine(saved: Any, now: Any) -> list[str]:
     machine = r"DISTRIBUTED\..*|TRAINER\..*"
     if any(saved["DISTRIBUTED"].get(key) != now["DISTRIBUTED"][key] for key in ("NUM_NODES", "NUM_PROC_PER_NODE")):
         machine += r"|DATA\.TRAIN\.BATCHSIZE_PER_REPLICA|OPTIMIZER\.param_schedulers\..*"  # the batch, and its rate
-    kept = (
+    before, after = (
         {key: value for key, value in settings_of_the_run(config).items() if not re.fullmatch(machine, key)}
         for config in (saved, now)
     )
-    return [line.replace("the checkpoint's run", "the run") for line in changes(*kept)]
+    return changes(before, after, "the run")
 
 
-def changes(saved: Mapping[str, str], now: Mapping[str, str]) -> Sequence[str]:
-    """A line for each setting that differs from a checkpoint's."""
+def changes(saved: Mapping[str, str], now: Mapping[str, str], whose: str = "the checkpoint's run") -> list[str]:
+    """A line for each setting that differs from the saved ones; `whose` they are."""
     differ = [key for key in {**saved, **now} if _defines_a_run(key) and saved.get(key) != now.get(key)]
     keys = differ if saved else []
-    return [f"{key} is {now.get(key, 'not set')}; the checkpoint's run had {saved.get(key, 'none')}" for key in keys]
+    return [f"{key} is {now.get(key, 'not set')}; {whose} had {saved.get(key, 'none')}" for key in keys]

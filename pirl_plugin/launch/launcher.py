@@ -257,15 +257,22 @@ def _check_same_evaluation(config: AttrDict) -> None:
     Raises:
         ConfigError: naming both weights.
     """
-    before, weights = Path(get_checkpoint_folder(config), CONFIG_FILE), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
-    if pirl_loss_class(config) is not None or not before.is_file() or not any(before.parent.glob("model_*.torch")):
+    folder, weights = Path(get_checkpoint_folder(config)), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    before = None if pirl_loss_class(config) is not None else _config_before(folder)
+    if before is None or not any(folder.glob("model_*.torch")):
         return
-    found = (yaml.safe_load(before.read_text(encoding="utf-8")) or {}).get("MODEL", {}).get("WEIGHTS_INIT", {})
+    found = before.get("MODEL", {}).get("WEIGHTS_INIT", {})
     if found.get("PARAMS_FILE", "") != weights:
         raise ConfigError(
-            f"CHECKPOINT.DIR is {before.parent}, which has one from {found.get('PARAMS_FILE') or 'no weights'}, "
+            f"CHECKPOINT.DIR is {folder}, which has one from {found.get('PARAMS_FILE') or 'no weights'}, "
             f"and this one is from {weights or 'none'}: give it another folder."
         )
+
+
+def _config_before(folder: Path) -> dict[str, Any] | None:
+    """The train_config.yaml of an earlier run in a folder; None without one."""
+    path = folder / CONFIG_FILE
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else None
 
 
 def _check_same_settings(config: AttrDict) -> None:
@@ -274,17 +281,17 @@ def _check_same_settings(config: AttrDict) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    path = Path(get_checkpoint_folder(config), CONFIG_FILE)
-    if not path.is_file():
+    folder = Path(get_checkpoint_folder(config))
+    before, now = _config_before(folder), composition.as_written(config)
+    if before is None:
         return
-    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), composition.as_written(config)
     differ = changes_beside_the_machine(before, now)
     images, own = (one["DATA"]["TRAIN"]["DATA_PATHS"] for one in (before, now))
     if list(map(os.path.realpath, images)) != list(map(os.path.realpath, own)):
         differ.append(f"DATA.TRAIN.DATA_PATHS is {own}; the run had {images}")
     if differ:
         raise ConfigError(
-            f"CHECKPOINT.DIR is {path.parent}, where a run is finished that had other settings: {', '.join(differ)}; "
+            f"CHECKPOINT.DIR is {folder}, where a run is finished that had other settings: {', '.join(differ)}; "
             f"give it another folder."
         )
 
