@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch.multiprocessing import ProcessExitedException
 from vissl.config import AttrDict
 from vissl.utils import checkpoint, distributed_launcher
@@ -40,7 +39,7 @@ from pirl_plugin.launch import (
     slurm,
 )
 from pirl_plugin.launch.machine_check import check_machine
-from pirl_plugin.network.checkpoints import CONFIG_FILE
+from pirl_plugin.network.checkpoints import config_in
 from pirl_plugin.training import checkpoint_folder, liveness, preemption, process_group
 from pirl_plugin.training.hooks import hook_generator
 from pirl_plugin.training.process_group import TORCHRUN
@@ -258,7 +257,7 @@ def _check_same_evaluation(config: AttrDict) -> None:
         ConfigError: naming both weights.
     """
     folder, weights = Path(get_checkpoint_folder(config)), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
-    before = None if pirl_loss_class(config) is not None else _config_before(folder)
+    before = None if pirl_loss_class(config) is not None else config_in(folder)
     if before is None or not any(folder.glob("model_*.torch")):
         return
     found = before.get("MODEL", {}).get("WEIGHTS_INIT", {})
@@ -269,12 +268,6 @@ def _check_same_evaluation(config: AttrDict) -> None:
         )
 
 
-def _config_before(folder: Path) -> dict[str, Any] | None:
-    """The train_config.yaml of an earlier run in a folder; None without one."""
-    path = folder / CONFIG_FILE
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else None
-
-
 def _check_same_settings(config: AttrDict) -> None:
     """Raise if the run that is finished in the folder had other settings or other images than are asked for.
 
@@ -282,7 +275,7 @@ def _check_same_settings(config: AttrDict) -> None:
         ConfigError: naming what differs.
     """
     folder = Path(get_checkpoint_folder(config))
-    before, now = _config_before(folder), composition.as_written(config)
+    before, now = config_in(folder), composition.as_written(config)
     if before is None:
         return
     differ = changes_beside_the_machine(before, now)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pirl_plugin.network.checkpoints import CONFIG_FILE, load_checkpoint, run_config, trunk_state
+from pirl_plugin.network.checkpoints import CONFIG_FILE, config_in, load_checkpoint, run_config, trunk_state
 from pirl_plugin.network.devices import Compute, choose_device
 from pirl_plugin.network.features import progress_line
 from pirl_plugin.network.image_batches import OnUnreadable, view_batches
@@ -111,7 +111,7 @@ def recompute_checkpoint(
     path = Path(source)
     config, checkpoint = run_config(path), load_checkpoint(path)
     beside = Path(output).absolute().parent / CONFIG_FILE
-    if beside.is_file() and run_config(Path(output)) != config:
+    if config_in(beside.parent) not in (None, config):
         raise ConfigError(f"{beside} is of another run than {source}; give an --output in another folder.")
     wanted = preprocessing_of(path, checkpoint, usual_size(config))
     trunk = build_trunk(config, checkpoint)

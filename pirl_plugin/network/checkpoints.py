@@ -33,10 +33,16 @@ def run_config(checkpoint: str | Path) -> dict[str, Any]:
     """
     if not Path(checkpoint).is_file():
         raise ConfigError(f"{checkpoint} is not a file; give a checkpoint of a run.")
-    path = Path(checkpoint).resolve().parent / CONFIG_FILE
-    if not path.is_file():
+    config = config_in(Path(checkpoint).resolve().parent)
+    if config is None:
         raise ConfigError(f"There is no {CONFIG_FILE} beside {checkpoint}, where VISSL writes it.")
-    return yaml.safe_load(path.read_text())
+    return config
+
+
+def config_in(folder: Path) -> dict[str, Any] | None:
+    """The config of the run that a folder is of, from its train_config.yaml; None without one."""
+    path = folder / CONFIG_FILE
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else None
 
 
 def trunk_state(checkpoint: dict[str, Any]) -> dict[str, Any]:

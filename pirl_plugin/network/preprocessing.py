@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from pirl_plugin.network.checkpoints import CONFIG_FILE
+from pirl_plugin.network.checkpoints import config_in
 from pirl_plugin.network.features import center_view, resized_side
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError, check_integer, check_number
@@ -124,9 +123,9 @@ def preprocessing_of(path: str | Path, content: Any, usual_size: int) -> Preproc
         if notes["images"] is None:
             return Preprocessing(usual_size)
         return Preprocessing.from_record(notes["images"], f"{path} (or the .json beside it)")
-    config = path.resolve().parent / CONFIG_FILE
-    if isinstance(run, Mapping) and config.is_file():
-        data = (yaml.safe_load(config.read_text()) or {}).get("DATA", {}).get("TRAIN", {})
+    config = config_in(path.resolve().parent) if isinstance(run, Mapping) else None
+    if config is not None:
+        data = config.get("DATA", {}).get("TRAIN", {})
         return Preprocessing.of_transforms(data.get("TRANSFORMS") or [], usual_size)
     return Preprocessing(usual_size)
 
