@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ def leave_signals_to_the_rank(worker: int) -> None:
     """
     for name in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+
+
+def _shapes(weights: Mapping[str, Any]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items() if isinstance(value, Tensor)}
 
 
 @register_task("pirl_task")
@@ -170,6 +175,31 @@ class PIRLTask(SelfSupervisionTask):
             own["trunk"] = TimmArchitecture.of_settings(self.config.MODEL.TRUNK.TIMM).record()
         state["pirl_plugin"] = {**self._step_identity(), **place, **own, "unreadable": list(self.unreadable_so_far)}
         return state
+
+    def _update_classy_state(self, state_dict: dict[str, Any] | None = None) -> PIRLTask:
+        if state_dict is not None:
+            self._check_same_network(state_dict)
+        return super()._update_classy_state(state_dict)
+
+    def _check_same_network(self, state: Mapping[str, Any]) -> None:
+        """Refuse to resume from weights of another network than the config's.
+
+        Raises:
+            ConfigError: naming the settings that differ, or the first weight.
+        """
+        saved, own = state["base_model"]["model"], {"trunk": self.base_model.trunk, "heads": self.base_model.heads}
+        differ = [
+            f"{part}.{name}"
+            for part, module in own.items()
+            for name, _ in sorted(_shapes(saved[part]).items() ^ _shapes(module.state_dict()).items())
+        ]
+        if differ:
+            settings = changes((state.get("pirl_plugin") or {}).get("settings", {}), settings_of_the_run(self.config))
+            told = [change for change in settings if change.startswith("MODEL.")] or differ[:1]
+            raise ConfigError(
+                f"The checkpoint {self.checkpoint_path} is of another network ({'; '.join(told)}), and a run resumes "
+                f"with its own; give another CHECKPOINT.DIR."
+            )
 
     def _set_classy_state(self, state: dict[str, Any]) -> None:
         if self.amp_grad_scaler is None:

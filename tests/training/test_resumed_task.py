@@ -101,6 +101,18 @@ def test_a_run_with_all_its_epochs_done_is_refused_and_other_settings_are_named(
     assert "LOSS.pirl_loss.temperature is 0.2; the checkpoint's run had 0.1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("config.MODEL.TRUNK.RESNETS.DEPTH=34", r"MODEL.TRUNK.RESNETS.DEPTH is 34; the checkpoint's run had 18"),
+        ("config.MODEL.HEAD.PARAMS.0.1.batch_norm=False", r"MODEL.HEAD.PARAMS.* is .*"),
+    ],
+)
+def test_another_network_is_refused_by_name(checkpoints, photo_folder, tmp_path, override, told):
+    with pytest.raises(ConfigError, match=rf"model_phase1.torch is of another network \({told}\), and a run resumes"):
+        prepared(photo_folder, tmp_path, override, checkpoint=checkpoints["epoch"])
+
+
 def test_other_images_are_refused_unless_they_are_accepted(checkpoints, photo_folder, tmp_path, make_photo):
     others = tmp_path / "others"
     for file in sorted(photo_folder.rglob("*.jpg")):
