@@ -106,24 +106,27 @@ def _environment_without_secrets() -> bool:
     return True
 
 
-def _long_records_to_a_file() -> bool:
+def _records_of_vissl() -> bool:
     # engines/train.py:116 and trainer_main.py:173 log the whole config, system and network: some 700 lines per start.
+    # utils/distributed_launcher.py:162 logs an error without a place for it in the message, which at Ctrl-C prints a
+    # traceback of logging, and then "All Done!".
     from vissl.engines import extract_cluster, extract_features, train
-    from vissl.utils import logger
+    from vissl.utils import distributed_launcher, logger
 
-    from pirl_plugin.host.long_records import shorten
+    from pirl_plugin.host.log_records import WithoutLastWords, shorten
 
-    original = logger.setup_logging
+    original, last_words = logger.setup_logging, WithoutLastWords()
     if getattr(original, "mended", False):
         return False
 
     @functools.wraps(original)
     def setup_logging(name, output_dir=None, rank=0):
         original(name, output_dir, rank)
+        logging.getLogger(name).addFilter(last_words)
         if output_dir:
             shorten(logging.getLogger(name), output_dir, rank)
 
-    for module in (logger, train, extract_features, extract_cluster):
+    for module in (logger, distributed_launcher, train, extract_features, extract_cluster):
         module.setup_logging = marked(setup_logging)
     return True
 
@@ -131,7 +134,7 @@ def _long_records_to_a_file() -> bool:
 OVERRIDES: dict[str, Callable[[], bool]] = {
     "VISSL's own tools before others": find_scripts,
     "no secrets of the environment in a log": _environment_without_secrets,
-    "long records to a file": _long_records_to_a_file,
+    "long records to a file, none of VISSL's launcher after an error": _records_of_vissl,
     "ranks agree before they start": _ranks_agree,
     "broken files of a folder": _broken_files_of_a_folder,
     "unreadable images left out of evaluations": _unreadable_images_left_out,

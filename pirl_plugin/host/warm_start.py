@@ -186,7 +186,7 @@ def agreement(path: str | Path, images: str | Path, count: int = 256, size: int 
         raise ConfigError(f"{images} holds {len(files)} images, but the bank has {len(rows)} rows: another data set.")
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(path)), str(path))
     chosen = np.unique(np.linspace(0, len(files) - 1, count).astype(int))
-    view = preprocessing_of(path, checkpoint, trunk.architecture.input_size).view(size)
+    view = preprocessing_of(path, checkpoint, trunk.architecture.input_size).sized(size).view()
     features = embed(trunk.network, [files[number] for number in chosen], view, compute=Compute(choose_device()))
     own = _head_state(checkpoint["classy_state_dict"]["base_model"]["model"]["heads"], 0)
     mlp = "projection.2.weight" in own

@@ -294,6 +294,21 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_bit_by_bit_the_s
     assert same(left_alone, final(folder))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_with_one_sentence(processes, photo_folder, tmp_path):
+    folder = tmp_path / "run"
+    own = ["config.OPTIMIZER.num_epochs=500", f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}"]
+    process = start(folder, photo_folder, *own)
+    wait_for(lambda: "epoch 2 of" in log_of(folder), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 1
+    printed = log_of(folder)
+    assert last_error(printed) == (
+        "Error: The run was stopped before its end; the same command resumes from its last checkpoint."
+    )
+    assert "Traceback" not in printed and "All Done" not in printed, printed[-3000:]
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_within_a_minute_and_it_goes_on(left_alone, photo_folder, tmp_path):
     folder, often = tmp_path / "run", "config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=2"

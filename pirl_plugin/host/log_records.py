@@ -1,4 +1,4 @@
-"""Moves VISSL's long log records (config, system, network) to a file, which the log names."""
+"""VISSL's log records: long ones go to a file, and its launcher leaves it to ours to say how a run ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LongRecordsToFile(logging.Filter):
         """Always true: nothing is dropped."""
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # VISSL's launcher logs an error with a broken format; the handler reports it
+        except (TypeError, ValueError):  # a broken format, which the handler reports
             return True
         count = text.count("\n") + 1
         if count <= LONGEST or record.levelno >= logging.WARNING:
@@ -43,6 +43,18 @@ class LongRecordsToFile(logging.Filter):
         # The other handlers of this record also get the short form.
         record.msg, record.args = f"{first[:100]} ... ({count} lines in {self.path})", ()
         return True
+
+
+class WithoutLastWords(logging.Filter):
+    """Drops what VISSL's launcher logs of an error, and after it; pirl_plugin.launch.launcher says what happened."""
+
+    ended = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.module != "distributed_launcher":
+            return True
+        self.ended = self.ended or str(record.msg).startswith("Wrapping up, caught exception")
+        return not self.ended
 
 
 def shorten(logger: logging.Logger, folder: str | Path, rank: int) -> None:

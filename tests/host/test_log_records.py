@@ -2,7 +2,7 @@
 
 import logging
 
-from pirl_plugin.host.long_records import LONGEST, shorten
+from pirl_plugin.host.log_records import LONGEST, shorten
 
 
 def test_long_records_are_shortened_warnings_are_not_and_a_broken_format_raises_nothing(tmp_path, capsys):
