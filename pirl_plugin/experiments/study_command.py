@@ -16,6 +16,7 @@ from pirl_plugin.experiments.study import Method, Study, read_study
 from pirl_plugin.experiments.study_evaluation import Evaluation, complete
 from pirl_plugin.experiments.study_images import lay_out_images
 from pirl_plugin.experiments.study_pieces import (
+    check_none_is_lost,
     check_same_rates,
     check_same_settings,
     content_before,
@@ -67,6 +68,7 @@ def run(options: Namespace) -> int:
     data = f"{images} images of {options.train}, measured on {tested} of {options.test}"
     settings = settings_of(options, plan, data)
     check_same_settings(before, settings, stored)
+    check_none_is_lost(before, runs_of(study, output, options.seeds, options.sweep_seeds, overrides))
     trials = Trials(train, output / "rates", max(4, plan.epochs // RATE_EPOCHS), options.jobs, options.overrides)
     rates = choose_rates(study, methods_of(study, names), trials, known_rates(before, settings))
     rates = {name: one for name, one in rates.items() if name in study.methods and study.methods[name].has_choice}

@@ -74,16 +74,35 @@ def check_same_rates(before: Mapping[str, Any], study: Study, rates: Mapping[str
             )
 
 
+def check_none_is_lost(before: Mapping[str, Any], runs: Sequence[Run]) -> None:
+    """Refuse a study that lacks runs which a study.json has, and no folder.
+
+    Args:
+        before: the content of the study.json.
+        runs: all runs of the study; their learning rates do not matter.
+
+    Raises:
+        ConfigError: naming the first that would be lost.
+    """
+    of_study = {(run.name, run.seed) for run in runs}
+    for result in before["runs"]:
+        run = replace(runs[0], name=result["name"], seed=result["seed"])
+        if (run.name, run.seed) not in of_study and not run.result.is_file():
+            raise ConfigError(
+                f"{run.output / 'study.json'} has {run.name}, seed {run.seed}, which is not of this study and would be "
+                f"lost: add it (--seeds, --sweep-seeds, --study), or give another --output."
+            )
+
+
 def restore(before: Mapping[str, Any], runs: Sequence[Run]) -> None:
     """Write result.json of the runs that a study.json has and whose folders have none, so that they count as done.
 
     Args:
-        before: the content of the study.json.
+        before: the content of the study.json; each run of it is one of `runs` or has a folder (`check_none_is_lost`).
         runs: all runs of the study.
 
     Raises:
-        ConfigError: where it or a folder has a run with other settings, or it has one that is not of the study and
-            would be lost.
+        ConfigError: where it or a folder has a run with other settings.
     """
     path = runs[0].output / "study.json"
     all_runs = {(run.name, run.seed): run for run in runs}
@@ -91,18 +110,11 @@ def restore(before: Mapping[str, Any], runs: Sequence[Run]) -> None:
         if run.result.is_file():
             _check_same_overrides(json.loads(run.result.read_text()), run, run.folder)
     for result in before["runs"]:
-        key = result["name"], result["seed"]
-        run = all_runs.get(key) or replace(runs[0], name=key[0], seed=key[1])
-        if run.result.is_file():
-            continue
-        if key not in all_runs:
-            raise ConfigError(
-                f"{path} has {run.name}, seed {run.seed}, which is not of this study and would be lost: add it "
-                f"(--seeds, --sweep-seeds, --study), or give another --output."
-            )
-        _check_same_overrides(result, run, path)
-        run.begin()
-        write_json(run.result, result)
+        mine = all_runs.get((result["name"], result["seed"]))
+        if mine is not None and not mine.result.is_file():
+            _check_same_overrides(result, mine, path)
+            mine.begin()
+            write_json(mine.result, result)
 
 
 def _check_same_overrides(result: Mapping[str, Any], run: Run, where: Path) -> None:

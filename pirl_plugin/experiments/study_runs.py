@@ -282,10 +282,11 @@ def run_all(
             finished, _ = wait(left, timeout=SAY_EVERY, return_when=FIRST_COMPLETED)
             for future in finished:
                 (run, process), done = left.pop(future), done + 1
-                worked += run.work * (run not in earlier)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     error, process = RuntimeError(f"its process was killed {cause_of_a_kill()}"), _process()
+                if run not in earlier:
+                    worked, work = (worked + run.work, work) if error is None else (worked, work - run.work)
                 if error is not None:
                     failed.append(f"{run.name}, seed {run.seed}: {error}")
                     print(f"failed: {failed[-1]}", flush=True)

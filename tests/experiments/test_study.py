@@ -208,13 +208,13 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys):
 def test_the_time_left_counts_the_work_of_this_call_and_the_line_names_what_runs_now(capsys):
     runs = [a_run(number, is_done=number % 2 == 1, work=0.5 + number, job="") for number in range(6)]
     runs[4].job = "__import__('time').sleep(4)"
-    for run in runs[:3:2]:
-        run.job = "__import__('time').sleep(2)"
-    assert run_all(runs, 1, job_of) == []
-    lines = capsys.readouterr().out.splitlines()
+    runs[2].job = "__import__('time').sleep(2)"
+    runs[0].job = "1 / 0"  # has done no work
+    assert run_all(runs, 1, job_of) == ["run0, seed 0: division by zero"]
+    lines = re.findall(r"^\d.*", capsys.readouterr().out, re.MULTILINE)
     assert [line.partition("; now ")[2] for line in lines] == [*(f"run{n} seed 0" for n in (3, 5, 0, 2, 4)), ""]
     left = [re.search(r"about (\S+) left", line) for line in lines]
-    assert left[:3] == [None] * 3 and all(left[3:])  # unknown until a run of this call has ended
+    assert left[:4] == [None] * 4 and all(left[4:])  # unknown until a run of this call has ended
     assert left[-1].group(1) == "0"
 
 

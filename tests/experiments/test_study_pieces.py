@@ -8,6 +8,7 @@ import pytest
 from pirl_plugin.experiments.study import read_study
 from pirl_plugin.experiments.study_command import in_bfloat16
 from pirl_plugin.experiments.study_pieces import (
+    check_none_is_lost,
     check_same_rates,
     check_same_settings,
     content_before,
@@ -114,7 +115,7 @@ def test_a_result_that_this_study_would_not_have_is_not_lost(before, tmp_path):
     output = tmp_path / "here"
     first = [run for run in runs_at(output) if run.seed == 0]
     with pytest.raises(ConfigError, match=r"has pirl_jigsaw, seed 1, which is not of this study and would be lost"):
-        restore(before, first)
+        check_none_is_lost(before, first)
     restore(before, runs_at(output))
     restore(before, first)  # the folder has it
 
