@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pirl_plugin.validation import ConfigError
+
 
 def unfinished(path: Path) -> Path:
     """A temporary name beside a file, unique to this process on any machine; a run deletes left-over ones."""
@@ -28,6 +30,25 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(torn, path)
     finally:
         torn.unlink(missing_ok=True)
+
+
+def prepare_output(path: Path, where: str) -> None:
+    """Make the folder of a file that will end a long work, and see at its start that the file can be written.
+
+    Raises:
+        ConfigError: naming `where` and the file, if it cannot.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{where} is {path}, which is a folder; give the name of a file.")
+    trial = unfinished(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{where} is {path}, which cannot be written ({error.strerror}); give another place."
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ _NUMPY_VALUES: list[Any] = [
 # SupContrast and others save their command line with the weights: a bag of attributes, without code.
 torch.serialization.add_safe_globals([*_NUMPY_VALUES, argparse.Namespace])
 
+SAVED = (b"pk", b"\x80")  # the first bytes of what torch.save writes: a zip or, before PyTorch 1.6, a pickle
 # The first bytes of files that are often found in place of a checkpoint.
 _OTHERS = {
     b"version https://git-lfs": "a pointer of git LFS, not the file itself: fetch it with `git lfs pull`",
@@ -52,8 +53,9 @@ def read_safely(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        why = _reason(error) if start.startswith(SAVED) else "torch.save did not write it"
         raise ConfigError(
-            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {_reason(error)}"
+            f"{path} is not a checkpoint that can be read safely (tensors and plain values only): {why}"
         ) from error
 
 

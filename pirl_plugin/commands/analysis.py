@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             analysis.add_argument("--pretext-of", type=Path, help="a checkpoint whose transformation is used for all")
             analysis.add_argument("--draws", type=int, default=1, help="number of random t per image")
         if name == "neighbors":
-            analysis.add_argument("--queries", type=int, default=8, help="images to look up; default 8")
-            analysis.add_argument("--neighbors", type=int, default=8, help="of each; default 8")
+            analysis.add_argument("--queries", type=int, help="images to look up; default 8, or all of fewer")
+            analysis.add_argument("--neighbors", type=int, help="of each; default 8, or all others of fewer")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ Folders have one sub-folder per class. `--evaluations` chooses among all registe
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from pirl_plugin.commands.__compute__ import add_compute_arguments
@@ -35,8 +34,11 @@ def run(options: argparse.Namespace) -> None:
     from pirl_plugin.evaluation.quick import evaluate_checkpoint
     from pirl_plugin.launch.parts import import_parts
     from pirl_plugin.network.devices import Compute
+    from pirl_plugin.paths import prepare_output, write_json
 
     import_parts()
+    if options.json:
+        prepare_output(options.json, "--json")
     comparison = evaluate_checkpoint(
         options.checkpoint,
         options.train,
@@ -50,5 +52,4 @@ def run(options: argparse.Namespace) -> None:
     )
     print(comparison)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(comparison.as_json(), indent=2) + "\n")
+        write_json(options.json, comparison.as_json())

@@ -26,11 +26,13 @@ def run(options: argparse.Namespace) -> None:
     from pirl_plugin.evaluation.analyses import chosen
     from pirl_plugin.network.batchnorm_averages import MOST_IMAGES, recompute_checkpoint
     from pirl_plugin.network.devices import Compute
+    from pirl_plugin.paths import prepare_output
     from pirl_plugin.validation import check_integer
 
     most = MOST_IMAGES if options.most is None else check_integer(options.most, "--most", 2)
     files = chosen(options.images, most)
     output = options.output or options.checkpoint.with_name(f"{options.checkpoint.stem}_batchnorm.torch")
+    prepare_output(output, "--output")
     unread: list[str] = []
     read = recompute_checkpoint(
         options.checkpoint, files, output, lambda file, error: unread.append(f"{printable(file)} ({error})"),

@@ -103,13 +103,18 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         OSError: where there is neither.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         found = find(os.fspath(path))
         if found is None:
             raise
         return found[0].read(found[1])
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a named pipe, which no one may ever write to, is empty then."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from pirl_plugin.network.checkpoints import run_config
 from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.weights import Trunk, load_trunk
+from pirl_plugin.paths import prepare_output, write_json
 from pirl_plugin.validation import ConfigError, check_integer
+
+USUAL = 8  # queries, and neighbours of each
 
 
 def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
@@ -42,10 +45,9 @@ def chosen(path: str | os.PathLike[str], limit: int) -> list[str]:
 
 def view_of(name: str, trunk: Trunk, size: int | None) -> Callable[[Image.Image], Tensor]:
     """The view that a network expects, which is also printed; `size` in pixels overrides its own."""
-    if size is not None:
-        check_integer(size, "--size", 8)
+    view = trunk.view(size)
     print(f"{name}: {trunk.architecture}, expects {trunk.preprocessing}" + (f"; size used: {size}" if size else ""))
-    return trunk.view(size)
+    return view
 
 
 def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
@@ -109,8 +111,10 @@ def neighbors(options: Namespace, models: dict[str, Path], unreadable: Unreadabl
     view = view_of(name, trunk, options.size)
     chosen_files = chosen(options.images, options.limit)
     features, files = embed_readable(trunk, chosen_files, view, name, unreadable, options.compute)
-    queries = np.unique(np.linspace(0, len(files) - 1, options.queries).round().astype(int))
-    most = check_integer(min(options.neighbors, len(files) - 1), "the number of other images", 1)
+    if len(files) < 2:
+        raise ConfigError(f"{options.images} has one image that can be read; neighbors needs others.")
+    most = _at_most(options.neighbors, len(files) - 1, "--neighbors")
+    queries = np.linspace(0, len(files) - 1, _at_most(options.queries, len(files), "--queries")).round().astype(int)
     device = options.compute.device
     _, ranked = nearest_neighbors(features[queries], features, most + 1, device=device)  # one is the image itself
     rows = [[row for row in line if row != query] for query, line in zip(queries, ranked, strict=True)]
@@ -123,6 +127,11 @@ def neighbors(options: Namespace, models: dict[str, Path], unreadable: Unreadabl
     pictures = [[thumbnail(query), *map(thumbnail, row)] for query, row in zip(queries, rows, strict=True)]
     draw_gallery(options.picture, pictures, f"{name}: query, then its nearest neighbours")
     return {"queries": {files[query]: [files[row] for row in line] for query, line in zip(queries, rows, strict=True)}}
+
+
+def _at_most(number: int | None, most: int, where: str) -> int:
+    """An option's number, or USUAL of as many as there are without one; more than there are is refused."""
+    return min(USUAL, most) if number is None else check_integer(number, where, 1, most)
 
 
 def spread(options: Namespace, models: dict[str, Path], unreadable: Unreadable) -> dict:
@@ -167,15 +176,19 @@ def analyse(options: Namespace) -> None:
         ConfigError: for options that contradict each other, or files that cannot be used.
     """
     names = options.names or [str(path) for path in options.checkpoints]
-    if len(set(names)) != len(options.checkpoints):
-        raise ConfigError(f"--names has {len(set(names))} different names for {len(options.checkpoints)} checkpoints.")
+    if len(names) != len(options.checkpoints):
+        raise ConfigError(f"--names has {len(names)} names for {len(options.checkpoints)} checkpoints; give each one.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ConfigError(f"The {'--names' if options.names else 'checkpoints'} have {twice[0]} twice; give it once.")
     for key in ("limit", "size", "draws", "queries", "neighbors"):
         if getattr(options, key, None) is not None:
             check_integer(getattr(options, key), f"--{key}", 1)
     options.picture, path = Path(f"{options.output}.png"), Path(f"{options.output}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for written in (options.picture, path):
+        prepare_output(written, "--output")
     options.compute, unreadable = Compute.of_options(options), Unreadable()
     numbers = ANALYSES[options.analysis](options, dict(zip(names, options.checkpoints, strict=True)), unreadable)
     numbers["unreadable"] = list(unreadable.reasons)
-    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    write_json(path, numbers)
     print(f"Written: {options.picture} and {path}" + (f"; {unreadable}" if unreadable else ""))

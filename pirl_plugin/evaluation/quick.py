@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,9 +188,7 @@ def evaluate_checkpoint(
         labelled_images(test_folder, limit_test, "--limit-test"),
     )
     config, checkpoint = run_config(path), load_checkpoint(path)
-    wanted = preprocessing_of(path, checkpoint, usual_size(config))
-    if size is not None:
-        wanted = dataclasses.replace(wanted, size=check_integer(size, "--size", 8))
+    wanted = preprocessing_of(path, checkpoint, usual_size(config)).sized(size)
     unreadable = Unreadable()
     compute = compute or Compute(choose_device())
     accuracies, _ = compare_with_untrained(

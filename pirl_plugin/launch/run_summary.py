@@ -31,7 +31,7 @@ def summarise(config: Any, resumes_from: str | None = None) -> list[str]:
         "network": f"{_trunk(config.MODEL.TRUNK)}, heads {_heads(config.MODEL.HEAD.PARAMS)}",
         "loss": _loss(config),
         "schedule": f"{optimizer.name} for {optimizer.num_epochs} epochs, {rates}, "
-        f"weight decay {optimizer.weight_decay:g}",
+        f"weight decay {optimizer.weight_decay:g}{_filling(config)}",
         "batch": f"{batch} = {ranks} ranks ({distributed.NUM_NODES} nodes) x {train.BATCHSIZE_PER_REPLICA}, on "
         f"{config.MACHINE.DEVICE} with {distributed.BACKEND}, seed {config.SEED_VALUE}",
         "step": _step(config.TRAINER),
@@ -81,6 +81,16 @@ def _loss(config: Any) -> str:
         f"tau {given['temperature']:g}, lambda {given['lambda_']:g}, "
         f"{bank.get('name', 'memory_bank')} of {bank.get('dtype', 'float32')}"
     )
+
+
+def _filling(config: Any) -> str:
+    """What the first epoch does with `fill_first`: no step of it has a loss."""
+    settings = dict(pirl_loss_settings(config)) if pirl_loss_class(config) is not None else {}
+    if not (settings.get("memory_bank") or {}).get("fill_first"):
+        return ""
+    alone = config.OPTIMIZER.num_epochs == 1
+    left = ", so nothing is trained: give config.OPTIMIZER.num_epochs=2 or more" if alone else ""
+    return f"; the first epoch fills the memory bank alone{left}"
 
 
 def _learning_rate(schedule: Any) -> str:

@@ -31,7 +31,7 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).cpu()  # `meta` makes tensors without content
     except (RuntimeError, AssertionError) as error:
         reason = next(unusable_gpus(), str(error).splitlines()[0]).rstrip(".")
         raise ConfigError(f"--device is {name!r}, which this machine cannot use ({reason}); give cpu.") from error

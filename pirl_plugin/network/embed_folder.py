@@ -56,11 +56,9 @@ def embed_folder(
     check_integer(batch_size, "--batch-size", 1)
     compute = compute or Compute(choose_device())
     trunk = load_trunk(checkpoint).to(compute.device)
-    if size is not None:
-        check_integer(size, "--size", 8)
+    view = trunk.view(size)
     print(f"{checkpoint}: {trunk.architecture}, expects {trunk.preprocessing}" + (f"; size used: {size}" * bool(size)))
     files = list_images(images)
-    view = trunk.view(size)
     batches = made_batches(
         lambda place: view(load_rgb(files[place])), in_order(len(files), batch_size), compute.workers
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD
 from pirl_plugin.validation import ConfigError, check_integer, check_number
 
 Levels = tuple[float, float, float]
+SIZES = (8, 4096)  # pixels of a view; below, a ResNet has no map left
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,17 @@ class Preprocessing:
         """The shorter side before the centre crop, in pixels."""
         return resized_side(self.size)
 
-    def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> float32 [3, size, size]; `size` overrides the network's own."""
-        return center_view(self.size if size is None else size, self.mean, self.std)
+    def sized(self, size: int | None) -> Preprocessing:
+        """The same with views of `size` pixels; unchanged for None.
+
+        Raises:
+            ConfigError: for a size that is no whole number in SIZES.
+        """
+        return self if size is None else replace(self, size=check_integer(size, "--size", *SIZES))
+
+    def view(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> float32 [3, size, size]."""
+        return center_view(self.size, self.mean, self.std)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint or an export stores of it; `from_record` reads it."""

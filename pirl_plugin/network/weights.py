@@ -183,8 +183,12 @@ class Trunk(nn.Module):
         return tuple(names[(len(names) * (place + 1)) // count - 1] for place in range(count))
 
     def view(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> float32 [3, size, size], normalised and, by default, sized as in training."""
-        return self.preprocessing.view(size)
+        """PIL image -> float32 [3, size, size], normalised and, by default, sized as in training.
+
+        Raises:
+            ConfigError: as `Preprocessing.sized`.
+        """
+        return self.preprocessing.sized(size).view()
 
 
 def load_trunk(path: str | Path) -> Trunk:

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pirl_plugin.data.class_folders import class_folders
 from pirl_plugin.data.collator import IGNORED, pirl_collator
@@ -111,6 +111,13 @@ def test_unreadable_files_are_marked_and_named(tmp_path, make_photo, caplog):
     source = ImageFiles(config, "image_files", str(tmp_path), "TRAIN", "x")
     assert [source[i][1] for i in range(4)] == [True, False, False, False]
     assert all(name in caplog.text for name in ("b.jpg", "c.jpg", "d.jpg"))
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_pixels])
+def test_a_named_pipe_is_unreadable_at_once(read, tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")  # opened as usual, it would wait for someone to write to it
+    with pytest.raises(UnidentifiedImageError):
+        read(tmp_path / "a.jpg")
 
 
 def sample(index, valid, value):

@@ -168,6 +168,39 @@ def test_none_that_can_be_read_is_refused(checkpoint, coloured, tmp_path):
         evaluate_checkpoint(checkpoint, coloured["train"], test)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--neighbors", 60], "--neighbors is 60; it must be a whole number between 1 and 59"),
+        (["--queries", 61], "--queries is 61; it must be a whole number between 1 and 60"),
+        (["--size", 5000], "--size is 5000; it must be a whole number between 8 and 4096"),
+        (["--size", 4], "--size is 4; it must be a whole number between 8 and 4096"),
+        (["--names", "one", "two"], "--names has 2 names for 1 checkpoints; give each one"),
+    ],
+)
+def test_what_an_analysis_cannot_do_is_refused(given, sentence, checkpoint, coloured, tmp_path):
+    command = ["analysis", "neighbors", checkpoint, "--images", coloured["train"], "--output", tmp_path / "a", *given]
+    with pytest.raises(SystemExit) as end:
+        pirl(list(map(str, command)))
+    assert sentence in end.value.code and not list(tmp_path.iterdir())
+
+
+def test_the_same_checkpoint_is_analysed_once(checkpoint, coloured, tmp_path):
+    command = ["analysis", "spread", checkpoint, checkpoint, "--images", coloured["test"], "--output", tmp_path / "a"]
+    with pytest.raises(SystemExit) as end:
+        pirl(list(map(str, command)))
+    assert end.value.code == f"Error: The checkpoints have {checkpoint} twice; give it once."
+
+
+def test_an_evaluation_that_could_not_be_written_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").touch()
+    command = ["evaluate", "no.torch", "--train", "no", "--test", "no", "--json"]
+    for place, why in ((tmp_path, "which is a folder"), (tmp_path / "file/a.json", "which cannot be written")):
+        with pytest.raises(SystemExit) as end:
+            pirl([*command, str(place)])
+        assert f"--json is {place}, {why}" in end.value.code
+
+
 def test_a_limit_takes_as_many_of_each_class(coloured):
     files, labels = labelled_images(coloured["train"], limit=10)
     assert np.bincount(labels).tolist() == [3, 3, 3] and len(files) == 9

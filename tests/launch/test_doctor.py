@@ -186,6 +186,15 @@ def test_a_schedule_of_parts_is_summed_up_with_its_parts(photo_folder, capsys):
 
 
 @pytest.mark.parametrize(
+    ("epochs", "told"), [(12, "alone"), (1, "alone, so nothing is trained: give config.OPTIMIZER.num_epochs=2 or more")]
+)
+def test_what_an_epoch_that_fills_the_bank_leaves_to_train_is_said(epochs, told):
+    config = compose(["config=pretrain/pirl/jigsaw_small_images_cpu", f"config.OPTIMIZER.num_epochs={epochs}"], False)
+    (schedule,) = [line for line in summarise(config) if line.startswith("schedule")]
+    assert schedule.endswith(f"; the first epoch fills the memory bank {told}")
+
+
+@pytest.mark.parametrize(
     "left_out",
     [
         "~config.LOSS.pirl_loss.temperature", "~config.LOSS.pirl_loss.lambda_", "~config.LOSS.pirl_loss.memory_bank",
