@@ -23,7 +23,7 @@ COMPRESSED = {  # endings of archives in which no member can be read without all
     (".tar.zst", ".tzst"): "unzstd",
 }  # fmt: skip
 MAGIC = {b"\x1f\x8b": ".tar.gz", b"BZh": ".tar.bz2", b"\xfd7zXZ": ".tar.xz", b"\x28\xb5\x2f\xfd": ".tar.zst"}
-VERSION = 1
+VERSION = 2
 STORED = -1  # `packed` of a member that is not compressed
 
 
@@ -134,6 +134,7 @@ def _members_from(path: str, file: BinaryIO, below: str, start: int, end: int) -
                 places[os.path.normpath(name)] = (offset, member.size)
                 if kept := _name(path, below + name):
                     yield Member(kept, offset, member.size)
+        _check_end(file, archive.offset, end)
     except tarfile.TarError as error:
         raise ConfigError(
             f"The archive {printable(path)} cannot be read to its end ({error}); copy it again, or make it anew."
@@ -148,6 +149,20 @@ def _members_from(path: str, file: BinaryIO, below: str, start: int, end: int) -
         logging.warning(f"{printable(path)} has {missing} links to files that are not in it; they are left out.")
     for name, first, last in nested:
         yield from _members_from(path, file, f"{below}{name}/", first, last)
+
+
+def _check_end(file: BinaryIO, place: int, end: int) -> None:
+    """Raise unless a tar ends at `place`: tarfile takes a damaged header for the end, and so does a hole of zeros.
+
+    Raises:
+        tarfile.ReadError: saying where.
+    """
+    file.seek(place)
+    if end - place < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it lacks the zeros at its end")
+    while (left := end - file.tell()) > 0:
+        if file.read(min(left, 2**20)).strip(b"\0"):
+            raise tarfile.ReadError(f"after {place:,} bytes, no member begins, but more follows")
 
 
 def _members_of_zip(path: str) -> Iterator[Member]:

@@ -78,7 +78,11 @@ def list_images(path: str | os.PathLike) -> list[str]:
     """
     path = Path(path)
     if path.is_dir():
-        files = list(walk_images(path)) or list(archives.images_in_archives(path)) or list(archives.members(path) or ())
+        files = list(walk_images(path))
+        if files:
+            _warn_of_archives(path, len(files))
+        else:
+            files = list(archives.images_in_archives(path)) or list(archives.members(path) or ())
         if not files:
             raise ConfigError(
                 f"The folder {path} holds no image; it needs files ending in {', '.join(EXTENSIONS)} at any depth, "
@@ -98,6 +102,18 @@ def list_images(path: str | os.PathLike) -> list[str]:
             )
         files = list(in_archive)
     return files
+
+
+def _warn_of_archives(folder: Path, images: int) -> None:
+    """Say which archives in a folder are not read, as after an unpacking that was interrupted."""
+    with os.scandir(folder) as found:
+        names = sorted(one.name for one in found if one.name.lower().endswith(archives.ENDINGS) and one.is_file())
+    if names:
+        logging.warning(
+            f"{printable(str(folder))} has {images} images, which are used, and {len(names)} archives beside them "
+            f"({printable(names[0])}{', ...' * (len(names) > 1)}), which are not: a folder's archives are read only "
+            f"where it has no other image."
+        )
 
 
 def _names_in_array(path: Path) -> list[str]:

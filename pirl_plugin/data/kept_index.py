@@ -62,12 +62,12 @@ def kept_index(path: str, key: str, listed: Callable[[], np.ndarray], kind: str 
     whole = os.path.abspath(path)
     files = [Path(whole).with_name(f".{Path(whole).name}.{kind}{key}"), cache_of(path, kind + key)]
     for file in files:
-        with contextlib.suppress(OSError, ValueError):  # not there, or torn
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or torn
             return np.load(file, mmap_mode="r", allow_pickle=False)
     logging.info(f"Listing {printable(path)}, once ...")
     entries = listed()
     for file in files:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             write_index(file, entries, file.name.removesuffix(key))
             return np.load(file, mmap_mode="r", allow_pickle=False)
     folders = " nor in ".join(str(file.parent) for file in files)

@@ -81,6 +81,8 @@ def class_balanced_subset(folder: str | os.PathLike, percent: float, seed: int =
         ConfigError: if there are no classes, or one is too small.
     """
     check_number(percent, "--percent", 1e-6, 100)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{folder} is not a folder; give one with a sub-folder per class (unpack an archive).")
     classes = labelled_class_folders(folder)
     counts = {path: sum(1 for _ in walk_images(path)) for path in tqdm(classes, desc=f"Counting {folder}")}
     each = max(1, round(sum(counts.values()) * percent / 100 / len(classes)))

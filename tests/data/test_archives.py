@@ -173,9 +173,10 @@ def test_the_index_is_written_once_and_anew_where_the_archive_was_replaced(photo
     assert len(list_images(path)) == 6 and not index.exists() and len(list(path.parent.glob(".all.tar.*.npy"))) == 1
     # A torn index is made anew.
     (index,) = path.parent.glob(".all.tar.*.npy")
-    index.write_bytes(index.read_bytes()[:200])
-    archives._opened.cache_clear()
-    assert len(list_images(path)) == 6
+    for left in (200, 0):
+        index.write_bytes(index.read_bytes()[:left])
+        archives._opened.cache_clear()
+        assert len(list_images(path)) == 6 and index.stat().st_size > 200
 
 
 def test_beside_a_read_only_archive_the_index_is_in_the_cache_folder(photos, tmp_path, monkeypatch):
@@ -231,6 +232,38 @@ def test_what_cannot_be_read_as_an_archive_is_refused_in_a_sentence(photos, tmp_
         with pytest.raises(ConfigError, match=sentence) as refused:
             list_images(path)
         assert path.name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def damaged(data: bytes, second: int) -> dict[str, bytes]:
+    """A tar whose second member's header is at `second`, in which tarfile sees nothing after the first."""
+    return {
+        "flipped": data[:second] + bytes([data[second] ^ 1]) + data[second + 1 :],
+        "hole": data[:second] + bytes(1024) + data[second + 1024 :],
+        "cut in a header": data[: second + 100],
+        "cut at a header": data[:second],
+    }
+
+
+@pytest.mark.parametrize("damage", ["flipped", "hole", "cut in a header", "cut at a header"])
+def test_a_tar_of_which_a_part_would_be_taken_for_the_whole_is_refused(damage, photos, tmp_path):
+    jpeg = (photos / "n1" / "a.jpg").read_bytes()
+    whole = tar_of(tmp_path / "whole.tar", *((f"{number}.jpg", jpeg) for number in range(4)))
+    second = 512 + -(-len(jpeg) // 512) * 512
+    data = damaged(whole.read_bytes(), second)[damage]
+    (tmp_path / "torn.tar").write_bytes(data)
+    outer = tar_of(tmp_path / "outer.tar", ("n1.tar", data), ("n2.tar", whole.read_bytes()))
+    for path in (tmp_path / "torn.tar", outer):
+        with pytest.raises(ConfigError, match=rf"{path.name} cannot be read to its end \(.*\); copy it again"):
+            list_images(path)
+    assert len(list_images(whole)) == 4
+
+
+def test_archives_beside_images_are_said_not_to_be_read(photos, tmp_path, caplog):
+    folder = pack(photos, tmp_path / "packed", "folder of tars")
+    (folder / "n1.tar").unlink()
+    (folder / "n1").symlink_to(photos / "n1")
+    assert len(list_images(folder)) == 2
+    assert re.search(r"packed has 2 images, which are used, and \d archives beside them \(.*tar, ...\)", caplog.text)
 
 
 def test_absolute_names_stay_in_the_archive_and_of_a_name_that_comes_twice_the_last_counts(photos, tmp_path, caplog):

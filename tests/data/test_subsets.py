@@ -1,14 +1,16 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.data.image_files import list_images
-from pirl_plugin.data.subsets import sample_images
+from pirl_plugin.data.subsets import class_balanced_subset, sample_images
 from pirl_plugin.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,17 @@ def test_names_that_are_not_utf8_are_sampled_like_others(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"1.jpg\n\xff.jpg\n")
     sampled = sample_images(tmp_path / "b.txt", 2, progress=False)
     assert [os.path.basename(os.fsencode(path)) for path in sampled] == [b"1.jpg", b"\xff.jpg"]
+
+
+def test_a_list_is_not_sampled_over_itself_and_an_archive_is_no_folder_of_classes(photo_folder, tmp_path):
+    (tmp_path / "all.txt").write_text("".join(f"{file}\n" for file in list_images(photo_folder)))
+    with pytest.raises(SystemExit) as end:
+        pirl(["sample-images", str(tmp_path / "all.txt"), "--count", "2", "--output", str(tmp_path / "all.txt")])
+    assert "is the same file as" in end.value.code and len(list_images(tmp_path / "all.txt")) == 48
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photo_folder, "photos")
+    with pytest.raises(ConfigError, match=r"a.tar is not a folder; give one with a sub-folder per class"):
+        class_balanced_subset(tmp_path / "a.tar", 50)
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):

@@ -26,6 +26,17 @@ def test_an_items_views_are_the_transforms_of_its_file(photo_folder):
     assert not torch.equal(views[7]["images"], item["images"])
 
 
+def test_workers_that_persist_see_each_epoch(photo_folder):
+    views = ImageViews(list_images(photo_folder)[:4], JigsawPatchTransform(**SMALL, seed=0))
+    loader = DataLoader(views, 4, num_workers=1, persistent_workers=True, collate_fn=pirl_collator)
+    alone = ImageViews(views.files, JigsawPatchTransform(**SMALL, seed=0))
+    for epoch in (0, 1, 1, 7):
+        views.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        (batch,) = loader
+        assert torch.equal(batch["images"][0], torch.stack([alone[place]["images"] for place in range(4)]))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_leave_out_what_cannot_be_read_and_name_each_image_by_its_place(photo_folder, tmp_path, workers):
     files = list_images(photo_folder)[:6]
