@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import inspect
+import numbers
 import os
 import re
 import signal
@@ -101,10 +102,10 @@ def check_integer(value: Any, where: str, minimum: int, maximum: int | None = No
         ConfigError: naming the range.
     """
     bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)  # NumPy's, too
     if not whole or value < minimum or (maximum is not None and value > maximum):
         raise ConfigError(f"{where} is {value!r}; it must be a whole number {bounds}.")
-    return value
+    return int(value)
 
 
 def check_seed(value: Any, where: str) -> int:
@@ -132,7 +133,7 @@ def check_number(value: Any, where: str, minimum: float, maximum: float = float(
     Raises:
         ConfigError: naming the range.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not minimum <= value <= maximum or (above and value == minimum):
         low = f"above {minimum}" if above else f"at least {minimum}"
         high = "" if maximum == float("inf") else f" and at most {maximum}"
@@ -147,8 +148,8 @@ def check_interval(value: Any, where: str, minimum: float, maximum: float) -> tu
         ConfigError: naming the range.
     """
     pair = isinstance(value, (list, tuple)) and len(value) == 2
-    numbers = pair and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    if not numbers or not minimum <= value[0] <= value[1] <= maximum:
+    real = pair and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in value)
+    if not real or not minimum <= value[0] <= value[1] <= maximum:
         raise ConfigError(
             f"{where} is {value!r}; it must be two numbers [low, high] with {minimum} <= low <= high <= {maximum}."
         )

@@ -2,6 +2,7 @@
 
 import errno
 
+import numpy as np
 import pytest
 
 from pirl_plugin.validation import (
@@ -47,6 +48,7 @@ def test_anything_else_is_no_interval(value):
 )
 def test_a_whole_number_in_its_range(value, minimum, maximum, sentence):
     assert check_integer(minimum, "n", minimum, maximum) == minimum and check_integer(4, "n", 1, 4) == 4
+    assert type(check_integer(np.int64(4), "n", 1, 4)) is int
     with pytest.raises(ConfigError) as refused:
         check_integer(value, "n", minimum, maximum)
     assert str(refused.value) == sentence

@@ -163,7 +163,8 @@ class PIRLLoss(nn.Module):
             images of the global batch that were read; 0 if none was.
 
         Raises:
-            ValueError: an index beyond the bank (on a GPU: a device-side assertion), or not one index per embedding.
+            ValueError: an index beyond the bank (on a GPU: a device-side assertion), not one int64 index per
+                embedding, or embeddings of another size than the bank's.
         """
         image = output if isinstance(output, Tensor) else output[0]
         pretext = None if isinstance(output, Tensor) or len(output) < 2 else output[1]
@@ -224,6 +225,11 @@ class PIRLLoss(nn.Module):
             )
 
     def _check_target(self, target: Tensor, image: Tensor) -> None:
+        if target.dtype != torch.int64:
+            raise ValueError(f"pirl_loss got image indices of {target.dtype}; they must be torch.int64.")
+        dim = self.memory_bank.dim
+        if not len(image) or image.shape[1:] != (dim,):
+            raise ValueError(f"pirl_loss got embeddings {list(image.shape)}; it takes [images, {dim}], as its bank.")
         if target.dim() != 1 or len(target) != len(image):
             raise ValueError(
                 f"pirl_loss got {tuple(target.shape)} image indices for {len(image)} embeddings; it needs one each."

@@ -73,7 +73,8 @@ def bank_rows(checkpoint: Any, source: str) -> Tensor:
     Raises:
         ConfigError: if there is none.
     """
-    loss = checkpoint.get("loss") if isinstance(checkpoint, Mapping) else None
+    whole = checkpoint if isinstance(checkpoint, Mapping) else {}
+    loss = whole.get("loss", whole)  # without VISSL, a file may hold the loss alone
     loss = loss if isinstance(loss, Mapping) else {}
     if "memory_bank.rows" in loss:
         return loss["memory_bank.rows"].float()

@@ -89,8 +89,9 @@ class PretextTransform(ABC):
         normalize_on: str = "workers",
         seed: int | None = None,
     ) -> None:
-        self.seed = None if seed is None else check_integer(seed, f"{self.name}.seed", 0)
-        self.epoch = 0
+        self.seed = None if seed is None else check_integer(seed, f"{self.name}.seed", 0, 2**63 - 1)
+        # Shared: with persistent_workers, a loader's workers keep the copies that they began with.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.augment_on = check_choice(augment_on, ("workers", "device"), f"{self.name}.augment_on")
         self.normalize_on = check_choice(normalize_on, ("workers", "device"), f"{self.name}.normalize_on")
         if (augment_on, normalize_on) == ("device", "workers"):
@@ -107,6 +108,15 @@ class PretextTransform(ABC):
                 check_number(value, f"{self.name}.{key}", low, 1.0)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    @property
+    def epoch(self) -> int:
+        """With a seed, random choices depend on the seed, the epoch and the image; workers see what is set here."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     @property
     @abstractmethod
@@ -139,7 +149,12 @@ class PretextTransform(ABC):
         return resized_crop(image, box, self.image_crop_size)
 
     def crops(self, image: Image.Image | Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The views before photometric augmentation: uint8 [1, 3, S, S] and [V, 3, h, w]."""
+        """The views before photometric augmentation: uint8 [1, 3, S, S] and [V, 3, h, w].
+
+        Raises:
+            ConfigError: for an image that is not RGB.
+        """
+        self._check_rgb(image)
         image_view = self.image_view(image, generator).unsqueeze(0)
         pretext_views = self.pretext_views(image, generator)
         if len(pretext_views) != self.num_views or pretext_views.dtype != torch.uint8:
@@ -148,6 +163,18 @@ class PretextTransform(ABC):
                 f"uint8 [num_views, 3, h, w] with num_views {self.num_views}."
             )
         return image_view, pretext_views
+
+    def _check_rgb(self, image: Image.Image | Tensor) -> None:
+        if isinstance(image, Tensor):
+            if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
+                raise ConfigError(
+                    f"{self.name} was given a tensor {image.dtype} {list(image.shape)}; it takes uint8 [3, H, W]."
+                )
+        elif image.mode != "RGB":
+            raise ConfigError(
+                f"{self.name} was given an image of the mode {image.mode}; it takes RGB, as load_rgb or "
+                f'image.convert("RGB") gives.'
+            )
 
     def draw_photometric(self, generator: torch.Generator | None) -> np.ndarray:
         """Parameters of the image view, then of the pretext views: photometric.PARAMETERS [1 + V]."""

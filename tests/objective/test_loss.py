@@ -116,6 +116,12 @@ def test_indices_outside_the_bank_or_of_another_number_are_refused():
         make_loss()([image, pretext], target)
     with pytest.raises(ValueError, match=r"\(5,\) image indices for 6 embeddings"):
         make_loss()([image, pretext], target[:5])
+    for other in (torch.int32, torch.float32):  # int32 would draw other negatives
+        with pytest.raises(ValueError, match=f"image indices of {other}; they must be torch.int64"):
+            make_loss()([image, pretext], target.to(other))
+    for few in (image[:, :4], image[:0]):
+        with pytest.raises(ValueError, match=r"embeddings \[\d, \d+\]; it takes \[images, \d+\], as its bank"):
+            make_loss()([few, pretext], target)
 
 
 def test_a_batch_of_one_works():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from pirl_plugin.objective.memory_bank import MEMORY_BANKS, MemoryBank, initial_rows
+from pirl_plugin.objective.memory_bank import MEMORY_BANKS, MemoryBank, bank_rows, initial_rows
 from pirl_plugin.validation import ConfigError
 
 
@@ -113,3 +113,10 @@ def test_the_bank_is_in_the_registry():
 def test_bad_settings_are_refused(key, value):
     with pytest.raises(ConfigError):
         MemoryBank(**{"num_rows": 10, key: value})
+
+
+def test_the_bank_of_a_loss_that_was_saved_alone_is_found():
+    bank = MemoryBank(9, 4)
+    state = {f"memory_bank.{key}": value for key, value in bank.state_dict().items()}
+    assert torch.equal(bank_rows(state, "loss.pth"), bank.rows)
+    assert torch.equal(bank_rows({"loss": state}, "checkpoint.torch"), bank.rows)

@@ -222,6 +222,18 @@ def test_settings_that_make_no_sense_are_refused(name, settings, message):
         make(name, **settings)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_images_that_are_not_rgb_are_refused_by_every_task(name, make_photo):
+    task, photo = make(name, seed=0), make_photo(1)
+    for mode in ("RGBA", "L", "P", "CMYK", "I;16"):
+        image = Image.new(mode, (40, 40)) if mode == "I;16" else photo.convert(mode)
+        with pytest.raises(ConfigError, match=f"{name} was given an image of the mode {mode}; it takes RGB"):
+            task({"data": [image], "data_idx": [0], "data_valid": [1]})
+    for tensor in (torch.zeros(4, 40, 40, dtype=torch.uint8), torch.zeros(3, 40, 40), torch.zeros(40, 40)):
+        with pytest.raises(ConfigError, match=f"{name} was given a tensor .*; it takes uint8"):
+            task.views(tensor)
+
+
 def test_a_task_that_breaks_its_word_is_told(make_photo):
     class Broken(PRETEXT_TRANSFORMS["rotation_transform"]):
         def pretext_views(self, image, generator):
