@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.image_batches import OnUnreadable, view_batches
 from pirl_plugin.pretext.base import IMAGENET_MEAN, IMAGENET_STD, PretextTransform
+from pirl_plugin.validation import ConfigError
+
+LONGEST = 16  # times the shorter side, of an image that is resized whole
 
 
 def progress_line(name: str) -> Callable[[int, int], None]:
@@ -47,6 +51,7 @@ def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[
     """PIL image -> float32 [3, size, size]: the usual view for evaluation, resized to `resized_side` and cropped."""
     return v2.Compose(
         [
+            _without_far_ends,
             v2.Resize(resized_side(size), antialias=True),
             v2.CenterCrop(size),
             v2.PILToTensor(),
@@ -56,9 +61,31 @@ def center_view(size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[
     )
 
 
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image that is very long, for its size: resized by the shorter side, it would take gigabytes."""
+    short, long = sorted(image.size)
+    if long <= LONGEST * short:
+        return image
+    start = (long - 4 * short) // 2
+    wide = image.width == long
+    return image.crop((start, 0, long - start, short) if wide else (0, start, short, long - start))
+
+
 def center_view_of(task: PretextTransform):
     """`center_view` with the size and the normalisation of a pretext task's plain view."""
     return center_view(task.image_crop_size, task.mean.flatten().tolist(), task.std.flatten().tolist())
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode, and then each module in its own mode again."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.inference_mode()
@@ -75,12 +102,16 @@ def embed(
     """Features float32 [N, D] of images or image files, in their order.
 
     Args:
-        trunk: (images, [layer]) -> [features], in eval mode on any device: a ResNetTrunk, or a trunk of VISSL.
+        trunk: (images, [layer]) -> [features], on any device: a ResNetTrunk, or a trunk of VISSL. It computes in eval
+            mode, and has its own again afterwards.
         view: image -> float tensor [3, H, W], the same size for all.
         layer: which features (conv1, res2 ... res5, flatten); maps are flattened.
         progress: called with (done, total) after every batch.
         on_unreadable: called with a file that cannot be read and why; its features are NaN. None: the error is raised.
         compute: where and how; the trunk is moved there. None: where the trunk is, in its own dtype, without workers.
+
+    Raises:
+        ConfigError: if there are no images.
 
     Example:
         >>> from pirl_plugin import ResNetTrunk
@@ -90,8 +121,11 @@ def embed(
     """
     compute = compute or Compute(next(trunk.parameters()).device)
     features, trunk = [], trunk.to(compute.device)
-    for batch in view_batches(images, view, batch_size, progress, on_unreadable, compute.workers):
-        with compute.autocast():
-            (output,) = trunk(batch.to(compute.device), [layer])
-        features.append(output.flatten(1).float().cpu().numpy())
+    if not len(images):
+        raise ConfigError("There are no images to embed; give at least one.")
+    with evaluating(trunk):
+        for batch in view_batches(images, view, batch_size, progress, on_unreadable, compute.workers):
+            with compute.autocast():
+                (output,) = trunk(batch.to(compute.device), [layer])
+            features.append(output.flatten(1).float().cpu().numpy())
     return np.concatenate(features)

@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pirl_plugin.data.image_files import list_images
 from pirl_plugin.evaluation.quick import labelled_images, table
@@ -34,6 +35,34 @@ def test_features_of_a_file_that_cannot_be_read_are_nan_and_no_others(photo_fold
     np.testing.assert_allclose(np.delete(features, 3, axis=0), rest, rtol=1e-5, atol=1e-6)
     with pytest.raises(OSError, match="cannot identify"):
         embed(trunk.network, files, center_view(32))
+
+
+def test_a_network_in_training_computes_in_eval_mode_and_has_its_modes_again(photo_folder):
+    files, trunk = list_images(photo_folder)[:9], Trunk(Architecture(18, 0.125, "small")).network.train()
+    trunk._feature_blocks["layer1"].eval()  # frozen
+    modes = [module.training for module in trunk.modules()]
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    few, many = (embed(trunk, files, center_view(32), batch_size=size) for size in (2, 9))
+    np.testing.assert_allclose(few, many, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+    with pytest.raises(OSError, match="cannot identify"):
+        embed(trunk, [__file__], center_view(32))
+    assert [module.training for module in trunk.modules()] == modes
+    with pytest.raises(ConfigError, match="There are no images to embed"):
+        embed(trunk, [], center_view(32))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_very_long_image_is_seen_in_its_middle_without_being_resized_whole(turned):
+    levels = np.zeros((4, 30_000, 3), dtype=np.uint8)
+    levels[:, 14_990:15_010] = 255  # all that a view of twice its height should see
+    image = Image.fromarray(levels.transpose(1, 0, 2) if turned else levels)
+    view = center_view(224, (0, 0, 0), (1, 1, 1))(image)
+    assert view.shape == (3, 224, 224) and view.min() > 0.99
+    usual = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 320, 3), dtype=np.uint8))
+    resized = usual.resize((16 * 256, 256), Image.Resampling.BILINEAR)
+    middle = np.asarray(resized.crop((1936, 16, 2160, 240)))
+    np.testing.assert_allclose(center_view(224, (0, 0, 0), (1, 1, 1))(usual).permute(1, 2, 0) * 255, middle, atol=1)
 
 
 def test_a_checkpoints_trunk_gives_the_features_of_the_network_that_wrote_it(config, tmp_path, photo_folder):
