@@ -68,6 +68,8 @@ def _reason(error: Exception) -> str:
             f"it holds an object of {named.group(1)}; if you trust it, load the file with the code that wrote it "
             f"and save only its state_dict"
         )
+    if "TorchScript" in text:
+        return "it is a TorchScript program; save the state_dict of the network that it was made of"
     if "archive" in text or "EOF" in text or "central directory" in text:
         return "it is cut short or damaged"
     return text.split(". ")[0][:200] or type(error).__name__

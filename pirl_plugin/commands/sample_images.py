@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_other_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"--output is {options.output}; it must end in .txt, for DATA_PATHS to take it.")
     if not options.output.resolve().parent.is_dir():
         raise ConfigError(f"--output is {options.output}; its folder does not exist.")
+    check_other_file(options.output, options.source, "--output")
     paths = sample_images(options.source, options.count, options.seed)
     write_list(options.output, paths)
     print(f"{options.output}: {len(paths)} of the images of {options.source}, seed {options.seed}")

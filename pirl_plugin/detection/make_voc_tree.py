@@ -15,7 +15,7 @@ import numpy as np
 from pirl_plugin.data.file_lists import printable
 from pirl_plugin.data.file_names import EXTENSIONS, is_hidden
 from pirl_plugin.detection.voc_trees import OBJECT_TAGS, SIDES, check_split, read_annotation, shown_size
-from pirl_plugin.validation import ConfigError, check_number
+from pirl_plugin.validation import ConfigError, check_number, check_seed
 
 CLASSES = "classes.txt"  # in a tree: the names of its objects, one per line
 
@@ -47,6 +47,9 @@ def make_tree(
     if output.exists():
         raise ConfigError(f"{output} exists already; give a folder that does not.")
     check_number(test_share, "--test-share", 0, 1, above=True)
+    if test_share == 1:
+        raise ConfigError("--test-share is 1, which leaves nothing to train on; it must be below 1.")
+    check_seed(seed, "--seed")
     files = _images_in(images)
     trees = {}
     for name, file in files.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from pirl_plugin.detection.make_voc_tree import classes_of
 from pirl_plugin.detection.voc_trees import check_split
@@ -58,6 +59,8 @@ def detection_config(config_file: str, overrides: list[str]) -> Any:
     try:
         config.merge_from_file(str(path))
         config.merge_from_list(overrides)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The detection config {path} is not YAML: {' '.join(str(error).split())}") from error
     except (KeyError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"The overrides {' '.join(overrides)} do not fit: {' '.join(map(str, error.args))}"

@@ -54,6 +54,8 @@ def finetuning(
         f"config.MODEL.TRUNK.RESNETS.DEPTH={network.depth}",
         f"config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER={network.width_multiplier:g}",
         f"config.MODEL.TRUNK.RESNETS.STEM={network.stem}",
+        f"config.MODEL.TRUNK.RESNETS.GROUPS={network.groups}",
+        f"config.MODEL.TRUNK.RESNETS.WIDTH_PER_GROUP={network.width_per_group}",
         f"config.MODEL.HEAD.PARAMS.0.1.dims=[{channels},{classes}]",
         f"config.DATA.TRAIN.TRANSFORMS.0.size={wanted.size}",
         f"config.DATA.TEST.TRANSFORMS.0.size={wanted.resize}",

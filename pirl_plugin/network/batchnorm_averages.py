@@ -23,7 +23,7 @@ from pirl_plugin.network.image_batches import OnUnreadable, view_batches
 from pirl_plugin.network.preprocessing import preprocessing_of, usual_size
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.paths import written_whole
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_other_file
 
 MOST_IMAGES = 10_000  # that commands take, if not told otherwise
 
@@ -109,6 +109,7 @@ def recompute_checkpoint(
         ConfigError: if the folder of `output` has the train_config.yaml of another run.
     """
     path = Path(source)
+    check_other_file(output, source, "--output")
     config, checkpoint = run_config(path), load_checkpoint(path)
     beside = Path(output).absolute().parent / CONFIG_FILE
     if config_in(beside.parent) not in (None, config):

@@ -177,7 +177,9 @@ def _check_form(architecture: Architecture | TimmArchitecture, form: str) -> Non
         check_choice(form, ["timm", "safetensors"], f"--format, for {architecture},")
         return
     other_width = architecture.width_multiplier != 1 and form != "detectron2"
-    if form in _MODELS and (other_width or architecture.stem != "imagenet"):
+    other_depth = architecture.depth == 200 and form in ("torchvision", "detectron2")
+    other = other_width or other_depth or architecture.stem != "imagenet" or not architecture.is_plain
+    if form in _MODELS and other:
         raise ConfigError(f"{form} has no {architecture}; export it as safetensors, which load_trunk reads.")
 
 

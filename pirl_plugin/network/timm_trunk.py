@@ -67,6 +67,8 @@ class TimmArchitecture:
     def input_size(self) -> int:
         """Side of the images that it is usually evaluated on, in pixels."""
         given = self.arguments.get("img_size")
+        if isinstance(given, Sequence):
+            given = given[-1]
         return int(given or _timm().get_pretrained_cfg_value(self.model, "input_size")[-1])
 
     def record(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ class TimmTrunk(nn.Module):
 
     def __init__(self, architecture: TimmArchitecture) -> None:
         super().__init__()
+        self.name = architecture.model
         try:
             self.model = _timm().create_model(architecture.model, num_classes=0, **architecture.arguments)
         except TypeError as error:
@@ -121,9 +124,16 @@ class TimmTrunk(nn.Module):
             one tensor per layer, in the order of `layers`.
 
         Raises:
-            ConfigError: for a layer that the network does not have.
+            ConfigError: for a layer that the network does not have, or a size of images that it does not take.
         """
-        wanted = list(layers or ("flatten",))
+        try:
+            return self._features(images, list(layers or ("flatten",)))
+        except AssertionError as error:  # timm's
+            raise ConfigError(
+                f"{self.name} of timm does not take images of {images.shape[2]} x {images.shape[3]}: {error}"
+            ) from error
+
+    def _features(self, images: Tensor, wanted: list[str]) -> list[Tensor]:
         if wanted == ["flatten"]:
             return [self.model(images)]
         for name in wanted:

@@ -119,8 +119,11 @@ class ResNetTrunk(nn.Module):
 
         Returns:
             one tensor per layer, in the order of `layers`: maps [B, C, h, w], res5avg [B, C, 1, 1], flatten [B, C].
+
+        Raises:
+            ConfigError: for a layer that the network does not have.
         """
-        wanted = [BLOCK_OF_LAYER[layer] for layer in layers or ("flatten",)]
+        wanted = [BLOCK_OF_LAYER[check_choice(layer, LAYERS, "The layer")] for layer in layers or ("flatten",)]
         found: dict[str, Tensor] = {}
         features = images
         for name, block in self._feature_blocks.items():

@@ -26,7 +26,7 @@ from pirl_plugin.network.checkpoints import trunk_state
 from pirl_plugin.network.networks_in_files import choose_network, networks_in
 from pirl_plugin.network.preprocessing import Preprocessing, notes_of, preprocessing_of
 from pirl_plugin.network.timm_trunk import TimmArchitecture, TimmTrunk
-from pirl_plugin.network.trunks import LAYOUTS, STAGES, ResNetTrunk
+from pirl_plugin.network.trunks import LAYERS, LAYOUTS, STAGES, ResNetTrunk
 from pirl_plugin.safe_loading import read_safely
 from pirl_plugin.validation import ConfigError
 
@@ -38,14 +38,22 @@ class Architecture:
     """Which ResNet some weights belong to.
 
     Attributes:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101, 152 or 200.
         width_multiplier: channels of conv1 / 64.
         stem: `imagenet` (7x7, stride 2, max-pool) or `small` (3x3).
+        groups, width_per_group: of the 3x3 convolutions of the bottlenecks, as in ResNeXts and wide ResNets.
     """
 
     depth: int
     width_multiplier: float = 1.0
     stem: str = "imagenet"
+    groups: int = 1
+    width_per_group: int = 64
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bottlenecks are those of a ResNet."""
+        return (self.groups, self.width_per_group) == (1, 64)
 
     @property
     def input_size(self) -> int:
@@ -62,7 +70,9 @@ class Architecture:
 
     def __str__(self) -> str:
         width = "" if self.width_multiplier == 1 else f" of {self.width_multiplier:g} times the width"
-        return f"ResNet-{self.depth}{width}{' with a 3x3 stem' if self.stem == 'small' else ''}"
+        wide = f" with bottlenecks {self.width_per_group / 64:g} times as wide" if self.groups == 1 else None
+        groups = "" if self.is_plain else wide or f" with {self.groups} groups of width {self.width_per_group}"
+        return f"ResNet-{self.depth}{width}{groups}{' with a 3x3 stem' if self.stem == 'small' else ''}"
 
 
 def read_content(path: str | Path) -> Any:
@@ -139,11 +149,18 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
     conv1 = weights["conv1.weight"]
     for depth, (block, layers) in LAYOUTS.items():
         if layers == blocks and (block.expansion == 4) == bottleneck and conv1.shape[2] in (3, 7):
-            return Architecture(depth, conv1.shape[0] / 64, "small" if conv1.shape[2] == 3 else "imagenet")
+            groups = _groups(weights["layer1.0.conv2.weight"], len(conv1)) if bottleneck else (1, 64)
+            return Architecture(depth, len(conv1) / 64, "small" if conv1.shape[2] == 3 else "imagenet", *groups)
     raise ConfigError(
         f"The weights have {blocks} {'bottleneck' if bottleneck else 'basic'} blocks and a {tuple(conv1.shape)} conv1; "
         f"supported are ResNets of depth {', '.join(map(str, LAYOUTS))} with a 7x7 or 3x3 stem."
     )
+
+
+def _groups(conv2: Tensor, width: int) -> tuple[int, int]:
+    """Groups, and width per group, of a bottleneck's 3x3 convolution in the first stage of a network of `width`."""
+    groups = len(conv2) // conv2.shape[1]
+    return groups, round(64 * conv2.shape[1] / width)
 
 
 class Trunk(nn.Module):
@@ -172,6 +189,11 @@ class Trunk(nn.Module):
         """
         (features,) = self.network(images, [layer])
         return features
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers that `forward` gives."""
+        return LAYERS if isinstance(self.network, ResNetTrunk) else ("flatten", *self.network.stages)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -209,6 +231,8 @@ def load_trunk(path: str | Path) -> Trunk:
         trunk = trunk_from_weights(trunk_weights_in(content, str(path)), str(path))
     else:
         weights = trunk_state(content) if "classy_state_dict" in content else content
+        if not any(key.startswith("model.") for key in weights):  # timm's own names
+            weights = {f"model.{key}": value for key, value in weights.items()}
         check_finite(weights, str(path))
         trunk = _load(Trunk(timm), weights, str(path))
     trunk.preprocessing = preprocessing_of(path, content, trunk.architecture.input_size)

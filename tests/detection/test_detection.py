@@ -357,6 +357,22 @@ def test_what_cannot_become_a_tree_is_refused_and_nothing_is_written(tmp_path, m
     assert not (tmp_path / "tree").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"test_share": 1}, "which leaves nothing to train on"), ({"seed": -1}, "--seed is -1; it must")],
+)
+def test_a_share_and_a_seed_are_in_their_ranges(given, message, tmp_path, make_photo):
+    images, annotations = raw(tmp_path, {f"x{n}.jpg": XML for n in range(6)}, make_photo)
+    with pytest.raises(ConfigError, match=message):
+        make_tree(images, annotations, tmp_path / "tree", **{"test_share": 0.5, **given})
+
+
+def test_a_config_that_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "own.yaml").write_text("MODEL: [1\n")
+    with pytest.raises(ConfigError, match=r"The detection config .*own.yaml is not YAML: .*line 2"):
+        detection_config(str(tmp_path / "own.yaml"), [])
+
+
 def test_a_tree_is_not_written_over_another(voc_root, tmp_path):
     images, annotations = voc_root / "VOC2007" / "JPEGImages", voc_root / "VOC2007" / "Annotations"
     (annotations / "2007_2.xml").write_text(annotation((100, 80), [(1, 1, 9, 9)]))

@@ -75,6 +75,10 @@ def test_the_command_writes_a_checkpoint_that_is_evaluated_like_any_other(photo_
     for name in before:
         same = torch.equal(before[name], after[name])
         assert same != name.endswith(("running_mean", "running_var", "num_batches_tracked")), name
+    with pytest.raises(SystemExit) as end:
+        main(["recompute-batchnorm", f"{tmp_path}/checkpoint.torch", str(photo_folder),
+              "--output", f"{tmp_path}/../{tmp_path.name}/checkpoint.torch"])  # fmt: skip
+    assert "is the same file as" in end.value.code
     # Every other photo is measured on, and the others vote.
     for split in ("train", "test"):
         for number, file in enumerate(sorted(photo_folder.rglob("*.jpg"))):

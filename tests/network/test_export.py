@@ -1,5 +1,6 @@
 """Weights into each library and back, with the real libraries."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torchvision
 
 from pirl_plugin.commands.__main__ import main as pirl
 from pirl_plugin.data.image_files import list_images, load_rgb
+from pirl_plugin.network import embed_folder as embed_folder_module
 from pirl_plugin.network.embed_folder import embed_folder
 from pirl_plugin.network.export import SUFFIXES, detectron2_name, export, preprocessing_notes
 from pirl_plugin.network.features import center_view
@@ -127,7 +129,14 @@ def test_names_in_detectron2():
     ]
 
 
-@pytest.mark.parametrize("architecture", [Architecture(18, 0.25, "small"), Architecture(50, 2), Architecture(34)])
+ARCHITECTURES = [
+    Architecture(18, 0.25, "small"), Architecture(50, 2), Architecture(34),
+    Architecture(50, groups=32, width_per_group=4), Architecture(50, 0.125, "small", groups=4),
+    Architecture(50, 0.25, width_per_group=128),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_network_of_the_plugin_goes_through_safetensors(architecture, checkpoint, tmp_path):
     path, trunk = checkpoint(architecture)
     assert load_trunk(path).architecture == architecture
@@ -284,9 +293,41 @@ def test_the_list_of_files_beside_the_features_is_read_from_anywhere(checkpoint,
     monkeypatch.chdir(photo_folder.parent)
     (tmp_path / "out").mkdir()
     embed_folder(path, photo_folder.name, tmp_path / "out" / "f.npy", size=32)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    embed_folder(path, photo_folder.name, tmp_path / "link" / "f.npy", size=32)
     monkeypatch.chdir("/")
-    found = list_images(tmp_path / "out" / "f.txt")
-    assert [Path(file).resolve() for file in found] == [Path(file).resolve() for file in list_images(photo_folder)]
+    for folder in ("out", "link"):
+        found = list_images(tmp_path / folder / "f.txt")
+        assert [Path(file).resolve() for file in found] == [Path(file).resolve() for file in list_images(photo_folder)]
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (123456789012, 2048), (48, 100352)])
+def test_the_header_of_features_is_numpys(shape, tmp_path):
+    (tmp_path / "f.npy").write_bytes(embed_folder_module._header(*shape))
+    with open(tmp_path / "f.npy", "rb") as file:
+        assert np.lib.format.read_magic(file) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(file) == (shape, False, np.dtype(np.float32)) and not file.read()
+
+
+def test_features_that_were_interrupted_leave_the_ones_before(checkpoint, photo_folder, tmp_path, monkeypatch):
+    path, _ = checkpoint(Architecture(18))
+    embed_folder(path, photo_folder, tmp_path / "f.npy", size=32)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("f.*")}
+
+    shapes = []
+
+    def full(*shape):
+        shapes.append(shape)
+        if len(shapes) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return header(*shape)
+
+    header = embed_folder_module._header
+    monkeypatch.setattr(embed_folder_module, "_header", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed_folder(path, photo_folder, tmp_path / "f.npy", size=32)
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("f.*")} == before and len(before) == 2
 
 
 @pytest.mark.parametrize("form", ["vissl", "safetensors"])

@@ -99,11 +99,29 @@ def test_a_checkpoint_is_read_embedded_analysed_and_exported(settings, tmp_path,
     export(path, "timm", tmp_path / "weights.pth")
     model = timm.create_model(settings["model"], num_classes=0, **settings["arguments"]).eval()
     model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
-    assert torch.equal(model(images), trunk(images))
+    for one in (model, load_trunk(tmp_path / "weights.pth")):
+        assert torch.equal(one(images), trunk(images))
     notes = json.loads((tmp_path / "weights.pth.json").read_text())
     assert notes["architecture"]["model"] == settings["model"] and notes["crop"] == 48
     with pytest.raises(ConfigError, match=r"--format, for .* of timm.*is 'torchvision'.*one of timm, safetensors"):
         export(path, "torchvision", tmp_path / "other.pth")
+
+
+def test_a_size_that_a_vit_does_not_take_and_a_layer_that_it_lacks_are_refused(tmp_path, photo_folder):
+    path = tmp_path / "checkpoint.torch"
+    settings = {"model": VIT["model"], "arguments": {**VIT["arguments"], "img_size": [64, 64]}}
+    network = checkpoint(settings, path)
+    assert TimmArchitecture.of_settings(settings).input_size == 64
+    with pytest.raises(
+        ConfigError, match=r"vit_tiny_patch16_224 of timm does not take images of 50 x 50: .*patch size"
+    ):
+        embed_folder(path, photo_folder, tmp_path / "f.npy", size=50)
+    with pytest.raises(ConfigError, match="--layer is 'res5'; it must be one of flatten, stage1, stage2, stage3"):
+        embed_folder(path, photo_folder, tmp_path / "f.npy", layer="res5")
+    embed_folder(path, photo_folder, tmp_path / "f.npy", layer="stage2", size=48)
+    with torch.no_grad():
+        (maps,) = network(torch.randn(1, 3, 48, 48), ["stage2"])
+    assert np.load(tmp_path / "f.npy").shape[1] == maps.numel()
 
 
 def test_a_file_whose_weights_are_another_networks_is_refused(tmp_path):

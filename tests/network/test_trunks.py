@@ -45,6 +45,8 @@ def test_layers_come_in_the_order_in_which_they_are_asked_for_and_the_default_is
         assert torch.equal(features, every[layer])
     assert torch.equal(trunk(images)[0], every["flatten"])
     assert torch.equal(every["res5"].mean((2, 3)), every["flatten"])
+    with pytest.raises(ConfigError, match="The layer is 'layer4'; it must be one of conv1, "):
+        trunk(images, ["layer4"])
 
 
 def test_an_unknown_depth_or_stem_is_refused():

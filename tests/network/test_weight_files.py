@@ -98,3 +98,9 @@ def test_what_a_download_left_behind_is_called_what_it_is(start, message, tmp_pa
     (tmp_path / "w.pth").write_bytes(start)
     with pytest.raises(ConfigError, match=message):
         load_trunk(tmp_path / "w.pth")
+
+
+def test_a_torchscript_program_is_called_one(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="it is a TorchScript program; save the state_dict"):
+        load_trunk(tmp_path / "w.pt")
