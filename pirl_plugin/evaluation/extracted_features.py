@@ -17,6 +17,12 @@ def layers_and_splits(folder: str | Path) -> set[tuple[str, str]]:
     return {(match.group(1), match.group(2)) for match in matches if match}
 
 
+def delete(folder: str | Path) -> None:
+    """Delete the features of an earlier extraction, which would be taken for more of the same."""
+    for path in Path(folder).glob("rank*_chunk*_*.npy"):
+        path.unlink(missing_ok=True)
+
+
 def collect(folder: str | Path, split: str, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All features of one split and layer, in ascending order of the image index.
 

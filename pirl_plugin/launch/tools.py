@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from vissl.config import AttrDict
 from vissl.models.model_helpers import get_trunk_output_feature_names
-from vissl.utils.checkpoint import get_checkpoint_folder, has_final_checkpoint
+from vissl.utils.checkpoint import get_checkpoint_folder
 
+from pirl_plugin.evaluation import extracted_features
 from pirl_plugin.evaluation.extracted_features import collect
 from pirl_plugin.evaluation.measures import weighted_knn
 from pirl_plugin.host.readable_batches import count_listed
@@ -27,6 +28,7 @@ from pirl_plugin.launch import (
     launcher,
     registration,  # noqa: F401
 )
+from pirl_plugin.network.checkpoints import CONFIG_FILE, config_in
 from pirl_plugin.validation import ConfigError, one_sentence_errors
 
 
@@ -40,16 +42,32 @@ def _compose(arguments: list[str] | None) -> AttrDict:
     Raises:
         ConfigError: if the tool cannot do what the config asks for.
     """
-    whole = composition.compose([*_overrides(arguments), "engine_name=extract_features"], write_config=True)
-    folder = get_checkpoint_folder(whole.config)
+    whole = composition.compose([*_overrides(arguments), "engine_name=extract_features"])
+    folder = Path(get_checkpoint_folder(whole.config))
     if whole.config.SLURM.USE_SLURM:
         raise ConfigError("SLURM.USE_SLURM is true, which this tool does not support; run it inside your own job.")
-    if has_final_checkpoint(folder):
-        raise ConfigError(
-            f"CHECKPOINT.DIR is {folder!r}, the folder of a finished training, in which VISSL extracts nothing; "
-            f"give the features another folder."
-        )
+    if any(folder.glob("model_*.torch")):
+        raise ConfigError(f"CHECKPOINT.DIR is {folder}, the folder of a training; give the features another folder.")
+    if whole.node_id == 0:
+        _delete_results(whole.config, folder)
+        composition.write(whole.config)
     return whole
+
+
+def _delete_results(config: AttrDict, folder: Path) -> None:
+    """Delete what an earlier run of a tool left that this one would take for its own.
+
+    These are its features and, if it had other settings or weights, the SVMs that VISSL does not train again.
+    """
+    extracted_features.delete(config.EXTRACT_FEATURES.OUTPUT_DIR or folder)
+    weights, before = Path(config.MODEL.WEIGHTS_INIT.PARAMS_FILE), folder / CONFIG_FILE
+    same = config_in(folder) == composition.as_written(config) and not (
+        weights.is_file() and weights.stat().st_mtime > before.stat().st_mtime
+    )
+    of_svms = () if same else ("cls*.pickle", "AP_cls*.npy", "crossval_ap.npy", "chosen_cost.npy")
+    for pattern in ("test_ap*.npy", *of_svms):
+        for path in folder.glob(f"*/{pattern}"):
+            path.unlink()
 
 
 def _run_vissl_tool(name: str, arguments: list[str] | None) -> AttrDict:
