@@ -6,9 +6,11 @@ averaged in any case. Each check costs a collective of a few bytes; values are e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -175,6 +177,23 @@ def changes_beside_the_machine(saved: Mapping[str, Any], now: Mapping[str, Any])
         for config in (saved, now)
     )
     return changes(before, after, "the run")
+
+
+def other_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each key by which two runs name other images, labels or initial weights."""
+    keys = [("DATA", split, key) for split in ("TRAIN", "TEST") for key in ("DATA_PATHS", "LABEL_PATHS")]
+    lines = []
+    for *above, key in (*keys, ("MODEL", "WEIGHTS_INIT", "PARAMS_FILE")):
+        had, has = (
+            functools.reduce(lambda node, one: node.get(one) or {}, above, run).get(key) for run in (before, now)
+        )
+        if _real_paths(had) != _real_paths(has):
+            lines.append(f"{'.'.join([*above, key])} is {has or 'not set'}; the run had {had or 'none'}")
+    return lines
+
+
+def _real_paths(paths: Any) -> list[str]:
+    return [os.path.realpath(path) for path in ([paths] if isinstance(paths, str) else paths or []) if path]
 
 
 def changes(saved: Mapping[str, str], now: Mapping[str, str], whose: str = "the checkpoint's run") -> list[str]:

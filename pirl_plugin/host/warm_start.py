@@ -25,7 +25,8 @@ from pirl_plugin.network.heads import PIRLHead
 from pirl_plugin.network.preprocessing import preprocessing_of
 from pirl_plugin.network.weights import trunk_from_weights, trunk_weights_in
 from pirl_plugin.objective.memory_bank import bank_rows
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.paths import prepare_output, written_whole
+from pirl_plugin.validation import ConfigError, check_other_file
 
 _MLP_LAYER = re.compile(r"^clf\.(\d+)\.(weight|bias)$")
 
@@ -140,6 +141,8 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
     Raises:
         ConfigError: if it is not such a checkpoint.
     """
+    check_other_file(output, source, "--output")
+    prepare_output(Path(output), "--output")
     checkpoint = load_checkpoint(source)
     trunk = trunk_from_weights(trunk_weights_in(checkpoint, str(source)), str(source))
     model = checkpoint["classy_state_dict"].get("base_model", {}).get("model", {})
@@ -155,7 +158,8 @@ def convert(source: str | Path, output: str | Path, patch_relu: bool | None = No
         "classy_state_dict": {"base_model": {"model": {"trunk": model["trunk"], "heads": converted.state}}},
         "loss": {"memory_bank.rows": rows, "memory_bank.updated": torch.ones(len(rows), dtype=torch.bool)},
     }
-    torch.save(content, output)
+    with written_whole(Path(output)) as file:
+        torch.save(content, file)
     heads = "\n".join(f"    pirl_heads {arguments}" for arguments in (converted.image, converted.pretext))
     return (
         f"{output}: {trunk.architecture}, a bank of {len(rows):,} rows of {rows.shape[1]}, and the heads\n{heads}\n"

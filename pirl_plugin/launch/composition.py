@@ -104,11 +104,14 @@ def default_folder(overrides: list[Override]) -> str:
     return f"runs/{chosen.value()}" if chosen is not None else "runs"
 
 
+VISSLS_FOLDERS = ("", ".", "checkpoints", "./checkpoints")  # of its defaults and configs
+
+
 def _name_checkpoint_folder(overrides: list[str], config: DictConfig) -> None:
     """Set the default folder; VISSL's own is the current folder, which checkpoints would clutter."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = any(override.key_or_group == "config.CHECKPOINT.DIR" for override in parsed)
-    if config.CHECKPOINT.DIR == "." and not given:
+    if config.CHECKPOINT.DIR in VISSLS_FOLDERS and not given:
         config.CHECKPOINT.DIR = default_folder(parsed)
 
 

@@ -14,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.slurm import is_submitit_available
 
 from pirl_plugin import early_stop, out_of_memory
+from pirl_plugin.evaluation import extracted_features
 from pirl_plugin.host import mends
-from pirl_plugin.host.agreement import changes_beside_the_machine
+from pirl_plugin.host.agreement import changes_beside_the_machine, other_files
 from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
@@ -120,7 +122,7 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         return
     several = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1  # else the rank is this process
     try:
-        with preemption.forwarded_signals() if several else contextlib.nullcontext():
+        with _ended_by_ctrl_c(engine_name), preemption.forwarded_signals() if several else contextlib.nullcontext():
             distributed_launcher.launch_distributed(
                 cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
             )
@@ -136,6 +138,32 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
             f"Rank {error.error_index} of this node {how}; the others were ended as well. The same command resumes a "
             f"training from its last checkpoint."
         ) from error
+
+
+def _stopped(engine_name: str) -> str:
+    goes_on = "the same command resumes from its last checkpoint" if engine_name == "train" else "it has no result"
+    return f"Error: The run was stopped before its end; {goes_on}."
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c(engine_name: str) -> Iterator[None]:
+    """Ctrl-C ends the program: VISSL's launcher takes a KeyboardInterrupt for the end of its work."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a loader's worker, which has inherited this
+            raise KeyboardInterrupt
+        raise SystemExit(_stopped(engine_name))
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def torchrun_overrides() -> list[str]:
@@ -194,7 +222,10 @@ class SlurmJob:
         if callable(requeue):
             signal.signal(REQUEUE, functools.partial(_checkpoint_before, requeue))
         try:
-            with _held(config, self.engine_name, environment.global_rank == 0):
+            first = environment.global_rank == 0
+            with _held(config, self.engine_name, first):
+                if first:  # only once this run holds the folder
+                    composition.write(config)
                 launch(config, environment.global_rank, self.engine_name)
         except SystemExit as end:
             if end.code != preemption.EXIT_CODE or not callable(requeue):
@@ -251,20 +282,21 @@ def _sweep(runs: list[list[str]]) -> None:
 
 
 def _check_same_evaluation(config: AttrDict) -> None:
-    """Raise if the folder has an evaluation of other weights, which the run would resume or show.
+    """Raise if the folder has an evaluation of other weights or images, which the run would resume or show.
+
+    Pre-training with PIRL looks at the images in its checkpoint.
 
     Raises:
-        ConfigError: naming both weights.
+        ConfigError: naming what differs.
     """
-    folder, weights = Path(get_checkpoint_folder(config)), config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    folder = Path(get_checkpoint_folder(config))
     before = None if pirl_loss_class(config) is not None else config_in(folder)
     if before is None or not any(folder.glob("model_*.torch")):
         return
-    found = before.get("MODEL", {}).get("WEIGHTS_INIT", {})
-    if found.get("PARAMS_FILE", "") != weights:
+    differ = other_files(before, composition.as_written(config))
+    if differ:
         raise ConfigError(
-            f"CHECKPOINT.DIR is {folder}, which has one from {found.get('PARAMS_FILE') or 'no weights'}, "
-            f"and this one is from {weights or 'none'}: give it another folder."
+            f"CHECKPOINT.DIR is {folder}, which has a run of other files: {', '.join(differ)}; give it another folder."
         )
 
 
@@ -278,15 +310,23 @@ def _check_same_settings(config: AttrDict) -> None:
     before, now = config_in(folder), composition.as_written(config)
     if before is None:
         return
-    differ = changes_beside_the_machine(before, now)
-    images, own = (one["DATA"]["TRAIN"]["DATA_PATHS"] for one in (before, now))
-    if list(map(os.path.realpath, images)) != list(map(os.path.realpath, own)):
-        differ.append(f"DATA.TRAIN.DATA_PATHS is {own}; the run had {images}")
+    differ = [*changes_beside_the_machine(before, now), *other_files(before, now)]
     if differ:
         raise ConfigError(
             f"CHECKPOINT.DIR is {folder}, where a run is finished that had other settings: {', '.join(differ)}; "
             f"give it another folder."
         )
+
+
+def _show_finished(config: AttrDict, engine: str) -> None:
+    """Print the result of a run that is finished in the folder.
+
+    Raises:
+        ConfigError: if it is of other settings or files.
+    """
+    _check_same_evaluation(config)
+    _check_same_settings(config)
+    print("\n".join(["Finished before; nothing was run.", *run_result.closing(config, engine, None)]), flush=True)
 
 
 def _run_here(whole: AttrDict) -> None:
@@ -297,24 +337,22 @@ def _run_here(whole: AttrDict) -> None:
     folder = get_checkpoint_folder(config)
     if engine == "train" and run_result.is_finished(config, folder):
         if primary:
-            _check_same_evaluation(config)
-            _check_same_settings(config)
-            print(
-                "\n".join(["Finished before; nothing was run.", *run_result.closing(config, engine, None)]), flush=True
-            )
+            _show_finished(config, engine)
         return
     started = time.monotonic()
     with _held(config, engine, primary):
         if primary:  # only once this run holds the folder
             _check_same_evaluation(config)
+            if engine == "extract_features":
+                extracted_features.delete(config.EXTRACT_FEATURES.OUTPUT_DIR or folder)
             composition.write(config)
             if engine == "train":
                 newest = checkpoint_folder.newest(config, folder)
                 print("\n".join(run_summary.summarise(config, newest)), flush=True)
         launch(config, whole.node_id, engine)
     if primary:
-        if engine == "train" and run_result.final_checkpoint(Path(folder)) is None:  # VISSL does not report Ctrl-C
-            sys.exit("Error: The run was stopped before its end; the same command resumes from its last checkpoint.")
+        if engine == "train" and run_result.final_checkpoint(Path(folder)) is None:
+            sys.exit(_stopped(engine))
         minutes = (time.monotonic() - started) / 60
         print("\n" + "\n".join(run_result.closing(config, engine, minutes)), flush=True)
 
@@ -332,11 +370,14 @@ def run(overrides: list[str]) -> None:
         return
     whole = composition.compose([*runs[0], *torchrun_overrides()])
     whole.node_id = slurm.node_id(whole.node_id, runs[0])
-    if whole.config.SLURM.USE_SLURM:
-        composition.write(whole.config)
-        launch_on_slurm(whole.config, whole.engine_name)
-    else:
+    if not whole.config.SLURM.USE_SLURM:
         _run_here(whole)
+    elif whole.engine_name == "train" and run_result.is_finished(whole.config, get_checkpoint_folder(whole.config)):
+        _show_finished(whole.config, whole.engine_name)
+    else:
+        _check_same_evaluation(whole.config)
+        composition.make_folder(whole.config)
+        launch_on_slurm(whole.config, whole.engine_name)
 
 
 def main(arguments: list[str] | None = None) -> None:

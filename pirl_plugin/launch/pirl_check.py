@@ -18,6 +18,7 @@ from pirl_plugin.network.trunks import LAYOUTS, STEMS
 from pirl_plugin.objective.loss import PIRLLoss
 from pirl_plugin.objective.memory_bank import MEMORY_BANKS
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS, PretextTransform
+from pirl_plugin.training.settings import StepSettings
 from pirl_plugin.validation import (
     ConfigError,
     check_choice,
@@ -162,9 +163,12 @@ def _check_head(
             f"The head of `{key}` is pirl_heads with branch {branch!r}; {task.name} needs branch {wanted!r}."
         )
     check_keys(head, keyword_arguments(PIRLHead), "pirl_heads")
-    if PIRLHead(**head).batch_norm and config.DATA.TRAIN.BATCHSIZE_PER_REPLICA < 2:
+    batch, parts = config.DATA.TRAIN.BATCHSIZE_PER_REPLICA, StepSettings.of_run(config).accumulation_steps
+    if PIRLHead(**head).batch_norm and batch // parts < 2:
+        in_parts = f" in {parts} parts (TRAINER.PIRL_TRAIN_STEP.accumulation_steps)" * (parts > 1)
         raise ConfigError(
-            "pirl_heads.batch_norm is true, and DATA.TRAIN.BATCHSIZE_PER_REPLICA 1 has no variance: give at least 2."
+            f"pirl_heads.batch_norm is true, and DATA.TRAIN.BATCHSIZE_PER_REPLICA {batch}{in_parts} has no variance: "
+            f"give at least {2 * parts}."
         )
     if channels is not None and head["in_channels"] != channels:
         raise ConfigError(

@@ -78,7 +78,8 @@ def _pretraining(config: Any, folder: Path) -> dict[str, str]:
             f"spread {float(monitor['spread']):.3f}, effective rank {float(monitor['effective_rank']):.1f}"
         )
     if monitor.get("knn_accuracy"):
-        lines["kNN"] = f"{100 * float(monitor['knn_accuracy']):.1f}% of {config.HOOKS.PIRL_MONITOR.knn_test}"
+        tested = config.HOOKS.PIRL_MONITOR.get("knn_test")
+        lines["kNN"] = f"{100 * float(monitor['knn_accuracy']):.1f}%{f' of {tested}' if tested else ''}"
     final = final_checkpoint(folder)
     if final is not None:
         lines |= _beside_untrained(config, final)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from classy_vision.losses import LOSS_REGISTRY
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
+from torch import nn
+from vissl.data import DATASET_SOURCE_MAP
+from vissl.trainer.train_steps import TRAIN_STEP_REGISTRY
 
-from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_mapping, check_number
+from pirl_plugin.validation import ConfigError, check_choice, check_integer, check_mapping, check_number, check_seed
 
 LARGEST_LEARNING_RATE = 1e6
 
@@ -30,7 +34,13 @@ def check_values(config: Any) -> None:
     check_choice(config.MACHINE.DEVICE, ["gpu", "cpu"], "MACHINE.DEVICE")
     check_choice(config.MULTI_PROCESSING_METHOD, ["forkserver", "fork", "spawn"], "MULTI_PROCESSING_METHOD")
     check_integer(config.LOG_FREQUENCY, "LOG_FREQUENCY", 1)
-    check_integer(config.SEED_VALUE, "SEED_VALUE", 0)
+    check_seed(config.SEED_VALUE, "SEED_VALUE")
+    of_torch = {name for name in dir(nn) if name.endswith("Loss")}
+    check_choice(config.LOSS.name, sorted({*LOSS_REGISTRY, *of_torch}), "LOSS.name")
+    check_choice(config.TRAINER.TRAIN_STEP_NAME, sorted(TRAIN_STEP_REGISTRY), "TRAINER.TRAIN_STEP_NAME")
+    for split in ("TRAIN", "TEST"):
+        for source in config.DATA[split].DATA_SOURCES:
+            check_choice(source, sorted(DATASET_SOURCE_MAP), f"DATA.{split}.DATA_SOURCES")
     check_integer(config.DATA.NUM_DATALOADER_WORKERS, "DATA.NUM_DATALOADER_WORKERS", 0)
     check_choice(optimizer.name, sorted(OPTIMIZER_REGISTRY), "OPTIMIZER.name")
     check_integer(optimizer.num_epochs, "OPTIMIZER.num_epochs", 1)

@@ -93,6 +93,16 @@ def test_a_converted_bank_is_the_first_bank_with_rows_of_norm_one(tmp_path):
         PIRLLoss(21, **settings)
 
 
+def test_a_checkpoint_is_not_converted_over_itself(tmp_path):
+    source = checkpoint_of_vissl(tmp_path / "vissl.torch", torch.randn(20, DIM))
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match=r"--output is .*vissl.torch, which is the same file as"):
+        convert(source, source)
+    with pytest.raises(ConfigError, match="which is a folder; give the name of a file"):
+        convert(source, tmp_path)
+    assert source.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["vissl.torch"]
+
+
 def test_agreement_tells_the_right_order_of_images_from_a_wrong_one(tmp_path, photo_folder):
     files = list_images(photo_folder)
     convert(checkpoint_of_vissl(tmp_path / "vissl.torch", torch.randn(len(files), DIM)), tmp_path / "warm.torch")

@@ -97,6 +97,7 @@ PIRL_CONFIGS = {
 }
 BASELINES = ("jigsaw/covariant_100", "jigsaw/covariant_2000", "jigsaw/covariant_10000", "rotnet/covariant")
 TIMM = ("pirl/jigsaw_vit_1gpu", "pirl/jigsaw_regnet_1gpu")  # tests/network/test_timm_trunk.py
+SUPERVISED = ("pretrain/supervised/resnet50", "pretrain/supervised/small_images_cpu")
 OPTIONS = ("pirl/analysis", "pirl/nodes/1node", "pirl/nodes/4node", "pirl/nodes/8node")
 BENCHMARKS = [  # tests/end_to_end/test_benchmarks.py
     *(f"benchmark/linear/{name}" for name in ("imagenet", "imagenet_wide", "places205", "inaturalist18")),
@@ -374,6 +375,20 @@ UNNAMED = "config.MODEL.MULTI_INPUT_HEAD_MAPPING=[[images,[]],[pretext,[]]]"
         (["+config.MODEL.HEAD.PARAMS.0.1.foo=1"], "pirl_heads has no key 'foo'"),
         (["config.MODEL.TRUNK.NAME=resnett"], r"TRUNK.NAME is 'resnett' \(did you mean resnet\?\)"),
         (["config.MODEL.TRUNK.RESNETS.DEPTH=20"], "DEPTH is 20 .*must be one of 18, 34, 50, 101"),
+        (
+            ["config.SEED_VALUE=5000000000"],
+            "SEED_VALUE is 5000000000; it must be a whole number between 0 and 4294967295",
+        ),
+        (["config.LOSS.name=pirl_los"], r"LOSS.name is 'pirl_los' \(did you mean pirl_loss\?\)"),
+        (["config.TRAINER.TRAIN_STEP_NAME=foo"], "TRAINER.TRAIN_STEP_NAME is 'foo'; it must be one of pirl_train_step"),
+        (
+            ["config.DATA.TRAIN.DATA_SOURCES=[image_file]"],
+            r"DATA.TRAIN.DATA_SOURCES is 'image_file' \(did you mean image_files",
+        ),
+        (
+            ["config.TRAINER.PIRL_TRAIN_STEP.accumulation_steps=32"],
+            r"REPLICA 32 in 32 parts \(TRAINER.PIRL_TRAIN_STEP.accumulation_steps\) has no variance: give at least 64",
+        ),
         (["config.DATA.TRAIN.INPUT_KEY_NAMES=[images]"], "INPUT_KEY_NAMES"),
         (["config.DATA.TRAIN.ENABLE_QUEUE_DATASET=True"], "no queue"),
         (["config.DATA.TRAIN.DATA_PATHS=/tmp"], "it must be a list"),
@@ -455,6 +470,8 @@ def test_a_run_that_names_no_folder_gets_one_of_its_configs_name(tmp_path, monke
     evaluation = compose(["config=benchmark/linear/imagenet"], check=False)  # VISSL's default, which says nothing
     folder = evaluation.CHECKPOINT.DIR
     assert folder == f"{tmp_path}/runs/benchmark/linear/imagenet"
+    for name in (*SUPERVISED, "benchmark/semi_supervised/small_images_cpu"):
+        assert f"{tmp_path}/runs/{name}" == compose([f"config={name}"], check=False).CHECKPOINT.DIR
     (one, _) = expand_sweep([SMALL, "config.OPTIMIZER.num_epochs=1,2"])
     assert one[-1] == "config.CHECKPOINT.DIR='runs/pretrain/pirl/jigsaw_small_images_cpu/num_epochs-1'"
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from pirl_plugin.data.image_files import list_images
 from pirl_plugin.experiments.finetune import finetuning
 from pirl_plugin.experiments.recipe import Machine
 from pirl_plugin.experiments.study_runs import run_launcher
+from pirl_plugin.launch.composition import write
 from pirl_plugin.launch.launcher import _check_same_evaluation, compose
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.weights import Architecture
@@ -387,12 +388,12 @@ def test_a_finished_run_with_other_settings_and_an_evaluation_of_other_weights_a
         assert again.stderr.strip().endswith("; give it another folder.") and "Traceback" not in again.stderr
     assert (run / "train_config.yaml").read_text() == before
     evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
+    key, given = "MODEL.WEIGHTS_INIT.PARAMS_FILE", f"config.CHECKPOINT.DIR={evaluation}"
+    other, own = (
+        compose(["config=benchmark/linear/small_images_cpu", given, f"config.{key}={weights}"], check=False)
+        for weights in ("/other.torch", run / "model_final_checkpoint_phase1.torch")
+    )
+    write(other)
     (evaluation / "model_phase0.torch").touch()
-    (evaluation / "train_config.yaml").write_text("MODEL: {WEIGHTS_INIT: {PARAMS_FILE: /other.torch}}\n")
-    weights = run / "model_final_checkpoint_phase1.torch"
-    with pytest.raises(ConfigError, match=r"has one from /other.torch, and this one is from .*phase1.torch"):
-        _check_same_evaluation(
-            compose(["config=benchmark/linear/small_images_cpu", f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={weights}",
-                     f"config.CHECKPOINT.DIR={evaluation}"], check=False)
-        )  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"{key} is .*phase1.torch; the run had /other.torch"):
+        _check_same_evaluation(own)

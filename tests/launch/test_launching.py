@@ -70,26 +70,27 @@ def test_only_the_first_process_of_a_training_holds_its_folder(tmp_path):
         assert not (tmp_path / "run" / NAME).exists()
 
 
-def evaluated(folder: Path, weights: str) -> None:
-    folder.mkdir(exist_ok=True)
+def evaluated(folder: Path, *overrides: str) -> None:
+    composition.write(config_of(folder, EVALUATION, *overrides))
     (folder / "model_phase0.torch").touch()
-    init = {"PARAMS_FILE": weights}
-    (folder / "train_config.yaml").write_text(yaml.safe_dump({"MODEL": {"WEIGHTS_INIT": init}}))
 
 
-def test_a_folder_with_an_evaluation_of_other_weights_is_refused(tmp_path):
-    weights = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=a.torch"
-    config = config_of(tmp_path / "run", EVALUATION, weights)
+def test_a_folder_with_an_evaluation_of_other_weights_or_images_is_refused(tmp_path):
+    weights, images = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE", "config.DATA.TEST.DATA_PATHS"
+    asked = (f"{weights}=a.torch", f"{images}=[test]")
+    config = config_of(tmp_path / "run", EVALUATION, *asked)
     launcher._check_same_evaluation(config)  # there is none yet
-    evaluated(tmp_path / "run", "a.torch")
+    evaluated(tmp_path / "run", *asked)
     launcher._check_same_evaluation(config)
-    evaluated(tmp_path / "run", "b.torch")
-    with pytest.raises(ConfigError, match=r"which has one from b.torch, and this one is from a.torch: give it another"):
-        launcher._check_same_evaluation(config)
-    launcher._check_same_evaluation(config_of(tmp_path / "run"))  # a pre-training, which resumes
-    evaluated(tmp_path / "run", "")
-    with pytest.raises(ConfigError, match=r"has one from no weights, and this one is from a.torch"):
-        launcher._check_same_evaluation(config)
+    for other, told in (
+        ((f"{weights}=b.torch", asked[1]), r"MODEL.WEIGHTS_INIT.PARAMS_FILE is a.torch; the run had b.torch"),
+        (asked[1:], r"MODEL.WEIGHTS_INIT.PARAMS_FILE is a.torch; the run had none"),
+        ((asked[0], f"{images}=[other]"), r"DATA.TEST.DATA_PATHS is \['test'\]; the run had \['other'\]"),
+    ):
+        evaluated(tmp_path / "run", *other)
+        with pytest.raises(ConfigError, match=f"which has a run of other files: {told}; give it another folder"):
+            launcher._check_same_evaluation(config)
+        launcher._check_same_evaluation(config_of(tmp_path / "run"))  # a pre-training, which resumes
     (tmp_path / "run" / "model_phase0.torch").unlink()
     launcher._check_same_evaluation(config)
 
@@ -258,7 +259,7 @@ def test_runs_that_need_what_is_not_there_are_refused_before_anything_starts(mon
 
 
 def test_a_run_that_was_stopped_before_its_end_is_no_success(monkeypatch, tmp_path, photo_folder, capsys):
-    monkeypatch.setattr(launcher, "launch", lambda *given: None)  # as VISSL after Ctrl-C
+    monkeypatch.setattr(launcher, "launch", lambda *given: None)
     monkeypatch.delenv("RANK", raising=False)
     overrides = [
         f"config={SMALL}",
@@ -274,6 +275,19 @@ def test_a_run_that_was_stopped_before_its_end_is_no_success(monkeypatch, tmp_pa
     launcher._run_here(whole)  # another node says nothing
     assert capsys.readouterr().out == ""
     assert os.environ.get("RANK") is None
+
+
+def interrupted(engine: str) -> None:
+    with launcher._ended_by_ctrl_c(engine), contextlib.suppress(KeyboardInterrupt):  # as VISSL
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+
+
+@pytest.mark.parametrize(("engine", "told"), [("train", "resumes from"), ("extract_features", "has no result")])
+def test_ctrl_c_ends_a_run_though_vissl_goes_on_after_a_keyboard_interrupt(engine, told):
+    with pytest.raises(SystemExit, match=f"Error: The run was stopped before its end; .*{told}"):
+        interrupted(engine)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 RANK = """
