@@ -9,6 +9,7 @@ import inspect
 import numbers
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -180,6 +181,14 @@ def one_sentence_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        if not _nobody_reads_output():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(1)
     except Exception as error:
         heard = _hear_of_no_more_workers()
         sentence = _in_one_sentence(error)
@@ -188,6 +197,13 @@ def one_sentence_errors() -> Iterator[None]:
         if heard is not None:
             signal.signal(signal.SIGCHLD, heard)
         raise
+
+
+def _nobody_reads_output() -> bool:
+    """Whether standard output is a pipe that its reader has left, as `head` does."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _in_one_sentence(error: Exception) -> str:

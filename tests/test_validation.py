@@ -1,6 +1,9 @@
 """Values that are taken, and those that are refused in a sentence with key, value and what would be right."""
 
 import errno
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -135,3 +138,21 @@ def test_errors_that_a_user_can_mend_end_the_program_in_one_sentence(error, sent
 def test_other_errors_keep_their_traceback(error):
     with pytest.raises(type(error)), one_sentence_errors():
         raise error
+
+
+PIPED = """
+from pirl_plugin.validation import one_sentence_errors
+with one_sentence_errors():
+    for number in range(100_000):
+        print(number)
+"""
+
+
+def test_a_reader_that_stops_early_and_ctrl_c_end_a_command_quietly():
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(PIPED)} | head -1", shell=True, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    code = "import os, signal\n" + PIPED.replace("print(number)", "os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")

@@ -18,7 +18,7 @@ from pirl_plugin.data.class_folders import check_splits
 from pirl_plugin.data.image_files import list_images, load_rgb
 from pirl_plugin.data.unreadable import Unreadable
 from pirl_plugin.evaluation.figures import draw_gallery, draw_invariance, draw_lines, draw_spectrum
-from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, with_histogram
+from pirl_plugin.evaluation.invariance import BINS, pairs_of_checkpoint, pretext_of, with_histogram
 from pirl_plugin.evaluation.layers import embed_layers, layer_accuracies
 from pirl_plugin.evaluation.measures import unit
 from pirl_plugin.evaluation.quick import labelled_images
@@ -26,7 +26,6 @@ from pirl_plugin.evaluation.search import nearest_neighbors
 from pirl_plugin.evaluation.spread import Moments, effective_rank, spectrum
 from pirl_plugin.evaluation.spread import spread as spread_of
 from pirl_plugin.figures import new_figure, save
-from pirl_plugin.network.checkpoints import run_config
 from pirl_plugin.network.devices import Compute
 from pirl_plugin.network.features import embed, progress_line
 from pirl_plugin.network.weights import Trunk, load_trunk
@@ -55,7 +54,7 @@ def invariance(options: Namespace, models: dict[str, Path], unreadable: Unreadab
     files = chosen(options.images, options.limit)
     pretext = None
     if options.pretext_of is not None:
-        pretext = run_config(options.pretext_of)["DATA"]["TRAIN"]["TRANSFORMS"][0]
+        pretext = pretext_of(options.pretext_of)
     results = {}
     for name, path in models.items():
         pairs = pairs_of_checkpoint(

@@ -215,6 +215,21 @@ def embed_pairs(
     return np.concatenate(image), np.concatenate(transformed)
 
 
+def pretext_of(path: str | Path) -> dict[str, Any]:
+    """The pretext transform of the run that wrote a checkpoint: an entry of TRANSFORMS.
+
+    Raises:
+        ConfigError: if it had none.
+    """
+    pretext = run_config(path)["DATA"]["TRAIN"]["TRANSFORMS"][0]
+    if pretext.get("name") not in PRETEXT_TRANSFORMS:
+        raise ConfigError(
+            f"The run of {path} has no pretext transform of this plugin ({pretext.get('name')}); name another run "
+            f"whose transformation is to be used (--pretext-of)."
+        )
+    return pretext
+
+
 def pairs_of_checkpoint(
     path: str | Path,
     files: Sequence[str | Path],
@@ -233,12 +248,7 @@ def pairs_of_checkpoint(
         pretext: the entry of TRANSFORMS; default: the run's own.
     """
     config = run_config(path)
-    pretext = pretext or config["DATA"]["TRAIN"]["TRANSFORMS"][0]
-    if pretext.get("name") not in PRETEXT_TRANSFORMS:
-        raise ConfigError(
-            f"The run of {path} has no pretext transform of this plugin ({pretext.get('name')}); name another run "
-            f"whose transformation is to be used."
-        )
+    pretext = pretext or pretext_of(path)
     checkpoint = load_checkpoint(path)
     encoders = Encoders(config, checkpoint, level, statistics)
     wanted = preprocessing_of(path, checkpoint, 224)

@@ -27,7 +27,7 @@ from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.run_networks import build_trunk
 from pirl_plugin.pretext.base import PRETEXT_TRANSFORMS
 from pirl_plugin.pretext.crops import draw_crop_box, resized_crop
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_integer, check_number, check_seed
 
 CONFIG = "pretrain/pirl/jigsaw_small_images_cpu"
 SIZE = 32  # pixels, side of the views for evaluation
@@ -42,8 +42,9 @@ def run(output: Path, source: Path | None, budget_minutes: float, num_images: in
         ConfigError: for unusable data or a budget that is too small.
     """
     started = time.monotonic()
-    if budget_minutes < 0.25:
-        raise ConfigError(f"--budget-minutes is {budget_minutes}; it must be at least a quarter of a minute.")
+    check_number(budget_minutes, "--budget-minutes", 0.25)
+    check_integer(num_images, "--images", 64)
+    check_seed(seed, "--seed")
     output = output.resolve()
     work = fresh_work_folder(output, source)
 

@@ -31,7 +31,7 @@ from pirl_plugin.experiments.study_runs import RATE_EPOCHS, Plan, check_seeds, m
 from pirl_plugin.launch.composition import quote
 from pirl_plugin.launch.launcher import compose
 from pirl_plugin.paths import write_json
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_integer
 
 
 def run(options: Namespace) -> int:
@@ -137,6 +137,8 @@ def choose_plan(options: Namespace, study: Study) -> Plan:
     if (options.images is None) != (options.epochs is None) or bool(options.images) == bool(options.budget_minutes):
         raise ConfigError("give either --budget-minutes, or --images and --epochs together.")
     if options.images:
+        check_integer(options.images, "--images", 1)
+        check_integer(options.epochs, "--epochs", 1)
         return Plan(options.images, options.epochs, None)
     remembered = options.output / "plan.json"
     if remembered.is_file():

@@ -18,7 +18,7 @@ from vissl.utils.checkpoint import CheckpointWriter, is_checkpoint_phase
 
 from pirl_plugin.distributed import collective_device, smallest_and_largest_over_ranks
 from pirl_plugin.paths import unfinished
-from pirl_plugin.validation import ConfigError
+from pirl_plugin.validation import ConfigError, check_integer
 
 NAME = re.compile(r"model_(final_checkpoint_)?(phase|iteration)(\d+)\.torch")
 
@@ -180,8 +180,11 @@ def newest(config: Any, checkpoint_folder: str) -> str | None:
         if any((m := NAME.fullmatch(path.name)) and not m.group(1) for path in folder.glob("model_*.torch")):
             raise ConfigError(f"{folder} has checkpoints, but none is complete; delete them to start again.")
         return None
-    back = max(1, config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM)
-    path = found[max(0, len(found) - back)][2]
+    back = check_integer(
+        config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM,
+        f"CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM, for the checkpoints in {folder},", 1, len(found)
+    )  # fmt: skip
+    path = found[-back][2]
     logging.info(f"Resume from file: {path}")
     return str(path)
 

@@ -38,6 +38,11 @@ class UnreadableImagesHook(Hook):
         self.folder, self.largest_share, self.num_named = Path(folder), largest_share, num_named
         self.largest_batches = largest_batches
 
+    def on_start(self, task) -> None:
+        if is_primary() and not getattr(task, "start_iter", 0):
+            for path in self.folder.glob("unreadable_rank*.txt"):  # of epochs that this run does not go on with
+                path.unlink(missing_ok=True)
+
     def on_phase_start(self, task) -> None:
         self.unreadable: set[int] = set()
         self.seen = self.empty_batches = 0

@@ -233,6 +233,13 @@ def test_two_epochs_that_do_not_fit_are_refused_and_imports_are_not_counted(tmp_
 
 
 def test_a_budget_too_small_for_anything_is_refused(tmp_path):
+    for given, told in (
+        ((float("nan"), 64, 0), "--budget-minutes is nan"),
+        ((5, 3, 0), "--images is 3"),
+        ((5, 64, -1), "--seed"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            run(tmp_path / "never", None, *given)
     with pytest.raises(ConfigError, match="budget-minutes is"):
         run(tmp_path, None, 0.1, 100, 0)
 

@@ -160,6 +160,9 @@ def test_a_studys_size_is_given_or_follows_from_its_budget_which_it_keeps(tmp_pa
     for wrong in ({}, {"images": 100}, {"epochs": 7}, {"budget": 60, "images": 100, "epochs": 7}):
         with pytest.raises(ConfigError, match="give either --budget-minutes, or --images and --epochs together"):
             plan(**wrong)
+    for wrong in ({"images": 100, "epochs": 0}, {"images": 100, "epochs": -1}, {"images": -5, "epochs": 7}):
+        with pytest.raises(ConfigError, match="it must be a whole number at least 1"):
+            plan(**wrong)
     first = plan(budget=60)
     assert first == make_plan(read_study(), 3, 1, 60, 2, 5000, 5000)
     monkeypatch.setattr(study_runs, "seconds_per_image", lambda processes: 0.04)  # the machine is busy

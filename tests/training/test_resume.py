@@ -123,6 +123,10 @@ def test_the_newest_whole_checkpoint_is_taken_whether_of_an_iteration_or_an_epoc
     assert newest(config, str(tmp_path)).endswith("phase1.torch")
     back = config_for(tmp_path, "config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM=3")
     assert newest(back, str(tmp_path)).endswith("iteration90.torch")
+    for number in (0, -3, 40):
+        back = config_for(tmp_path, f"config.CHECKPOINT.LATEST_CHECKPOINT_RESUME_FILE_NUM={number}")
+        with pytest.raises(ConfigError, match=rf"RESUME_FILE_NUM, for .*, is {number}; it must be .* between 1 and \d"):
+            newest(back, str(tmp_path))
     assert newest(config_for(tmp_path, "config.CHECKPOINT.AUTO_RESUME=False"), str(tmp_path)) is None
 
 

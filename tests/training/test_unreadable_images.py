@@ -23,6 +23,14 @@ def task_with(unreadable: int, photo_folder) -> SimpleNamespace:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("steps_done", "kept"), [(0, False), (3, True)])
+def test_lists_of_an_earlier_run_are_kept_only_in_the_middle_of_their_epoch(steps_done, kept, tmp_path):
+    for number in range(2):
+        (tmp_path / f"unreadable_rank{number}.txt").write_text("a.jpg\n")
+    UnreadableImagesHook(tmp_path).on_start(SimpleNamespace(start_iter=steps_done))
+    assert len(list(tmp_path.iterdir())) == 2 * kept
+
+
 @pytest.mark.parametrize(("share", "unreadable", "is_refused"), [(0.5, 4, False), (0.5, 5, True), (0.25, 3, True)])
 def test_a_run_ends_above_the_largest_share_and_names_the_files(tmp_path, photo_folder, share, unreadable, is_refused):
     hook, task = UnreadableImagesHook(tmp_path, share), task_with(unreadable, photo_folder)
