@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.commands.__parts__ import import_parts
     from pirl_plugin.evaluation.analyses import analyse
-    from pirl_plugin.launch.parts import import_parts
 
     import_parts()
     analyse(options)

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.commands.__parts__ import import_parts
     from pirl_plugin.evaluation.quick import evaluate_checkpoint
-    from pirl_plugin.launch.parts import import_parts
     from pirl_plugin.network.devices import Compute
     from pirl_plugin.paths import prepare_output, write_json
 

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pirl_plugin.commands.__parts__ import import_parts
     from pirl_plugin.data.image_files import load_rgb
-    from pirl_plugin.launch.parts import import_parts
     from pirl_plugin.pretext.figure import draw
 
     import_parts()
