@@ -1,4 +1,4 @@
-"""Handles SIGTERM and SIGUSR1 while no training does: end so that the job is put back into the queue.
+"""Handles SIGTERM and SIGUSR1 while no training does: end so that the job is put back into the queue. And Ctrl-C.
 
 Imports nothing heavy, because the launcher's first lines install it.
 """
@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # of sysexits.h: try again
@@ -100,3 +102,24 @@ def end_with_starter() -> None:
 def is_early(handler: object) -> bool:
     """Whether a signal's handler is the one above, which may be replaced."""
     return handler is _end
+
+
+@contextlib.contextmanager
+def ended_by_ctrl_c(sentence: str) -> Iterator[None]:
+    """Ctrl-C ends the program with a sentence: VISSL's launcher takes a KeyboardInterrupt for the end of its work."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a loader's worker, which has inherited this
+            raise KeyboardInterrupt
+        raise SystemExit(sentence)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

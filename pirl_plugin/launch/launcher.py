@@ -14,10 +14,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from vissl.utils.slurm import is_submitit_available
 from pirl_plugin import early_stop, out_of_memory
 from pirl_plugin.evaluation import extracted_features
 from pirl_plugin.host import mends
-from pirl_plugin.host.agreement import changes_beside_the_machine, other_files
-from pirl_plugin.host.loss_settings import pirl_loss_class, sharded_bank_settings
+from pirl_plugin.host.loss_settings import sharded_bank_settings
 from pirl_plugin.launch import (
     composition,
+    earlier_run,
     registration,
     run_lock,
     run_result,
@@ -41,7 +40,6 @@ from pirl_plugin.launch import (
     slurm,
 )
 from pirl_plugin.launch.machine_check import check_machine
-from pirl_plugin.network.checkpoints import config_in
 from pirl_plugin.training import checkpoint_folder, liveness, preemption, process_group
 from pirl_plugin.training.hooks import hook_generator
 from pirl_plugin.training.process_group import TORCHRUN
@@ -122,7 +120,8 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
         return
     several = config.DISTRIBUTED.NUM_NODES * config.DISTRIBUTED.NUM_PROC_PER_NODE > 1  # else the rank is this process
     try:
-        with _ended_by_ctrl_c(engine_name), preemption.forwarded_signals() if several else contextlib.nullcontext():
+        forwarded = preemption.forwarded_signals() if several else contextlib.nullcontext()
+        with early_stop.ended_by_ctrl_c(_stopped(engine_name)), forwarded:
             distributed_launcher.launch_distributed(
                 cfg=config, node_id=node_id, engine_name=engine_name, hook_generator=hook_generator
             )
@@ -143,27 +142,6 @@ def launch(config: AttrDict, node_id: int, engine_name: str) -> None:
 def _stopped(engine_name: str) -> str:
     goes_on = "the same command resumes from its last checkpoint" if engine_name == "train" else "it has no result"
     return f"Error: The run was stopped before its end; {goes_on}."
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c(engine_name: str) -> Iterator[None]:
-    """Ctrl-C ends the program: VISSL's launcher takes a KeyboardInterrupt for the end of its work."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    owner = os.getpid()
-
-    def stop(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a loader's worker, which has inherited this
-            raise KeyboardInterrupt
-        raise SystemExit(_stopped(engine_name))
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def torchrun_overrides() -> list[str]:
@@ -281,51 +259,14 @@ def _sweep(runs: list[list[str]]) -> None:
             raise SystemExit(code)
 
 
-def _check_same_evaluation(config: AttrDict) -> None:
-    """Raise if the folder has an evaluation of other weights or images, which the run would resume or show.
-
-    Pre-training with PIRL looks at the images in its checkpoint.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    folder = Path(get_checkpoint_folder(config))
-    before = None if pirl_loss_class(config) is not None else config_in(folder)
-    if before is None or not any(folder.glob("model_*.torch")):
-        return
-    differ = other_files(before, composition.as_written(config))
-    if differ:
-        raise ConfigError(
-            f"CHECKPOINT.DIR is {folder}, which has a run of other files: {', '.join(differ)}; give it another folder."
-        )
-
-
-def _check_same_settings(config: AttrDict) -> None:
-    """Raise if the run that is finished in the folder had other settings or other images than are asked for.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    folder = Path(get_checkpoint_folder(config))
-    before, now = config_in(folder), composition.as_written(config)
-    if before is None:
-        return
-    differ = [*changes_beside_the_machine(before, now), *other_files(before, now)]
-    if differ:
-        raise ConfigError(
-            f"CHECKPOINT.DIR is {folder}, where a run is finished that had other settings: {', '.join(differ)}; "
-            f"give it another folder."
-        )
-
-
 def _show_finished(config: AttrDict, engine: str) -> None:
     """Print the result of a run that is finished in the folder.
 
     Raises:
         ConfigError: if it is of other settings or files.
     """
-    _check_same_evaluation(config)
-    _check_same_settings(config)
+    earlier_run.check_same_files(config)
+    earlier_run.check_same_settings(config)
     print("\n".join(["Finished before; nothing was run.", *run_result.closing(config, engine, None)]), flush=True)
 
 
@@ -342,7 +283,7 @@ def _run_here(whole: AttrDict) -> None:
     started = time.monotonic()
     with _held(config, engine, primary):
         if primary:  # only once this run holds the folder
-            _check_same_evaluation(config)
+            earlier_run.check_same_files(config)
             if engine == "extract_features":
                 extracted_features.delete(config.EXTRACT_FEATURES.OUTPUT_DIR or folder)
             composition.write(config)
@@ -375,7 +316,7 @@ def run(overrides: list[str]) -> None:
     elif whole.engine_name == "train" and run_result.is_finished(whole.config, get_checkpoint_folder(whole.config)):
         _show_finished(whole.config, whole.engine_name)
     else:
-        _check_same_evaluation(whole.config)
+        earlier_run.check_same_files(whole.config)
         composition.make_folder(whole.config)
         launch_on_slurm(whole.config, whole.engine_name)
 

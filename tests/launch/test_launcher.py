@@ -19,7 +19,8 @@ from pirl_plugin.experiments.finetune import finetuning
 from pirl_plugin.experiments.recipe import Machine
 from pirl_plugin.experiments.study_runs import run_launcher
 from pirl_plugin.launch.composition import write
-from pirl_plugin.launch.launcher import _check_same_evaluation, compose
+from pirl_plugin.launch.earlier_run import check_same_files
+from pirl_plugin.launch.launcher import compose
 from pirl_plugin.network.preprocessing import Preprocessing
 from pirl_plugin.network.weights import Architecture
 from pirl_plugin.objective.memory_bank import initial_rows
@@ -396,4 +397,4 @@ def test_a_finished_run_with_other_settings_and_an_evaluation_of_other_weights_a
     write(other)
     (evaluation / "model_phase0.torch").touch()
     with pytest.raises(ConfigError, match=rf"{key} is .*phase1.torch; the run had /other.torch"):
-        _check_same_evaluation(own)
+        check_same_files(own)

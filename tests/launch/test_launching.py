@@ -13,7 +13,8 @@ import yaml
 from torch.multiprocessing import ProcessExitedException
 from vissl.utils import distributed_launcher
 
-from pirl_plugin.launch import composition, launcher
+from pirl_plugin import early_stop
+from pirl_plugin.launch import composition, earlier_run, launcher
 from pirl_plugin.launch.run_lock import NAME
 from pirl_plugin.training import preemption
 from pirl_plugin.validation import ConfigError
@@ -79,9 +80,9 @@ def test_a_folder_with_an_evaluation_of_other_weights_or_images_is_refused(tmp_p
     weights, images = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE", "config.DATA.TEST.DATA_PATHS"
     asked = (f"{weights}=a.torch", f"{images}=[test]")
     config = config_of(tmp_path / "run", EVALUATION, *asked)
-    launcher._check_same_evaluation(config)  # there is none yet
+    earlier_run.check_same_files(config)  # there is none yet
     evaluated(tmp_path / "run", *asked)
-    launcher._check_same_evaluation(config)
+    earlier_run.check_same_files(config)
     for other, told in (
         ((f"{weights}=b.torch", asked[1]), r"MODEL.WEIGHTS_INIT.PARAMS_FILE is a.torch; the run had b.torch"),
         (asked[1:], r"MODEL.WEIGHTS_INIT.PARAMS_FILE is a.torch; the run had none"),
@@ -89,10 +90,10 @@ def test_a_folder_with_an_evaluation_of_other_weights_or_images_is_refused(tmp_p
     ):
         evaluated(tmp_path / "run", *other)
         with pytest.raises(ConfigError, match=f"which has a run of other files: {told}; give it another folder"):
-            launcher._check_same_evaluation(config)
-        launcher._check_same_evaluation(config_of(tmp_path / "run"))  # a pre-training, which resumes
+            earlier_run.check_same_files(config)
+        earlier_run.check_same_files(config_of(tmp_path / "run"))  # a pre-training, which resumes
     (tmp_path / "run" / "model_phase0.torch").unlink()
-    launcher._check_same_evaluation(config)
+    earlier_run.check_same_files(config)
 
 
 ENDS = {
@@ -278,7 +279,7 @@ def test_a_run_that_was_stopped_before_its_end_is_no_success(monkeypatch, tmp_pa
 
 
 def interrupted(engine: str) -> None:
-    with launcher._ended_by_ctrl_c(engine), contextlib.suppress(KeyboardInterrupt):  # as VISSL
+    with early_stop.ended_by_ctrl_c(launcher._stopped(engine)), contextlib.suppress(KeyboardInterrupt):  # as VISSL
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
 
