@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,11 @@ def _photos(folder: Path, first: int) -> Path:
 def make_photo():
     """(seed, width, height) -> PIL image."""
     return smooth_photo
+
+
+@pytest.fixture
+def as_in_a_terminal():
+    """Ctrl-C reaches this process and those that it starts, also where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -148,6 +148,7 @@ with one_sentence_errors():
 """
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_reader_that_stops_early_and_ctrl_c_end_a_command_quietly():
     done = subprocess.run(
         f"{shlex.quote(sys.executable)} -c {shlex.quote(PIPED)} | head -1", shell=True, capture_output=True, text=True

@@ -280,10 +280,10 @@ def test_a_run_that_was_stopped_before_its_end_is_no_success(monkeypatch, tmp_pa
 
 def interrupted(engine: str) -> None:
     with early_stop.ended_by_ctrl_c(launcher._stopped(engine)), contextlib.suppress(KeyboardInterrupt):  # as VISSL
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+        signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(("engine", "told"), [("train", "resumes from"), ("extract_features", "has no result")])
 def test_ctrl_c_ends_a_run_though_vissl_goes_on_after_a_keyboard_interrupt(engine, told):
     with pytest.raises(SystemExit, match=f"Error: The run was stopped before its end; .*{told}"):

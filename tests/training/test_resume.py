@@ -298,6 +298,7 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_bit_by_bit_the_s
     assert same(left_alone, final(folder))
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_with_one_sentence(processes, photo_folder, tmp_path):
     folder = tmp_path / "run"
