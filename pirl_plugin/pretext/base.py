@@ -70,9 +70,6 @@ class PretextTransform(ABC):
         normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
         seed: random choices for an image depend only on (seed, epoch, index of the image) (the launcher fills in
             SEED_VALUE if the task is `pirl_task`); None: draw from PyTorch's global generator.
-
-    Attributes:
-        epoch: set by the training task.
     """
 
     name: ClassVar[str]
@@ -111,7 +108,7 @@ class PretextTransform(ABC):
 
     @property
     def epoch(self) -> int:
-        """With a seed, random choices depend on the seed, the epoch and the image; workers see what is set here."""
+        """Set by the training task or by you: with a seed, random choices depend on it, the epoch and the image."""
         return int(self._epoch)
 
     @epoch.setter
