@@ -38,10 +38,12 @@ class ImageViews(Dataset[dict[str, Any]]):
     def __init__(self, images: str | Path | Sequence[str], transform: PretextTransform) -> None:
         self.files = list_images(images) if isinstance(images, (str, Path)) else list(images)
         self.transform = transform
+        # Shared: with persistent_workers, a loader's workers keep the transform that they began with.
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Call before an epoch: with a seed, random choices depend on the seed, the epoch and the image."""
-        self.transform.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,4 +55,6 @@ class ImageViews(Dataset[dict[str, Any]]):
         except Exception as error:  # whatever a broken file makes PIL raise
             logging.warning(f"Unreadable image {printable(self.files[index])}: {type(error).__name__}: {error}")
             image, valid = torch.full((3, 64, 64), 128, dtype=torch.uint8), -1
+        if self._epoch >= 0:
+            self.transform.epoch = int(self._epoch)
         return self.transform({"data": [image], "data_idx": [index], "data_valid": [valid]})

@@ -70,6 +70,9 @@ class PretextTransform(ABC):
         normalize_on: `workers`, or `device` (the launcher fills in what the training step can do).
         seed: random choices for an image depend only on (seed, epoch, index of the image) (the launcher fills in
             SEED_VALUE if the task is `pirl_task`); None: draw from PyTorch's global generator.
+
+    Attributes:
+        epoch: set by the training task, or by you.
     """
 
     name: ClassVar[str]
@@ -87,8 +90,7 @@ class PretextTransform(ABC):
         seed: int | None = None,
     ) -> None:
         self.seed = None if seed is None else check_integer(seed, f"{self.name}.seed", 0, 2**63 - 1)
-        # Shared: with persistent_workers, a loader's workers keep the copies that they began with.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.epoch = 0
         self.augment_on = check_choice(augment_on, ("workers", "device"), f"{self.name}.augment_on")
         self.normalize_on = check_choice(normalize_on, ("workers", "device"), f"{self.name}.normalize_on")
         if (augment_on, normalize_on) == ("device", "workers"):
@@ -105,15 +107,6 @@ class PretextTransform(ABC):
                 check_number(value, f"{self.name}.{key}", low, 1.0)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-
-    @property
-    def epoch(self) -> int:
-        """Set by the training task or by you: with a seed, random choices depend on it, the epoch and the image."""
-        return int(self._epoch)
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
 
     @property
     @abstractmethod
